@@ -1,0 +1,68 @@
+//! Time as the store sees it: a monotonic clock for deadlines, a wall clock for store timestamps.
+
+use std::fmt;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Where the store reads the time.
+///
+/// The store asks for nothing else about time, so a test can own it completely.
+pub trait Clock: Send + Sync + fmt::Debug {
+    /// A monotonic instant, for deadlines and intervals.
+    fn now(&self) -> Instant;
+
+    /// Milliseconds since the Unix epoch, for store and born timestamps.
+    fn unix_millis(&self) -> i64;
+}
+
+/// The operating system's clocks.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn unix_millis(&self) -> i64 {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        since_epoch.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+/// A clock that moves only when told to (feature `sim`).
+#[cfg(feature = "sim")]
+#[derive(Debug)]
+pub struct ManualClock {
+    origin: Instant,
+    elapsed_micros: std::sync::atomic::AtomicU64,
+    epoch_millis: i64,
+}
+
+#[cfg(feature = "sim")]
+impl ManualClock {
+    /// A clock that stands at `epoch_millis` milliseconds after the Unix epoch.
+    pub fn new(epoch_millis: i64) -> Self {
+        Self { origin: Instant::now(), elapsed_micros: Default::default(), epoch_millis }
+    }
+
+    /// Moves both clocks forward.
+    pub fn advance(&self, by: std::time::Duration) {
+        let micros = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
+        self.elapsed_micros.fetch_add(micros, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    fn elapsed_micros(&self) -> u64 {
+        self.elapsed_micros.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+#[cfg(feature = "sim")]
+impl Clock for ManualClock {
+    fn now(&self) -> Instant {
+        self.origin + std::time::Duration::from_micros(self.elapsed_micros())
+    }
+
+    fn unix_millis(&self) -> i64 {
+        self.epoch_millis + (self.elapsed_micros() / 1000) as i64
+    }
+}

@@ -1,0 +1,312 @@
+//! What can be chosen, with the defaults, and what is refused.
+
+use crate::disk::SyncMethod;
+use crate::error::{Error, Result};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// How bytes reach the page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WriteMode {
+    /// One `pwrite` for all records that gathered meanwhile. A sync then writes only what changed.
+    Pwrite,
+    /// Each record is copied into a shared mapping: no system call per put, but kernels with large
+    /// folios write up to 1 MiB per sync.
+    Mmap,
+}
+
+/// When bytes are made durable, and which puts wait for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FlushMode {
+    /// RocketMQ's `SYNC_FLUSH`: a put answers once its bytes are durable, one sync for all who wait.
+    Sync {
+        /// How long a put waits before it answers `FlushDiskTimeout`. Default 5 s; 1 ms to 1 h.
+        timeout: Duration,
+    },
+    /// RocketMQ's `ASYNC_FLUSH`: a put answers once its bytes are in the page cache; a power cut may
+    /// take what is younger than `interval`.
+    Async {
+        /// A sync starts at most this long after the oldest byte it covers. Default 500 ms; 1 ms to
+        /// 1 h.
+        interval: Duration,
+        /// Once this many pages of 4 KiB wait, the sync starts `interval` after the last one began, be
+        /// they ever so young; they are counted ten times an interval. 0 leaves it to their age.
+        /// Default 4.
+        least_pages: u32,
+        /// How long fewer than `least_pages` pages may wait. RocketMQ defers them up to 10 s; here
+        /// the bound is `interval` unless this is larger. Default: equal to `interval`.
+        thorough_interval: Duration,
+    },
+}
+
+impl FlushMode {
+    /// Sync flush with the default timeout of 5 s.
+    pub fn sync() -> Self {
+        Self::Sync { timeout: Duration::from_secs(5) }
+    }
+
+    /// Async flush: 500 ms, 4 pages.
+    pub fn async_default() -> Self {
+        let interval = Duration::from_millis(500);
+        Self::Async { interval, least_pages: 4, thorough_interval: interval }
+    }
+
+    /// RocketMQ's own async flush: up to 4 pages may stay unsynced for 10 s.
+    pub fn rocketmq_async() -> Self {
+        let interval = Duration::from_millis(500);
+        Self::Async { interval, least_pages: 4, thorough_interval: Duration::from_secs(10) }
+    }
+}
+
+/// What recovery does with damage above the durable offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum RecoveryMode {
+    /// Refuse to open when a valid record lies behind a damaged one.
+    Strict,
+    /// Cut the log at the first damaged record. Where a valid record lies behind it, the bytes cut
+    /// are first copied to `duralog/cut-<offset>`. The default.
+    #[default]
+    TolerateTail,
+    /// Keep the valid records behind the damage: the damaged ones are replaced by records that no
+    /// consumer sees, after a copy to `duralog/cut-<offset>`. Reads skip damaged messages.
+    Salvage,
+}
+
+/// Which messages a reader sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Visibility {
+    /// Only what can no longer vanish: durable with sync flush, in the page cache with async flush,
+    /// and confirmed where a replicator is in place. The default.
+    #[default]
+    Safe,
+    /// Whatever is in the page cache, as in RocketMQ with `readUnCommitted`: a crash may take back
+    /// what a consumer has seen.
+    Appended,
+}
+
+/// Settings of a [`CommitLog`](crate::log::CommitLog).
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LogConfig {
+    /// The store's root directory; `commitlog/` and `duralog/` lie in it.
+    pub dir: PathBuf,
+    /// Bytes of one segment file, RocketMQ's `mappedFileSizeCommitLog`. Default 1 GiB; a multiple of
+    /// 4 KiB from 4 KiB to 1 GiB. Where segments exist, their size is used instead.
+    pub segment_size: u64,
+    /// Default [`WriteMode::Pwrite`].
+    pub write_mode: WriteMode,
+    /// Default [`SyncMethod::Fdatasync`].
+    pub sync_method: SyncMethod,
+    /// Default [`RecoveryMode::TolerateTail`].
+    pub recovery_mode: RecoveryMode,
+    /// Write RocketMQ 5's `__CRC32#` property, a checksum over the whole record. Default true.
+    pub record_crc: bool,
+    /// Largest body in bytes. Default 4 MiB; up to 512 MiB.
+    pub max_message_size: usize,
+    /// Bytes that may wait to be written; a put then waits, `try_submit` answers `Full`. Default
+    /// 8 MiB; at least 4 KiB. Two such buffers exist.
+    pub max_in_flight_bytes: usize,
+    /// How long a put waits for the next segment, or for room among the bytes in flight. Default 5 s.
+    pub put_timeout: Duration,
+    /// How long `close` waits for a thread that hangs in the operating system. Default 5 s.
+    pub close_timeout: Duration,
+    /// The address written into records as store host, part of the offset message id. Default
+    /// 127.0.0.1:10911.
+    pub store_host: SocketAddr,
+    /// Open without writing anything, beside a live writer if there is one. Default false.
+    pub read_only: bool,
+}
+
+impl LogConfig {
+    /// The defaults, for a log in `dir`.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            segment_size: 1024 * MIB,
+            write_mode: WriteMode::Pwrite,
+            sync_method: SyncMethod::Fdatasync,
+            recovery_mode: RecoveryMode::TolerateTail,
+            record_crc: true,
+            max_message_size: 4 << 20,
+            max_in_flight_bytes: 8 << 20,
+            put_timeout: Duration::from_secs(5),
+            close_timeout: Duration::from_secs(5),
+            store_host: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10911),
+            read_only: false,
+        }
+    }
+
+    /// Sets [`segment_size`](Self::segment_size).
+    pub fn segment_size(mut self, bytes: u64) -> Self {
+        self.segment_size = bytes;
+        self
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        let size = self.segment_size;
+        if !(4 * KIB..=1024 * MIB).contains(&size) || !size.is_multiple_of(4 * KIB) {
+            return refused("segment_size", size, "a multiple of 4096 from 4096 to 1073741824");
+        }
+        if self.max_message_size == 0 || self.max_message_size > 512 << 20 {
+            return refused("max_message_size", self.max_message_size, "1 to 536870912");
+        }
+        if self.max_in_flight_bytes < 4096 || self.max_in_flight_bytes > 1 << 30 {
+            return refused("max_in_flight_bytes", self.max_in_flight_bytes, "4096 to 1073741824");
+        }
+        check_duration("put_timeout", self.put_timeout)?;
+        check_duration("close_timeout", self.close_timeout)
+    }
+}
+
+/// Settings of a [`Store`](crate::Store): the log's, and those of everything above it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct StoreConfig {
+    /// Settings of the commit log.
+    pub log: LogConfig,
+    /// Default [`FlushMode::sync`].
+    pub flush_mode: FlushMode,
+    /// Default [`Visibility::Safe`].
+    pub visibility: Visibility,
+    /// How bytes reach the page cache; `None`, the default, takes what is faster for the flush mode:
+    /// `Pwrite` for sync, `Mmap` for async flush.
+    pub write_mode: Option<WriteMode>,
+    /// Bytes of one consume queue file, RocketMQ's `mappedFileSizeConsumeQueue`, rounded up to a
+    /// multiple of 20. Default 6,000,000; at least 20. Where a queue has files, their size is used.
+    pub consume_queue_file_size: u64,
+    /// Open files of consume queues kept at hand. Default 256; at least 4.
+    pub max_open_queue_files: usize,
+    /// Queue ids must be below this. Default 65,536.
+    pub max_queues_per_topic: i32,
+    /// How long a put waits for replicas before it answers `FlushReplicaTimeout`. Default 5 s.
+    pub sync_replica_timeout: Duration,
+    /// The queues are made durable, so that the next open need not look at older messages, whenever
+    /// this many bytes of messages have come. Default 64 MiB; at least 4 KiB.
+    pub queue_checkpoint_bytes: u64,
+}
+
+impl StoreConfig {
+    /// The defaults, for a store in `dir`: sync flush, segments of 1 GiB.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            log: LogConfig::new(dir),
+            flush_mode: FlushMode::sync(),
+            visibility: Visibility::Safe,
+            write_mode: None,
+            consume_queue_file_size: 6_000_000,
+            max_open_queue_files: 256,
+            max_queues_per_topic: 65_536,
+            sync_replica_timeout: Duration::from_secs(5),
+            queue_checkpoint_bytes: 64 * MIB,
+        }
+    }
+
+    /// Sets [`flush_mode`](Self::flush_mode).
+    pub fn flush_mode(mut self, mode: FlushMode) -> Self {
+        self.flush_mode = mode;
+        self
+    }
+
+    /// Sets how long a sync put waits, and with it sync flush.
+    pub fn sync_flush_timeout(self, timeout: Duration) -> Self {
+        self.flush_mode(FlushMode::Sync { timeout })
+    }
+
+    /// Sets the size of a segment in bytes.
+    pub fn segment_size(mut self, bytes: u64) -> Self {
+        self.log.segment_size = bytes;
+        self
+    }
+
+    /// Sets [`write_mode`](Self::write_mode).
+    pub fn write_mode(mut self, mode: WriteMode) -> Self {
+        self.write_mode = Some(mode);
+        self
+    }
+
+    /// Sets the sync method.
+    pub fn sync_method(mut self, method: SyncMethod) -> Self {
+        self.log.sync_method = method;
+        self
+    }
+
+    /// Sets the recovery mode.
+    pub fn recovery_mode(mut self, mode: RecoveryMode) -> Self {
+        self.log.recovery_mode = mode;
+        self
+    }
+
+    /// Sets [`visibility`](Self::visibility).
+    pub fn visibility(mut self, visibility: Visibility) -> Self {
+        self.visibility = visibility;
+        self
+    }
+
+    /// Sets [`consume_queue_file_size`](Self::consume_queue_file_size).
+    pub fn consume_queue_file_size(mut self, bytes: u64) -> Self {
+        self.consume_queue_file_size = bytes;
+        self
+    }
+
+    /// Opens without writing anything.
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.log.read_only = read_only;
+        self
+    }
+
+    /// The log's settings with what depends on the flush mode filled in.
+    pub(crate) fn resolved_log(&self) -> LogConfig {
+        let mut log = self.log.clone();
+        log.write_mode = self.write_mode.unwrap_or(match self.flush_mode {
+            FlushMode::Sync { .. } => WriteMode::Pwrite,
+            FlushMode::Async { .. } => WriteMode::Mmap,
+        });
+        log
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        self.log.validate()?;
+        match self.flush_mode {
+            FlushMode::Sync { timeout } => check_duration("sync_flush_timeout", timeout)?,
+            FlushMode::Async { interval, thorough_interval, .. } => {
+                check_duration("flush_interval", interval)?;
+                check_duration("flush_thorough_interval", thorough_interval)?;
+            }
+        }
+        check_duration("sync_replica_timeout", self.sync_replica_timeout)?;
+        if !(20..=1024 * MIB).contains(&self.consume_queue_file_size) {
+            return refused(
+                "consume_queue_file_size",
+                self.consume_queue_file_size,
+                "20 to 1073741824",
+            );
+        }
+        if self.max_open_queue_files < 4 {
+            return refused("max_open_queue_files", self.max_open_queue_files, "at least 4");
+        }
+        if self.max_queues_per_topic < 1 {
+            return refused("max_queues_per_topic", self.max_queues_per_topic, "at least 1");
+        }
+        if self.queue_checkpoint_bytes < 4 * KIB {
+            return refused("queue_checkpoint_bytes", self.queue_checkpoint_bytes, "at least 4096");
+        }
+        Ok(())
+    }
+}
+
+fn check_duration(field: &'static str, value: Duration) -> Result<()> {
+    if (Duration::from_millis(1)..=Duration::from_secs(3600)).contains(&value) {
+        return Ok(());
+    }
+    refused(field, format!("{value:?}"), "1 ms to 1 h")
+}
+
+fn refused<T>(field: &'static str, value: impl ToString, allowed: &'static str) -> Result<T> {
+    Err(Error::Config { field, value: value.to_string(), allowed })
+}

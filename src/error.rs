@@ -1,0 +1,445 @@
+//! Everything that can go wrong, as values a caller can match on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::{fmt, io};
+
+/// The result of every fallible call in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Which operating-system call failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum IoOp {
+    /// Opening a file or directory.
+    Open,
+    /// Creating a file or directory.
+    Create,
+    /// Reserving disk blocks.
+    Allocate,
+    /// Reading.
+    Read,
+    /// Writing.
+    Write,
+    /// Making a file durable.
+    Sync,
+    /// Making a directory's entries durable.
+    SyncDir,
+    /// Mapping a file into memory.
+    Map,
+    /// Giving a file another name.
+    Rename,
+    /// Deleting a file.
+    Remove,
+    /// Listing a directory.
+    List,
+    /// Zeroing a range of a file.
+    Zero,
+    /// Taking the store's lock.
+    Lock,
+}
+
+/// What is wrong with bytes that should have been a record, or with the files that should hold it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Corruption {
+    /// The bytes end before the record does.
+    Truncated {
+        /// Bytes the record claims.
+        needed: u64,
+        /// Bytes that are there.
+        available: u64,
+    },
+    /// The magic code is none that RocketMQ writes; all zeros where nothing was ever written.
+    Magic {
+        /// The four bytes found.
+        found: u32,
+    },
+    /// A length field contradicts the others.
+    Length {
+        /// The field that does not fit.
+        field: &'static str,
+        /// Its value.
+        value: i64,
+    },
+    /// The body does not match its checksum.
+    BodyCrc {
+        /// The checksum in the record.
+        stored: u32,
+        /// The checksum of the body.
+        computed: u32,
+    },
+    /// The record does not match its `__CRC32#` property.
+    RecordCrc {
+        /// The checksum in the record.
+        stored: u32,
+        /// The checksum of the record.
+        computed: u32,
+    },
+    /// The record has no `__CRC32#` property though this store wrote one.
+    RecordCrcMissing,
+    /// The physical offset in the record is not where the record lies.
+    Offset {
+        /// The offset the record claims.
+        stored: i64,
+        /// The offset at which it was found.
+        actual: u64,
+    },
+    /// The topic is not valid UTF-8.
+    Topic,
+    /// A queue entry and the record it points to disagree.
+    QueueEntry,
+    /// A file of a sequence is missing.
+    Gap {
+        /// The last file before the gap.
+        before: PathBuf,
+        /// The first file behind it.
+        after: PathBuf,
+    },
+    /// A file does not have the size of its neighbours.
+    FileSize {
+        /// Its size in bytes.
+        found: u64,
+        /// The size it should have.
+        expected: u64,
+    },
+    /// A valid record lies behind a damaged one: rot rather than a torn tail.
+    SuspectedRot {
+        /// Physical offset of the first valid record behind the damage.
+        next_valid: u64,
+    },
+    /// A file of duralog's own fails its checksum or has an unknown layout.
+    StateFile {
+        /// What does not fit.
+        what: &'static str,
+    },
+}
+
+/// What a message may not be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InvalidMessage {
+    /// The topic is empty.
+    EmptyTopic,
+    /// The topic holds a character outside `[%|a-zA-Z0-9_-]`.
+    TopicCharacter {
+        /// The first such character.
+        found: char,
+    },
+    /// A property name or value is empty, or holds the bytes 0x01 or 0x02.
+    Property {
+        /// The name of the property.
+        name: String,
+    },
+    /// The queue id is negative or not below the number of queues allowed.
+    QueueId {
+        /// The queue id asked for.
+        queue_id: i32,
+        /// Queue ids allowed are below this.
+        limit: i32,
+    },
+    /// The messages of a batch do not share one topic and queue.
+    MixedBatch,
+    /// A batch without messages.
+    EmptyBatch,
+    /// The queue has no offset left: a record of another program claims one near the largest there
+    /// can be. Use another queue.
+    QueueFull {
+        /// The queue id.
+        queue_id: i32,
+    },
+}
+
+/// An operation failed. Each variant says what state it left behind.
+///
+/// Errors are cheap to clone: one failed sync answers every waiter with the same error.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused an operation.
+    Io {
+        /// What was attempted.
+        op: IoOp,
+        /// On which path.
+        path: PathBuf,
+        /// At which offset of that file, where there is one.
+        offset: Option<u64>,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// No room for the next file. What is stored is untouched and readable; writing resumes by
+    /// itself when there is room again.
+    DiskFull {
+        /// The file that could not be allocated.
+        path: PathBuf,
+        /// Bytes asked for.
+        needed: u64,
+        /// Bytes the file system had left, where it says.
+        available: Option<u64>,
+    },
+    /// Stored bytes fail verification. Nothing was changed.
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Offset inside that file.
+        offset: u64,
+        /// What is wrong.
+        what: Corruption,
+    },
+    /// A write or sync failed earlier, so no further put is accepted: not stored. Reads of durable
+    /// data go on. Close and reopen the store to continue.
+    Latched {
+        /// The failure that latched the store.
+        first: Arc<Error>,
+    },
+    /// The message got its place, then a write or sync failed: it may or may not be stored. The
+    /// store is latched. After reopening, a read at `physical_offset` tells.
+    Unknown {
+        /// Where the message lies if it is stored.
+        physical_offset: u64,
+        /// The failure.
+        first: Arc<Error>,
+    },
+    /// A message, or one part of it, is over its limit. Nothing was stored.
+    TooLarge {
+        /// The part: `body`, `topic`, `properties`, `record` or `batch`.
+        what: &'static str,
+        /// Its length in bytes.
+        len: usize,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// The message breaks a rule of the format. Nothing was stored.
+    InvalidMessage(InvalidMessage),
+    /// Another store has the directory open.
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// The process that holds it, where that can be told.
+        pid: Option<u32>,
+    },
+    /// A configuration value is out of range.
+    Config {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+    /// `try_submit` found `max_in_flight_bytes` exhausted. Nothing was stored.
+    Full,
+    /// The next segment was not ready before the deadline. Nothing was stored.
+    SegmentNotReady {
+        /// Physical offset at which the segment begins.
+        base_offset: u64,
+    },
+    /// The replicator refused the put before anything was written. Nothing was stored.
+    Refused(crate::replication::Refusal),
+    /// A [`PutResult`](crate::PutResult) other than `PutOk` was turned into an error by `ok()`.
+    NotOk(crate::store::PutResult),
+    /// The store was opened read-only.
+    ReadOnly,
+    /// The store, or this handle's part of it, is closed.
+    Closed,
+    /// A background thread did not stop in time: it hangs in the operating system. Everything
+    /// acknowledged is safe; the thread is left behind.
+    CloseTimeout {
+        /// The thread's name.
+        thread: String,
+    },
+    /// A background thread panicked. The store is latched.
+    WorkerPanicked {
+        /// The thread's name.
+        thread: String,
+        /// What the panic said.
+        message: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(op: IoOp, path: &Path, offset: Option<u64>, source: io::Error) -> Self {
+        Self::Io { op, path: path.to_owned(), offset, source: Arc::new(source) }
+    }
+
+    /// Whether the same call may succeed later without anyone's doing: a full disk, a full queue, a
+    /// segment that was not ready.
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            Self::DiskFull { .. } | Self::Full | Self::SegmentNotReady { .. } | Self::Refused(_)
+        )
+    }
+
+    /// Whether the message of the failed put may be stored nonetheless.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Unknown { .. } | Self::NotOk(_))
+    }
+}
+
+/// Attaches the operation, path and offset to an `io::Error`.
+pub(crate) trait IoContext<T> {
+    fn at(self, op: IoOp, path: &Path) -> Result<T>;
+    fn at_offset(self, op: IoOp, path: &Path, offset: u64) -> Result<T>;
+}
+
+impl<T> IoContext<T> for io::Result<T> {
+    fn at(self, op: IoOp, path: &Path) -> Result<T> {
+        self.map_err(|e| Error::io(op, path, None, e))
+    }
+
+    fn at_offset(self, op: IoOp, path: &Path, offset: u64) -> Result<T> {
+        self.map_err(|e| Error::io(op, path, Some(offset), e))
+    }
+}
+
+impl fmt::Display for IoOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Create => "create",
+            Self::Allocate => "allocate",
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Sync => "sync",
+            Self::SyncDir => "sync directory",
+            Self::Map => "map",
+            Self::Rename => "rename",
+            Self::Remove => "remove",
+            Self::List => "list",
+            Self::Zero => "zero",
+            Self::Lock => "lock",
+        })
+    }
+}
+
+impl fmt::Display for Corruption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Truncated { needed, available } => {
+                write!(f, "record of {needed} bytes, but only {available} are there")
+            }
+            Self::Magic { found } => write!(f, "unknown magic code {found:#010x}"),
+            Self::Length { field, value } => write!(f, "{field} of {value} does not fit"),
+            Self::BodyCrc { stored, computed } => {
+                write!(f, "body checksum {computed:#010x}, but {stored:#010x} is stored")
+            }
+            Self::RecordCrc { stored, computed } => {
+                write!(f, "record checksum {computed:#010x}, but {stored:#010x} is stored")
+            }
+            Self::RecordCrcMissing => f.write_str("record checksum is missing"),
+            Self::Offset { stored, actual } => {
+                write!(f, "record claims physical offset {stored} but lies at {actual}")
+            }
+            Self::Topic => f.write_str("topic is not UTF-8"),
+            Self::QueueEntry => f.write_str("queue entry and record disagree"),
+            Self::Gap { before, after } => {
+                write!(f, "files are missing between {} and {}", before.display(), after.display())
+            }
+            Self::FileSize { found, expected } => {
+                write!(f, "file of {found} bytes where {expected} are expected")
+            }
+            Self::SuspectedRot { next_valid } => {
+                write!(f, "damaged record, yet a valid one follows at physical offset {next_valid}")
+            }
+            Self::StateFile { what } => write!(f, "duralog's own file is damaged: {what}"),
+        }
+    }
+}
+
+impl fmt::Display for InvalidMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EmptyTopic => f.write_str("the topic is empty"),
+            Self::TopicCharacter { found } => {
+                write!(f, "the topic holds {found:?}; allowed are letters, digits, %, |, _ and -")
+            }
+            Self::Property { name } => {
+                write!(
+                    f,
+                    "property {name:?} has an empty name or value, or one that holds the bytes 1 or 2"
+                )
+            }
+            Self::QueueId { queue_id, limit } => {
+                write!(f, "queue id {queue_id} is not in 0..{limit}")
+            }
+            Self::MixedBatch => f.write_str("the messages of a batch must share topic and queue"),
+            Self::EmptyBatch => f.write_str("a batch needs at least one message"),
+            Self::QueueFull { queue_id } => {
+                write!(f, "queue {queue_id} has no offset left, use another queue")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io { op, path, offset: Some(offset), source } => {
+                write!(f, "cannot {op} {} at {offset}: {source}", path.display())
+            }
+            Self::Io { op, path, offset: None, source } => {
+                write!(f, "cannot {op} {}: {source}", path.display())
+            }
+            Self::DiskFull { path, needed, available } => {
+                write!(f, "no room for {needed} bytes of {}", path.display())?;
+                if let Some(available) = available {
+                    write!(f, " ({available} left)")?;
+                }
+                f.write_str("; free some space, writing then resumes by itself")
+            }
+            Self::Corrupt { path, offset, what } => {
+                write!(f, "{} is corrupt at {offset}: {what}", path.display())
+            }
+            Self::Latched { first } => {
+                write!(f, "nothing is written after an earlier failure, reopen the store: {first}")
+            }
+            Self::Unknown { physical_offset, first } => write!(
+                f,
+                "whether the message at physical offset {physical_offset} is stored is unknown: {first}"
+            ),
+            Self::TooLarge { what, len, max } => {
+                write!(f, "{what} of {len} bytes is over the limit of {max}")
+            }
+            Self::InvalidMessage(what) => write!(f, "invalid message: {what}"),
+            Self::Locked { path, pid: Some(pid) } => {
+                write!(f, "{} is held by process {pid}; one store at a time", path.display())
+            }
+            Self::Locked { path, pid: None } => {
+                write!(f, "{} is held by another process; one store at a time", path.display())
+            }
+            Self::Config { field, value, allowed } => {
+                write!(f, "{field} is {value}, but must be {allowed}")
+            }
+            Self::Full => f.write_str("too many bytes in flight; wait for a ticket and try again"),
+            Self::SegmentNotReady { base_offset } => {
+                write!(
+                    f,
+                    "the segment at {base_offset} was not ready in time; the disk is slow, try again"
+                )
+            }
+            Self::Refused(why) => write!(f, "the replicator refused the put: {why}"),
+            Self::NotOk(result) => {
+                write!(f, "put ended as {:?}, reached {:?}", result.status, result.reached)
+            }
+            Self::ReadOnly => f.write_str("the store was opened read-only"),
+            Self::Closed => f.write_str("the store is closed"),
+            Self::CloseTimeout { thread } => {
+                write!(f, "thread {thread} hangs in the operating system and was left behind")
+            }
+            Self::WorkerPanicked { thread, message } => {
+                write!(f, "thread {thread} panicked: {message}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(&**source),
+            Self::Latched { first } | Self::Unknown { first, .. } => Some(&**first),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! What recovery may rely on: the durable offset, a cut under way, and which records carry a
+//! checksum of ours.
+//!
+//! `duralog/checkpoint` holds two slots of one sector each, written in turn, so that a torn write
+//! leaves the other. The durable offset in it is a lower bound: it is written after the sync it
+//! speaks of, and losing the newest slot only makes recovery look at more.
+
+use crate::disk::{Allocation, Disk, DiskFile, OpenAccess, SyncMethod};
+use crate::error::{IoContext, IoOp, Result};
+use parking_lot::Mutex;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+const MAGIC: [u8; 8] = *b"DURALOG1";
+const SLOT: usize = 512;
+const CHECKSUM_AT: usize = SLOT - 4;
+const RANGES_AT: usize = 64;
+const RANGES_MAX: usize = (CHECKSUM_AT - RANGES_AT) / 16;
+const CLEAN: u32 = 1;
+const CUTTING: u32 = 2;
+
+/// What `duralog/checkpoint` says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Checkpoint {
+    /// Every byte before this physical offset is durable.
+    pub durable: u64,
+    /// The log was closed with everything durable and zeros behind `durable`.
+    pub clean: bool,
+    /// A cut at this physical offset was begun: recovery finishes it before anything else.
+    pub cut: Option<u64>,
+    /// Process id of the store that wrote this.
+    pub owner: u64,
+    /// The epoch under which the log was last written; 0 without replication.
+    pub epoch: u64,
+    /// Size of a segment in bytes.
+    pub segment_size: u64,
+    /// Physical offsets at which this crate wrote records with `__CRC32#`: there a record without a
+    /// matching one is corrupt. The last range may be open-ended, at `u64::MAX`.
+    pub checksummed: Vec<Range<u64>>,
+}
+
+impl Checkpoint {
+    /// Whether the record at `physical_offset` must carry a matching `__CRC32#`.
+    pub fn is_checksummed(&self, physical_offset: u64) -> bool {
+        self.checksummed.iter().any(|range| range.contains(&physical_offset))
+    }
+
+    fn encode(&self, sequence: u64) -> [u8; SLOT] {
+        let mut slot = [0; SLOT];
+        let flags =
+            if self.clean { CLEAN } else { 0 } | if self.cut.is_some() { CUTTING } else { 0 };
+        // Only the newest ranges fit; forgetting an old one means trusting its body checksums alone.
+        let skipped = self.checksummed.len().saturating_sub(RANGES_MAX);
+        let ranges = self.checksummed.get(skipped..).unwrap_or_default();
+        let mut at = 0;
+        let mut put = |field: &[u8]| {
+            if let Some(place) = slot.get_mut(at..at + field.len()) {
+                place.copy_from_slice(field);
+            }
+            at += field.len();
+        };
+        put(&MAGIC);
+        for number in [
+            sequence,
+            self.durable,
+            self.cut.unwrap_or(0),
+            self.epoch,
+            self.segment_size,
+            u64::from(flags) << 32 | ranges.len() as u64,
+            self.owner,
+        ] {
+            put(&number.to_be_bytes());
+        }
+        for range in ranges {
+            put(&range.start.to_be_bytes());
+            put(&range.end.to_be_bytes());
+        }
+        let checksum = crc32fast::hash(&slot[..CHECKSUM_AT]).to_be_bytes();
+        slot[CHECKSUM_AT..].copy_from_slice(&checksum);
+        slot
+    }
+
+    fn decode(slot: &[u8; SLOT]) -> Option<(u64, Self)> {
+        let (fields, checksum) = slot.split_last_chunk::<4>()?;
+        if crc32fast::hash(fields) != u32::from_be_bytes(*checksum) || !fields.starts_with(&MAGIC) {
+            return None;
+        }
+        let u64_at = |at: usize| fields.get(at..)?.first_chunk().map(|b| u64::from_be_bytes(*b));
+        let u32_at = |at: usize| fields.get(at..)?.first_chunk().map(|b| u32::from_be_bytes(*b));
+        let flags = u32_at(48)?;
+        let count = usize::try_from(u32_at(52)?).ok().filter(|count| *count <= RANGES_MAX)?;
+        let ranges =
+            (0..count).map(|i| Some(u64_at(RANGES_AT + 16 * i)?..u64_at(RANGES_AT + 16 * i + 8)?));
+        let checkpoint = Self {
+            durable: u64_at(16)?,
+            clean: flags & CLEAN != 0,
+            cut: if flags & CUTTING != 0 { Some(u64_at(24)?) } else { None },
+            owner: u64_at(56)?,
+            epoch: u64_at(32)?,
+            segment_size: u64_at(40)?,
+            checksummed: ranges.collect::<Option<_>>()?,
+        };
+        Some((u64_at(8)?, checkpoint))
+    }
+}
+
+/// The file that holds the checkpoint.
+#[derive(Debug)]
+pub(crate) struct CheckpointFile {
+    path: PathBuf,
+    damaged: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    file: Option<Arc<dyn DiskFile>>,
+    sequence: u64,
+    current: Checkpoint,
+    saved_at: Option<Instant>,
+}
+
+impl CheckpointFile {
+    /// Reads `path`; the checkpoint is `None` where the file is missing or neither slot is valid.
+    pub(crate) fn open(
+        disk: &dyn Disk,
+        path: &Path,
+        access: OpenAccess,
+    ) -> Result<(Self, Option<Checkpoint>)> {
+        let file = match disk.open(path, access) {
+            Ok(file) => Some(file),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e).at(IoOp::Open, path),
+        };
+        let mut newest = None;
+        // One slot that cannot be read may be the first write ever, torn; then nothing was promised.
+        let mut unreadable = 0;
+        for at in [0, SLOT] {
+            let mut slot = [0; SLOT];
+            let Some(file) = &file else { break };
+            file.read_at(&mut slot, at as u64).at_offset(IoOp::Read, path, at as u64)?;
+            let found = Checkpoint::decode(&slot);
+            unreadable += usize::from(found.is_none() && slot.iter().any(|byte| *byte != 0));
+            if found.as_ref().map(|f| f.0) > newest.as_ref().map(|f: &(u64, Checkpoint)| f.0) {
+                newest = found;
+            }
+        }
+        let (sequence, current) = newest.clone().unwrap_or_default();
+        let damaged = unreadable == 2;
+        let state = Mutex::new(State { file, sequence, current, saved_at: None });
+        Ok((Self { path: path.to_owned(), damaged, state }, newest.map(|found| found.1)))
+    }
+
+    /// Whether something was written, and none of it can be read.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.damaged
+    }
+
+    /// Creates the file where it is missing. The caller syncs the directory.
+    pub(crate) fn ensure(&self, disk: &dyn Disk) -> Result<()> {
+        let mut state = self.state.lock();
+        if state.file.is_none() {
+            let made = disk.create(&self.path, 2 * SLOT as u64, Allocation::Reserved);
+            state.file = Some(made.at(IoOp::Create, &self.path)?);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn current(&self) -> Checkpoint {
+        self.state.lock().current.clone()
+    }
+
+    /// Takes `checkpoint` as the current one without writing it, for a log that is only read.
+    pub(crate) fn assume(&self, checkpoint: Checkpoint) {
+        self.state.lock().current = checkpoint;
+    }
+
+    /// When [`save`](Self::save) last wrote.
+    pub(crate) fn saved_at(&self) -> Option<Instant> {
+        self.state.lock().saved_at
+    }
+
+    /// The durable offset as last saved.
+    pub(crate) fn durable(&self) -> u64 {
+        self.state.lock().current.durable
+    }
+
+    /// Saves the durable offset.
+    pub(crate) fn save(&self, sync: bool, now: Instant, durable: u64) -> Result<()> {
+        let mut state = self.state.lock();
+        let before = std::mem::replace(&mut state.current.durable, durable);
+        state.write(&self.path, sync).inspect_err(|_| state.current.durable = before)?;
+        state.saved_at = Some(now);
+        Ok(())
+    }
+
+    /// Changes the checkpoint. Durable on return if `sync`, else some time later.
+    pub(crate) fn update(&self, sync: bool, change: impl FnOnce(&mut Checkpoint)) -> Result<()> {
+        let mut state = self.state.lock();
+        let before = state.current.clone();
+        change(&mut state.current);
+        state.write(&self.path, sync).inspect_err(|_| state.current = before)
+    }
+}
+
+impl State {
+    /// Writes the current checkpoint into the slot whose turn it is.
+    fn write(&mut self, path: &Path, sync: bool) -> Result<()> {
+        let sequence = self.sequence + 1;
+        let at = if sequence.is_multiple_of(2) { 0 } else { SLOT as u64 };
+        let Some(file) = &self.file else { return Ok(()) };
+        file.write_at(&self.current.encode(sequence), at).at_offset(IoOp::Write, path, at)?;
+        if sync && !cfg!(canary = "checkpoint_sync") {
+            file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, path)?;
+        }
+        self.sequence = sequence;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Checkpoint {
+        Checkpoint {
+            durable: 123_456,
+            clean: true,
+            cut: Some(99),
+            owner: 4711,
+            epoch: 7,
+            segment_size: 4096,
+            checksummed: vec![0..10, 20..u64::MAX],
+        }
+    }
+
+    #[test]
+    fn slot_round_trip() {
+        assert_eq!(Checkpoint::decode(&sample().encode(5)), Some((5, sample())));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let slot = sample().encode(5);
+        for at in 0..SLOT {
+            let mut flipped = slot;
+            flipped[at] ^= 0x10;
+            assert_eq!(Checkpoint::decode(&flipped), None, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn only_the_newest_ranges_are_kept() {
+        let many =
+            Checkpoint { checksummed: (0..100).map(|i| 2 * i..2 * i + 1).collect(), ..sample() };
+        let (_, kept) = Checkpoint::decode(&many.encode(1)).unwrap();
+        assert_eq!(kept.checksummed.last(), Some(&(198..199)));
+        assert_eq!(kept.checksummed.len(), RANGES_MAX);
+    }
+}

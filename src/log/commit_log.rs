@@ -1,0 +1,201 @@
+//! The one log that takes every message of every topic.
+//!
+//! A put takes the append lock for as long as it takes to give a record its offsets and copy it
+//! once. From there bytes move on by two calls that anyone may make and background threads do make:
+//! [`CommitLog::write`] brings what gathered into the page cache, [`CommitLog::sync`] makes what is
+//! there durable. [`Watermarks`] tell how far each has come.
+
+use super::core::{Appended, Core, Patience, Records};
+use super::progress::Watermarks;
+use super::recovery::RecoveryReport;
+use super::view::MessageView;
+use crate::config::LogConfig;
+use crate::environment::{Environment, Threads};
+use crate::error::{Error, IoOp, Result};
+use crate::message::{Draft, RecordLayout};
+use crate::worker::{Doorbell, Next, Worker, run_bounded};
+use parking_lot::Mutex;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Name of the thread that prepares segments and saves the checkpoint.
+const UPKEEP_THREAD: &str = "duralog-upkeep";
+/// Name of the thread that does the last of the work.
+pub(crate) const CLOSE_THREAD: &str = "duralog-close";
+
+/// An append-only log of RocketMQ records in segment files.
+///
+/// Usable alone, as a write-ahead log: [`append`](Self::append) gives a record its place,
+/// [`GroupCommit`](super::GroupCommit) makes it durable, [`read`](Self::read) returns it.
+#[derive(Debug)]
+pub struct CommitLog {
+    core: Arc<Core>,
+    worker: Mutex<Option<Worker>>,
+    report: RecoveryReport,
+    closed: AtomicBool,
+    threads: Threads,
+}
+
+impl CommitLog {
+    /// Opens or creates the log in `config.dir` and recovers it: finishes an interrupted cut, checks
+    /// every record above the durable offset, makes the accepted ones durable again and cuts off the
+    /// rest.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if another store has the directory; [`Error::Corrupt`] for damage that the
+    /// recovery mode does not allow to pass; [`Error::Config`], [`Error::Io`], [`Error::DiskFull`].
+    pub fn open(config: LogConfig) -> Result<Self> {
+        Self::open_in(config, Environment::default())
+    }
+
+    /// The same in another environment.
+    pub fn open_in(config: LogConfig, environment: Environment) -> Result<Self> {
+        config.validate()?;
+        let threads = environment.threads;
+        let (bell, heard) = Doorbell::new();
+        let (core, report) = Core::open(config, environment, bell.clone())?;
+        let mut worker = None;
+        if threads == Threads::Own && !core.config.read_only {
+            let (stepped, latched) = (core.clone(), core.clone());
+            let step = move || stepped.upkeep_step();
+            let panicked = move |error| {
+                latched.latch(error);
+            };
+            let spawned = Worker::spawn(UPKEEP_THREAD, (bell.clone(), heard), step, panicked);
+            worker = Some(
+                spawned.map_err(|e| Error::io(IoOp::Create, Path::new(UPKEEP_THREAD), None, e))?,
+            );
+            bell.ring();
+        }
+        Ok(Self {
+            core,
+            worker: Mutex::new(worker),
+            report,
+            closed: AtomicBool::new(false),
+            threads,
+        })
+    }
+
+    /// What recovery found and did.
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.report
+    }
+
+    /// How records of this log are laid out; what [`Draft::new`] wants.
+    pub fn layout(&self) -> &RecordLayout {
+        self.core.layout()
+    }
+
+    /// Gives the records of `drafts` their offsets, next to each other in one segment.
+    ///
+    /// Nothing is durable on return, nor even in the page cache: see
+    /// [`GroupCommit::wait`](super::GroupCommit::wait), or call [`write`](Self::write) and
+    /// [`sync`](Self::sync).
+    ///
+    /// # Errors
+    /// Nothing was appended: [`Error::TooLarge`] if the records do not fit a segment together,
+    /// [`Error::Full`] or [`Error::SegmentNotReady`] when `patience` ends, [`Error::DiskFull`],
+    /// [`Error::Latched`], [`Error::Closed`], [`Error::ReadOnly`], [`Error::InvalidMessage`] without a
+    /// draft or for a queue that is full.
+    pub fn append(&self, drafts: &[Draft<'_>], patience: Patience) -> Result<Appended> {
+        let appended = self.core.append(drafts, patience, false)?;
+        self.core.wake_flusher();
+        Ok(appended)
+    }
+
+    /// Lets the next record of a queue get the queue offset `next`. Without it a queue begins at 0
+    /// each time the log is opened: the log alone does not know how its queues end,
+    /// [`ConsumeQueue::max_offset`](super::ConsumeQueue::max_offset) does.
+    pub fn continue_queue(&self, topic: &str, queue_id: i32, next: u64) {
+        self.core.continue_queue(topic, queue_id, next);
+    }
+
+    /// Brings everything appended into the page cache: it then survives a kill.
+    pub fn write(&self) -> Result<()> {
+        self.core.write()
+    }
+
+    /// Makes everything written durable: it then survives a power cut.
+    ///
+    /// # Errors
+    /// A failed sync latches the log: nothing is appended any more, and what the sync should have
+    /// covered is [`Error::Unknown`] until the log is reopened.
+    pub fn sync(&self) -> Result<()> {
+        self.core.sync().map(|_| ())
+    }
+
+    /// The record at `physical_offset`, verified.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if no valid record begins there. `Ok(None)` outside of what is written.
+    pub fn read(&self, physical_offset: u64) -> Result<Option<MessageView>> {
+        self.core.read(physical_offset, true)
+    }
+
+    /// Every record from `physical_offset` on that is in the page cache, in log order.
+    pub fn records(&self, physical_offset: u64) -> Records<'_> {
+        self.core.verified_records(physical_offset, self.core.progress.written())
+    }
+
+    /// How far the log has come.
+    pub fn watermarks(&self) -> Watermarks {
+        self.core.progress.watermarks()
+    }
+
+    /// Physical offset of the first byte kept.
+    pub fn min_offset(&self) -> u64 {
+        self.core.min_offset()
+    }
+
+    /// One step of the background work that prepares segments and saves the checkpoint. For
+    /// [`Threads::Stepped`].
+    pub fn step(&self) -> Next {
+        self.core.upkeep_step()
+    }
+
+    /// Writes and syncs what is left, records that the log was closed cleanly, and stops the thread.
+    ///
+    /// # Errors
+    /// The first failure; the log is closed nonetheless. [`Error::CloseTimeout`] if the thread hangs.
+    pub fn close(&self) -> Result<()> {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.core.close_appends();
+        let timeout = self.core.config.close_timeout;
+        self.stop_upkeep()?;
+        let core = self.core.clone();
+        if self.threads == Threads::Stepped {
+            return core.shut();
+        }
+        // On a thread of its own: the disk may hang.
+        run_bounded(CLOSE_THREAD, timeout, move || core.shut())
+    }
+
+    /// Closes without writing anything; `keep_lock` if a thread may yet write.
+    pub(crate) fn abandon(&self, keep_lock: bool) {
+        self.closed.store(true, Ordering::Release);
+        self.core.close_appends();
+        let stopped = self.stop_upkeep();
+        if !keep_lock && stopped.is_ok() {
+            self.core.directory().unlock();
+        }
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    pub(crate) fn stop_upkeep(&self) -> Result<()> {
+        let worker = self.worker.lock().take();
+        worker.map_or(Ok(()), |mut worker| worker.stop(self.core.config.close_timeout))
+    }
+}
+
+impl Drop for CommitLog {
+    fn drop(&mut self) {
+        // Best effort; `close` is how a caller hears of errors.
+        let _ = self.close();
+    }
+}

@@ -1,0 +1,219 @@
+//! The store's root directory: what lies where, who holds it, and whether it was left in order.
+
+use crate::config::LogConfig;
+use crate::disk::{Allocation, Disk, DiskLock, LockError, OpenAccess, SyncMethod};
+use crate::error::{Corruption, Error, IoContext, IoOp, Result};
+use parking_lot::Mutex;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// Version of the files in `duralog/`.
+const FORMAT: &[u8] = b"duralog format 1\n";
+const TEMPORARY: &str = ".tmp";
+
+/// The directories of a store, locked while this lives unless it is only read.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    root: PathBuf,
+    commitlog: PathBuf,
+    duralog: PathBuf,
+    abort: PathBuf,
+    was_open: bool,
+    owner: Option<u64>,
+    lock: Mutex<Option<Lock>>,
+}
+
+struct Lock(#[expect(dead_code, reason = "held, not used")] DiskLock);
+
+impl std::fmt::Debug for Lock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Lock")
+    }
+}
+
+impl Directory {
+    /// Creates what is missing and takes the lock. A read-only opener does neither. The new names are
+    /// durable after [`write_abort`](Self::write_abort).
+    pub(crate) fn open(disk: &dyn Disk, config: &LogConfig) -> Result<Self> {
+        let root = config.dir.clone();
+        let (commitlog, duralog, abort) =
+            (root.join("commitlog"), root.join("duralog"), root.join("abort"));
+        let mut lock = None;
+        if !config.read_only {
+            create_dir_all(disk, &root)?;
+            lock = Some(take_lock(disk, &root, &abort)?);
+            let created =
+                [&commitlog, &duralog].map(|dir| disk.create_dir(dir).at(IoOp::Create, dir));
+            for made in created {
+                made?;
+            }
+        }
+        let was_open = exists(disk, &root, "abort")?;
+        let owner = read_pid(disk, &abort).map(u64::from);
+        let directory =
+            Self { root, commitlog, duralog, abort, was_open, owner, lock: Mutex::new(lock) };
+        directory.check_format(disk, config.read_only)?;
+        if !config.read_only {
+            directory.remove_temporaries(disk)?;
+        }
+        Ok(directory)
+    }
+
+    /// Lets another store have the directory.
+    pub(crate) fn unlock(&self) {
+        *self.lock.lock() = None;
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn commitlog(&self) -> &Path {
+        &self.commitlog
+    }
+
+    pub(crate) fn duralog(&self) -> &Path {
+        &self.duralog
+    }
+
+    /// Where a file called `name` is made before it gets its own name.
+    pub(crate) fn temporary(&self, name: &str) -> PathBuf {
+        self.duralog.join(format!("{name}{TEMPORARY}"))
+    }
+
+    /// Whether the last owner, this crate or a Java broker, did not close the store.
+    pub(crate) fn was_open(&self) -> bool {
+        self.was_open
+    }
+
+    /// The process that `abort` names.
+    pub(crate) fn owner(&self) -> Option<u64> {
+        self.owner
+    }
+
+    /// Says to a Java broker, and to whoever finds the lock taken, that this process has the store.
+    pub(crate) fn write_abort(&self, disk: &dyn Disk) -> Result<()> {
+        let pid = std::process::id().to_string();
+        self.replace(disk, "abort", &self.abort, pid.as_bytes())?;
+        if cfg!(canary = "root_dir_sync") {
+            return Ok(());
+        }
+        // The directories made by `open` become durable with it, before anything is put into them.
+        disk.sync_dir(&self.root).at(IoOp::SyncDir, &self.root)
+    }
+
+    /// Gives `path` this content at once: a crash leaves the old file or the new one. The caller
+    /// syncs the directory.
+    fn replace(&self, disk: &dyn Disk, name: &str, path: &Path, bytes: &[u8]) -> Result<()> {
+        let temporary = self.temporary(name);
+        remove_if_there(disk, &temporary)?;
+        let file = disk.create(&temporary, 0, Allocation::Sparse).at(IoOp::Create, &temporary)?;
+        file.write_at(bytes, 0).at(IoOp::Write, &temporary)?;
+        file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &temporary)?;
+        disk.rename(&temporary, path).at(IoOp::Rename, path)
+    }
+
+    pub(crate) fn remove_abort(&self, disk: &dyn Disk) -> Result<()> {
+        remove_if_there(disk, &self.abort)?;
+        disk.sync_dir(&self.root).at(IoOp::SyncDir, &self.root)
+    }
+
+    /// Stores `bytes` under `name` in `duralog/`, or under the first free name after it.
+    pub(crate) fn keep_copy(&self, disk: &dyn Disk, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+        let taken: Vec<_> = disk.list(&self.duralog).at(IoOp::List, &self.duralog)?;
+        let free = |name: &String| taken.iter().all(|entry| entry.name != *name);
+        let mut names =
+            std::iter::once(name.to_owned()).chain((1u32..).map(|n| format!("{name}.{n}")));
+        let path = self.duralog.join(names.find(free).unwrap_or_else(|| name.to_owned()));
+        let file = disk.create(&path, 0, Allocation::Sparse).at(IoOp::Create, &path)?;
+        file.write_at(bytes, 0).at(IoOp::Write, &path)?;
+        file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &path)?;
+        disk.sync_dir(&self.duralog).at(IoOp::SyncDir, &self.duralog)?;
+        Ok(path)
+    }
+
+    fn check_format(&self, disk: &dyn Disk, read_only: bool) -> Result<()> {
+        let path = self.duralog.join("format");
+        let mut found = [0; FORMAT.len()];
+        let length = match disk.open(&path, OpenAccess::Read) {
+            Ok(file) => file.read_at(&mut found, 0).at(IoOp::Read, &path)?,
+            Err(e) if e.kind() == ErrorKind::NotFound => 0,
+            Err(e) => return Err(e).at(IoOp::Open, &path),
+        };
+        match length {
+            0 if read_only => Ok(()),
+            0 => {
+                self.replace(disk, "format", &path, FORMAT)?;
+                disk.sync_dir(&self.duralog).at(IoOp::SyncDir, &self.duralog)
+            }
+            _ if length == FORMAT.len() && found == *FORMAT => Ok(()),
+            _ => {
+                let what = Corruption::StateFile { what: "unknown format version" };
+                Err(Error::Corrupt { path, offset: 0, what })
+            }
+        }
+    }
+
+    fn remove_temporaries(&self, disk: &dyn Disk) -> Result<()> {
+        for entry in disk.list(&self.duralog).at(IoOp::List, &self.duralog)? {
+            if entry.name.ends_with(TEMPORARY) && !entry.is_dir {
+                remove_if_there(disk, &self.duralog.join(&entry.name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn take_lock(disk: &dyn Disk, root: &Path, abort: &Path) -> Result<Lock> {
+    let path = root.join("lock");
+    match disk.lock(&path) {
+        Ok(lock) => Ok(Lock(lock)),
+        // The system names the holder of a process lock, as Java's; ours is named in `abort`.
+        Err(LockError::Held { pid }) => {
+            let pid = pid.or_else(|| read_pid(disk, abort));
+            Err(Error::Locked { path, pid })
+        }
+        Err(LockError::Io(e)) => Err(e).at(IoOp::Lock, &path),
+    }
+}
+
+fn read_pid(disk: &dyn Disk, abort: &Path) -> Option<u32> {
+    let mut text = [0; 20];
+    let length = disk.open(abort, OpenAccess::Read).ok()?.read_at(&mut text, 0).ok()?;
+    str::from_utf8(text.get(..length)?).ok()?.trim().parse().ok()
+}
+
+fn exists(disk: &dyn Disk, dir: &Path, name: &str) -> Result<bool> {
+    match disk.list(dir) {
+        Ok(entries) => Ok(entries.iter().any(|entry| entry.name == name)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e).at(IoOp::List, dir),
+    }
+}
+
+pub(crate) fn remove_if_there(disk: &dyn Disk, path: &Path) -> Result<()> {
+    match disk.remove(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e).at(IoOp::Remove, path),
+        _ => Ok(()),
+    }
+}
+
+/// Creates `dir` and the directories above it, each durable in the one above.
+pub(crate) fn create_dir_all(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    let parent = dir
+        .parent()
+        .map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+    let made = match (disk.create_dir(dir), parent) {
+        (Err(e), Some(parent)) if e.kind() == ErrorKind::NotFound && parent != dir => {
+            create_dir_all(disk, parent)?;
+            disk.create_dir(dir)
+        }
+        (made, _) => made,
+    };
+    if made.at(IoOp::Create, dir)?
+        && let Some(parent) = parent
+    {
+        disk.sync_dir(parent).at(IoOp::SyncDir, parent)?;
+    }
+    Ok(())
+}

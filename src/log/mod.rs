@@ -1,0 +1,36 @@
+//! The commit log, its durability, and the queues that index it.
+
+pub(crate) mod checkpoint;
+mod commit_log;
+mod consume_queue;
+mod core;
+pub(crate) mod directory;
+mod file_cache;
+mod flusher;
+mod group_commit;
+mod interval_flush;
+pub(crate) mod progress;
+mod queue_dir;
+mod queue_entry;
+mod queue_offsets;
+mod queue_table;
+mod queues;
+mod quick_hash;
+mod recovery;
+mod segment;
+mod view;
+
+pub use checkpoint::Checkpoint;
+pub(crate) use commit_log::CLOSE_THREAD;
+pub use commit_log::CommitLog;
+pub use consume_queue::ConsumeQueue;
+pub(crate) use core::{AppendCounts, Core, Located, Reader};
+pub use core::{Appended, Patience, Records};
+pub use group_commit::GroupCommit;
+pub use interval_flush::IntervalFlush;
+pub use progress::{Reached, Watermarks};
+pub use queue_dir::{QueueOptions, QueueRepair};
+pub use queue_entry::{QueueAppend, QueueEntry, TimeBound};
+pub use queues::{QueueTable, Queues};
+pub use recovery::{Cut, Hole, RecoveryReport};
+pub use view::MessageView;

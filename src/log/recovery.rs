@@ -1,0 +1,789 @@
+//! From whatever a crash left to a log whose every byte is durable and valid.
+//!
+//! Recovery looks only at what lies above the durable offset. It finishes an interrupted cut, checks
+//! record after record, writes and syncs what it accepts once more (after a kill it may be in the
+//! page cache alone), and cuts off the rest so that no stale byte can come back.
+
+use super::checkpoint::{Checkpoint, CheckpointFile};
+use super::directory::{Directory, remove_if_there};
+use super::queue_table;
+use super::segment::{file_name, parse_file_name};
+use crate::config::{LogConfig, RecoveryMode};
+use crate::disk::{Disk, DiskFile, OpenAccess, SyncMethod, last_nonzero};
+use crate::error::{Corruption, Error, IoContext, IoOp, Result};
+use crate::message::{self, Frame, RecordCheck, format};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// How much is read at a time.
+const STEP: usize = 512 << 10;
+/// How exactly is asked where data lies, in bytes.
+const DATA_STEP: u64 = 64 << 10;
+/// Enough of a record to know its size.
+const HEADER: u64 = format::HEADER_SIZE_MAX as u64;
+/// How often a directory that changes under a reader is read again.
+const LISTINGS_MAX: u32 = 8;
+/// Sizes of a segment that can be: a record must fit, and RocketMQ counts in `i32`.
+const SEGMENT_SIZES: std::ops::RangeInclusive<u64> = 128..=i32::MAX as u64;
+/// RocketMQ's offsets are `i64`; far below its end nothing overflows.
+const OFFSET_MAX: u64 = i64::MAX as u64 / 2;
+
+/// What recovery found and did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RecoveryReport {
+    /// The log was not closed in order.
+    pub unclean: bool,
+    /// There was no checkpoint of this crate: another program wrote the log.
+    pub foreign: bool,
+    /// Physical offset at which scanning began: the durable offset known before.
+    pub scanned_from: u64,
+    /// Bytes of valid records found from there on.
+    pub scanned_bytes: u64,
+    /// Their number.
+    pub scanned_records: u64,
+    /// Bytes that were written and synced again.
+    pub rewritten_bytes: u64,
+    /// Where the log was cut, if bytes had to go.
+    pub cut: Option<Cut>,
+    /// A cut that an earlier recovery had begun was finished at this offset.
+    pub finished_cut: Option<u64>,
+    /// Damaged stretches that [`RecoveryMode::Salvage`] stepped over.
+    pub salvaged: Vec<Hole>,
+    /// Names in `commitlog/` that are no segments; they were left alone.
+    pub ignored: Vec<String>,
+    /// Messages whose queue entries were written again.
+    pub redispatched_records: u64,
+    /// Why the consume queues were rebuilt from the whole log, if they were.
+    pub queues_rebuilt: Option<String>,
+}
+
+impl RecoveryReport {
+    /// Bytes that were cut off, zeros not counted.
+    pub fn cut_bytes(&self) -> u64 {
+        self.cut.as_ref().map_or(0, |cut| cut.bytes)
+    }
+}
+
+/// The end of the log, where bytes lay behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Cut {
+    /// Physical offset of the first byte cut.
+    pub offset: u64,
+    /// Bytes from there to the last one that was not zero.
+    pub bytes: u64,
+    /// Why the bytes at `offset` are no record.
+    pub what: Corruption,
+    /// Copies of the cut bytes, made because a valid record lay among them.
+    pub copies: Vec<PathBuf>,
+}
+
+/// A damaged stretch with valid records behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Hole {
+    /// Physical offset of its first byte.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// What is wrong with it.
+    pub what: Corruption,
+    /// A copy of its bytes.
+    pub copy: PathBuf,
+}
+
+/// What the log starts with.
+pub(super) struct Recovered {
+    pub(super) bases: Vec<u64>,
+    pub(super) segment_size: u64,
+    pub(super) end: u64,
+    pub(super) last_timestamp: i64,
+    pub(super) checkpoint: CheckpointFile,
+    pub(super) report: RecoveryReport,
+}
+
+pub(super) fn recover(
+    disk: &dyn Disk,
+    config: &LogConfig,
+    directory: &Directory,
+) -> Result<Recovered> {
+    let access = if config.read_only { OpenAccess::Read } else { OpenAccess::Write };
+    let path = directory.duralog().join("checkpoint");
+    let (file, known) = CheckpointFile::open(disk, &path, access)?;
+    if known.is_none() && file.is_damaged() && config.recovery_mode != RecoveryMode::Salvage {
+        let what = Corruption::StateFile { what: "both slots of the checkpoint are damaged" };
+        return Err(Error::Corrupt { path, offset: 0, what });
+    }
+    let foreign = known.is_none();
+    let left_open = known.as_ref().is_some_and(|known| !known.clean);
+    let mut recovery = Recovery {
+        disk,
+        config,
+        directory,
+        size: known.as_ref().map_or(0, |known| known.segment_size),
+        checkpoint: known.unwrap_or_default(),
+        bases: Vec::new(),
+        report: RecoveryReport {
+            unclean: directory.was_open() || left_open,
+            ..RecoveryReport::default()
+        },
+        last_timestamp: 0,
+    };
+    if left_open && directory.owner() != Some(recovery.checkpoint.owner) {
+        // Someone else recovered and closed this store since, or has it crashed: a Java broker, whose
+        // records need not carry a checksum.
+        recovery.forget_checksums_from(recovery.checkpoint.durable);
+    }
+    // The queues are made durable only as far as the log is.
+    let queues = queue_table::saved_offset(disk, directory.duralog());
+    recovery.checkpoint.durable = recovery.checkpoint.durable.max(queues.unwrap_or(0));
+    let mut attempts = if config.read_only { LISTINGS_MAX } else { 1 };
+    while let Err(error) = recovery.load(&file) {
+        // A live writer may have made a segment while the directory was read.
+        attempts -= 1;
+        if attempts == 0 || !matches!(error, Error::Corrupt { .. }) {
+            return Err(error);
+        }
+        recovery.report.ignored.clear();
+    }
+    recovery.report.foreign = foreign && !recovery.bases.is_empty();
+    if !config.read_only {
+        file.ensure(disk)?;
+        if !cfg!(canary = "duralog_dir_sync") {
+            disk.sync_dir(directory.duralog()).at(IoOp::SyncDir, directory.duralog())?;
+        }
+    }
+    let end = recovery.find_end(&file)?;
+    if !config.read_only {
+        recovery.extend_checksummed(end);
+        let settled = Checkpoint {
+            durable: end,
+            clean: false,
+            cut: None,
+            segment_size: recovery.size,
+            owner: u64::from(std::process::id()),
+            ..recovery.checkpoint.clone()
+        };
+        file.update(true, |checkpoint| *checkpoint = settled)?;
+        directory.write_abort(disk)?;
+    } else {
+        file.assume(recovery.checkpoint.clone());
+    }
+    Ok(Recovered {
+        bases: recovery.bases,
+        segment_size: recovery.size,
+        end,
+        last_timestamp: recovery.last_timestamp,
+        checkpoint: file,
+        report: recovery.report,
+    })
+}
+
+struct Recovery<'a> {
+    disk: &'a dyn Disk,
+    config: &'a LogConfig,
+    directory: &'a Directory,
+    checkpoint: Checkpoint,
+    size: u64,
+    bases: Vec<u64>,
+    report: RecoveryReport,
+    last_timestamp: i64,
+}
+
+impl Recovery<'_> {
+    /// Lists the segments, finishes an interrupted cut, and checks that none is missing.
+    fn load(&mut self, file: &CheckpointFile) -> Result<()> {
+        let dir = self.directory.commitlog();
+        let entries = match self.disk.list(dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(e).at(IoOp::List, dir),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            match parse_file_name(&entry.name) {
+                Some(base) if !entry.is_dir && base <= OFFSET_MAX => found.push((base, entry.len)),
+                _ => self.report.ignored.push(entry.name),
+            }
+        }
+        if let Some(&(base, 0)) = found.last() {
+            // RocketMQ creates a file, then gives it its length; a kill in between leaves this.
+            found.pop();
+            if !self.config.read_only {
+                remove_if_there(self.disk, &dir.join(file_name(base)))?;
+            }
+        }
+        if self.size == 0 {
+            self.size = found.first().map_or(self.config.segment_size, |first| first.1);
+        }
+        if !SEGMENT_SIZES.contains(&self.size) {
+            let what =
+                Corruption::FileSize { found: self.size, expected: self.config.segment_size };
+            let path =
+                found.first().map_or_else(|| dir.to_owned(), |first| dir.join(file_name(first.0)));
+            return Err(Error::Corrupt { path, offset: 0, what });
+        }
+        if let Some(cut) = self.checkpoint.cut {
+            self.report.finished_cut = Some(cut);
+            let beyond: Vec<_> =
+                found.iter().map(|segment| segment.0).filter(|base| *base > cut).collect();
+            found.retain(|segment| segment.0 <= cut);
+            self.bases = found.iter().map(|segment| segment.0).collect();
+            if !self.config.read_only {
+                self.carry_out_cut(file, cut, &beyond)?;
+            }
+        }
+        self.check_geometry(&found)?;
+        self.bases = found.into_iter().map(|segment| segment.0).collect();
+        Ok(())
+    }
+
+    fn check_geometry(&mut self, found: &[(u64, u64)]) -> Result<()> {
+        let path = |base| self.directory.commitlog().join(file_name(base));
+        for &(base, len) in found {
+            if len != self.size || !base.is_multiple_of(self.size.max(1)) {
+                let what = Corruption::FileSize { found: len, expected: self.size };
+                return Err(Error::Corrupt { path: path(base), offset: 0, what });
+            }
+        }
+        for pair in found.windows(2) {
+            if let [(before, _), (after, _)] = *pair
+                && before + self.size != after
+            {
+                let what = Corruption::Gap { before: path(before), after: path(after) };
+                return Err(Error::Corrupt { path: path(before + self.size), offset: 0, what });
+            }
+        }
+        let end = found.last().map_or(0, |last| last.0 + self.size);
+        let durable = self.checkpoint.durable;
+        if durable > end {
+            if self.config.recovery_mode == RecoveryMode::Salvage {
+                self.checkpoint.durable = found.last().map_or(0, |last| last.0);
+                return Ok(());
+            }
+            // What a sync promised lies in a file that is not there.
+            let missing = durable / self.size.max(1) * self.size;
+            let what = Corruption::Truncated { needed: durable, available: end };
+            return Err(Error::Corrupt { path: path(missing), offset: durable - missing, what });
+        }
+        Ok(())
+    }
+
+    /// Scans, decides about damage, makes durable what stays and cuts what does not; the log's end.
+    fn find_end(&mut self, file: &CheckpointFile) -> Result<u64> {
+        let Some((&first, &last)) = self.bases.first().zip(self.bases.last()) else {
+            return Ok(self.checkpoint.durable);
+        };
+        let foreign = self.report.foreign;
+        let from = if foreign { first } else { self.checkpoint.durable.max(first) };
+        // RocketMQ keeps no durable offset. It trusts all but its last three files, and so the older
+        // ones need a sync, not a second write.
+        let rewrite_from =
+            if foreign { last.saturating_sub(2 * self.size).max(first) } else { from };
+        let trusted_clean = self.checkpoint.clean && !foreign;
+        if trusted_clean {
+            // What lies behind a clean end was not written by this crate.
+            self.forget_checksums_from(from);
+        }
+        self.report.scanned_from = from;
+        let mut scan = Scan::new(self, from, rewrite_from);
+        let mut at = from;
+        let end = loop {
+            let (stopped, what) = scan.run(self, at)?;
+            at = stopped;
+            let tail = Tail { data_end: at, next_valid: None };
+            if trusted_clean && at == from && matches!(what, Corruption::Magic { found: 0 }) {
+                // Zeros behind it, but perhaps a segment that was prepared and never used.
+                self.cut(file, at, what, &tail, false)?;
+                break at;
+            }
+            if self.config.read_only {
+                // A live writer may be in the middle of this record: there is nothing to decide.
+                if !matches!(what, Corruption::Magic { found: 0 }) {
+                    self.cut(file, at, what, &tail, false)?;
+                }
+                break at;
+            }
+            let tail = self.probe(at)?;
+            let Some(next_valid) = tail.next_valid else {
+                scan.finish(self, at)?;
+                self.cut(file, at, what, &tail, false)?;
+                break at;
+            };
+            if at < rewrite_from && self.config.recovery_mode != RecoveryMode::Salvage {
+                return Err(self.corrupt(at, what));
+            }
+            match self.config.recovery_mode {
+                RecoveryMode::Strict => {
+                    return Err(self.corrupt(at, Corruption::SuspectedRot { next_valid }));
+                }
+                RecoveryMode::Salvage if !self.config.read_only => {
+                    scan.finish(self, at)?;
+                    if self.fill_hole(at, next_valid, what.clone())? {
+                        at = self.after_hole(at, next_valid);
+                        scan = Scan::new(self, at, rewrite_from.max(at));
+                        continue;
+                    }
+                    self.cut(file, at, what, &tail, true)?;
+                    break at;
+                }
+                RecoveryMode::TolerateTail | RecoveryMode::Salvage => {
+                    scan.finish(self, at)?;
+                    self.cut(file, at, what, &tail, true)?;
+                    break at;
+                }
+            }
+        };
+        scan.finish(self, end)?;
+        self.sync_from(if foreign { first } else { from })?;
+        Ok(end)
+    }
+
+    fn segment_of(&self, at: u64) -> u64 {
+        at / self.size * self.size
+    }
+
+    fn open(&self, base: u64) -> Result<(Arc<dyn DiskFile>, PathBuf)> {
+        let path = self.directory.commitlog().join(file_name(base));
+        let access = if self.config.read_only { OpenAccess::Read } else { OpenAccess::Write };
+        let file = self.disk.open(&path, access).at(IoOp::Open, &path)?;
+        Ok((file, path))
+    }
+
+    fn corrupt(&self, at: u64, what: Corruption) -> Error {
+        let base = self.segment_of(at);
+        Error::Corrupt {
+            path: self.directory.commitlog().join(file_name(base)),
+            offset: at - base,
+            what,
+        }
+    }
+
+    fn check_at(&self, at: u64) -> RecordCheck {
+        if self.checkpoint.is_checksummed(at) { RecordCheck::Record } else { RecordCheck::Body }
+    }
+
+    fn forget_checksums_from(&mut self, from: u64) {
+        for range in &mut self.checkpoint.checksummed {
+            range.end = range.end.min(from);
+        }
+        self.checkpoint.checksummed.retain(|range| !range.is_empty());
+    }
+
+    /// From `end` on, records are written as this configuration says.
+    fn extend_checksummed(&mut self, end: u64) {
+        let ranges = &mut self.checkpoint.checksummed;
+        let open = ranges.last().is_some_and(|last| last.end == u64::MAX);
+        match (self.config.record_crc, open) {
+            (true, false) => {
+                // Joined with a range that ends here, so that clean restarts do not use up slots.
+                match ranges.last_mut().filter(|last| last.end == end) {
+                    Some(last) => last.end = u64::MAX,
+                    None => ranges.push(end..u64::MAX),
+                }
+            }
+            (false, true) => {
+                if let Some(last) = ranges.last_mut() {
+                    last.end = end;
+                }
+                ranges.retain(|range| !range.is_empty());
+            }
+            _ => {}
+        }
+    }
+
+    /// Looks for bytes other than zero, and for a valid record, behind the damage at `at`.
+    fn probe(&self, at: u64) -> Result<Tail> {
+        let mut tail = Tail { data_end: at, next_valid: None };
+        let mut bytes = vec![0; STEP];
+        for &base in self.bases.iter().filter(|base| **base + self.size > at) {
+            let (file, path) = self.open(base)?;
+            let from = at.saturating_sub(base);
+            let ranges = file.data_ranges(from..self.size, DATA_STEP);
+            for data in ranges.at_offset(IoOp::Read, &path, from)? {
+                // Chunks overlap by a header, so that no magic code is cut in two.
+                for from in data.clone().step_by(STEP - HEADER as usize) {
+                    let want = (data.end - from).min(STEP as u64) as usize;
+                    let chunk = bytes.get_mut(..want).unwrap_or_default();
+                    let got = file.read_at(chunk, from).at_offset(IoOp::Read, &path, from)?;
+                    let chunk = bytes.get(..got).unwrap_or_default();
+                    let Some(last) = last_nonzero(chunk) else { continue };
+                    tail.data_end = tail.data_end.max(base + from + last as u64 + 1);
+                    if tail.next_valid.is_none() {
+                        tail.next_valid = self.find_record(&*file, base, from, chunk, at)?;
+                    }
+                }
+            }
+        }
+        Ok(tail)
+    }
+
+    /// The first valid record that begins in `chunk`, which lies at `data` of the segment, behind
+    /// `after`.
+    fn find_record(
+        &self,
+        file: &dyn DiskFile,
+        base: u64,
+        data: u64,
+        chunk: &[u8],
+        after: u64,
+    ) -> Result<Option<u64>> {
+        for at in message::candidates(chunk, base + data).filter(|at| *at > after) {
+            if self.is_record(file, base, at - base, at)? {
+                return Ok(Some(at));
+            }
+        }
+        Ok(None)
+    }
+
+    fn is_record(&self, file: &dyn DiskFile, base: u64, inside: u64, at: u64) -> Result<bool> {
+        let remaining = base + self.size - at;
+        let mut want = HEADER.min(remaining);
+        loop {
+            let mut bytes = vec![0; want as usize];
+            let got =
+                file.read_at(&mut bytes, inside).at(IoOp::Read, self.directory.commitlog())?;
+            let bytes = bytes.get(..got).unwrap_or_default();
+            // By its body alone: as evidence it need not be one of ours.
+            match message::verified_frame(bytes, at, remaining, RecordCheck::Body) {
+                Ok(Frame::Record(_)) => return Ok(true),
+                Err(Corruption::Truncated { needed, .. })
+                    if needed > want && needed <= remaining =>
+                {
+                    want = needed;
+                }
+                _ => return Ok(false),
+            }
+        }
+    }
+
+    /// Cuts the log at `at`, unless there is nothing behind it.
+    fn cut(
+        &mut self,
+        file: &CheckpointFile,
+        at: u64,
+        what: Corruption,
+        tail: &Tail,
+        copy: bool,
+    ) -> Result<()> {
+        let bytes = tail.data_end.saturating_sub(at);
+        let beyond: Vec<_> = self.bases.iter().copied().filter(|base| *base > at).collect();
+        let mut copies = Vec::new();
+        if copy && !self.config.read_only {
+            copies = self.copy_tail(at)?;
+        }
+        if bytes > 0 {
+            self.report.cut = Some(Cut { offset: at, bytes, what, copies });
+        }
+        self.bases.retain(|base| *base <= at);
+        if self.config.read_only || (bytes == 0 && beyond.is_empty()) {
+            return Ok(());
+        }
+        self.carry_out_cut(file, at, &beyond)
+    }
+
+    /// The durable cut: recorded first, so that a crash in the middle cannot leave half of it.
+    fn carry_out_cut(&mut self, file: &CheckpointFile, at: u64, beyond: &[u64]) -> Result<()> {
+        let dir = self.directory.commitlog();
+        let mut cutting = self.checkpoint.clone();
+        cutting.cut = Some(at);
+        cutting.durable = cutting.durable.min(at);
+        cutting.clean = false;
+        cutting.segment_size = self.size;
+        file.update(true, |checkpoint| *checkpoint = cutting.clone())?;
+        let base = self.segment_of(at);
+        if self.bases.contains(&base) {
+            let (segment, path) = self.open(base)?;
+            if !cfg!(canary = "stale_tail") {
+                let end = if cfg!(canary = "one_header_zeroed") {
+                    (at - base + 8).min(self.size)
+                } else {
+                    self.size
+                };
+                if self.report.finished_cut.is_some() {
+                    overwrite(&*segment, at - base..end).at_offset(IoOp::Zero, &path, at - base)?;
+                }
+                segment.zero(at - base..end).at_offset(IoOp::Zero, &path, at - base)?;
+                if !cfg!(canary = "cut_sync") {
+                    segment.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &path)?;
+                }
+            }
+        }
+        for base in beyond.iter().rev() {
+            remove_if_there(self.disk, &dir.join(file_name(*base)))?;
+        }
+        if !cfg!(canary = "cut_dir_sync") {
+            self.disk.sync_dir(dir).at(IoOp::SyncDir, dir)?;
+        }
+        cutting.cut = None;
+        file.update(true, |checkpoint| *checkpoint = cutting.clone())?;
+        self.checkpoint = cutting;
+        Ok(())
+    }
+
+    /// Copies everything from `at` on to `duralog/cut-<offset>`, a file per segment.
+    fn copy_tail(&self, at: u64) -> Result<Vec<PathBuf>> {
+        let mut copies = Vec::new();
+        for &base in self.bases.iter().filter(|base| **base + self.size > at) {
+            let from = at.max(base);
+            let bytes = self.read_range(from, base + self.size)?;
+            let Some(last) = last_nonzero(&bytes) else { continue };
+            let bytes = bytes.get(..=last).unwrap_or(&bytes);
+            copies.push(self.directory.keep_copy(self.disk, &format!("cut-{from}"), bytes)?);
+        }
+        Ok(copies)
+    }
+
+    fn read_range(&self, from: u64, to: u64) -> Result<Vec<u8>> {
+        let base = self.segment_of(from);
+        let (file, path) = self.open(base)?;
+        let mut bytes = vec![0; (to - from) as usize];
+        let got =
+            file.read_at(&mut bytes, from - base).at_offset(IoOp::Read, &path, from - base)?;
+        bytes.truncate(got);
+        Ok(bytes)
+    }
+
+    /// Where reading goes on after the hole from `at`.
+    fn after_hole(&self, at: u64, next_valid: u64) -> u64 {
+        let end = self.segment_of(at) + self.size;
+        next_valid.min(end)
+    }
+
+    /// Replaces the bytes from `at` to `next_valid` by something every reader steps over: a record
+    /// that no queue takes, or a blank where the hole reaches the end of the segment. False if the
+    /// hole is too small for either.
+    fn fill_hole(&mut self, at: u64, next_valid: u64, what: Corruption) -> Result<bool> {
+        let base = self.segment_of(at);
+        let to = self.after_hole(at, next_valid);
+        let filler = if to == base + self.size {
+            Some(message::blank((to - at) as u32).to_vec())
+        } else {
+            message::filler(at, (to - at) as usize, self.check_at(at) == RecordCheck::Record)
+        };
+        let Some(filler) = filler else { return Ok(false) };
+        let damaged = self.read_range(at, to)?;
+        let copy = self.directory.keep_copy(self.disk, &format!("cut-{at}"), &damaged)?;
+        let (file, path) = self.open(base)?;
+        file.write_at(&filler, at - base).at_offset(IoOp::Write, &path, at - base)?;
+        self.report.salvaged.push(Hole { offset: at, bytes: to - at, what, copy });
+        Ok(true)
+    }
+
+    /// Syncs every segment from the one that holds `from`.
+    fn sync_from(&self, from: u64) -> Result<()> {
+        if self.config.read_only || cfg!(canary = "recovery_sync") {
+            return Ok(());
+        }
+        for &base in self.bases.iter().filter(|base| **base + self.size > from) {
+            let (file, path) = self.open(base)?;
+            file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes zeros over whatever `range` may hold, also where it reads as zeros: a sync that failed may
+/// have left them in the page cache alone.
+fn overwrite(file: &dyn DiskFile, range: std::ops::Range<u64>) -> std::io::Result<()> {
+    let zeros = vec![0; STEP];
+    for data in file.data_ranges(range, DATA_STEP)? {
+        for at in data.clone().step_by(STEP) {
+            let piece = (data.end - at).min(STEP as u64);
+            file.write_at(zeros.get(..piece as usize).unwrap_or_default(), at)?;
+        }
+    }
+    Ok(())
+}
+
+/// What lies behind the end of the valid records.
+struct Tail {
+    /// Physical offset behind the last byte that is not zero.
+    data_end: u64,
+    next_valid: Option<u64>,
+}
+
+/// A pass over the records, which writes back what it accepted as it goes.
+struct Scan {
+    /// The bytes at hand, of the segment at `base`, from physical offset `start` on.
+    bytes: Vec<u8>,
+    start: u64,
+    base: u64,
+    file: Option<(Arc<dyn DiskFile>, PathBuf)>,
+    /// Accepted bytes before this offset have been written back, or need not be.
+    rewritten: u64,
+}
+
+impl Scan {
+    fn new(_recovery: &Recovery<'_>, from: u64, rewrite_from: u64) -> Self {
+        Self { bytes: Vec::new(), start: from, base: u64::MAX, file: None, rewritten: rewrite_from }
+    }
+
+    /// Accepts records from `at` on; where it had to stop, and why.
+    fn run(&mut self, recovery: &mut Recovery<'_>, mut at: u64) -> Result<(u64, Corruption)> {
+        loop {
+            let base = recovery.segment_of(at);
+            if !recovery.bases.contains(&base) {
+                return Ok((at, Corruption::Magic { found: 0 }));
+            }
+            let remaining = base + recovery.size - at;
+            let mut want = HEADER.min(remaining);
+            let step = loop {
+                let check = recovery.check_at(at);
+                let bytes = self.fetch(recovery, base, at, want)?;
+                match message::verified_frame(bytes, at, remaining, check) {
+                    Ok(Frame::Blank { .. }) => break Ok(None),
+                    Ok(Frame::Record(record)) => {
+                        break Ok(Some((record.size() as u64, record.store_timestamp())));
+                    }
+                    Err(Corruption::Truncated { needed, .. })
+                        if needed > want && needed <= remaining =>
+                    {
+                        want = needed;
+                    }
+                    Err(what) => break Err(what),
+                }
+            };
+            match step {
+                Ok(Some((size, timestamp))) => {
+                    at += size;
+                    recovery.report.scanned_bytes += size;
+                    recovery.report.scanned_records += 1;
+                    recovery.last_timestamp = recovery.last_timestamp.max(timestamp);
+                }
+                Ok(None) => {
+                    self.write_back(recovery, at + format::BLANK_SIZE as u64)?;
+                    at = base + recovery.size;
+                    self.rewritten = self.rewritten.max(at);
+                }
+                Err(what) => return Ok((at, what)),
+            }
+        }
+    }
+
+    /// Bytes from `at` on, at least `want` unless the segment ends.
+    fn fetch(
+        &mut self,
+        recovery: &mut Recovery<'_>,
+        base: u64,
+        at: u64,
+        want: u64,
+    ) -> Result<&[u8]> {
+        let held = self.base == base
+            && at >= self.start
+            && at + want <= self.start + self.bytes.len() as u64;
+        if !held {
+            self.write_back(recovery, at)?;
+            if self.base != base {
+                self.file = Some(recovery.open(base)?);
+                self.base = base;
+            }
+            let length = (want.max(STEP as u64)).min(base + recovery.size - at) as usize;
+            self.bytes.resize(length, 0);
+            self.start = at;
+            if let Some((file, path)) = &self.file {
+                let got = file.read_at(&mut self.bytes, at - base).at_offset(
+                    IoOp::Read,
+                    path,
+                    at - base,
+                )?;
+                self.bytes.truncate(got);
+            }
+        }
+        Ok(self.bytes.get((at - self.start) as usize..).unwrap_or_default())
+    }
+
+    /// Writes the accepted bytes before `upto` back to where they came from.
+    fn write_back(&mut self, recovery: &mut Recovery<'_>, upto: u64) -> Result<()> {
+        let from = self.rewritten.max(self.start);
+        if upto <= from || recovery.config.read_only {
+            return Ok(());
+        }
+        if let Some((file, path)) = &self.file
+            && let Some(bytes) =
+                self.bytes.get((from - self.start) as usize..(upto - self.start) as usize)
+        {
+            if !cfg!(canary = "recovery_rewrite") {
+                let at = from - self.base;
+                file.write_at(bytes, at).at_offset(IoOp::Write, path, at)?;
+            }
+            recovery.report.rewritten_bytes += bytes.len() as u64;
+            self.rewritten = upto;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, recovery: &mut Recovery<'_>, end: u64) -> Result<()> {
+        self.write_back(recovery, end)
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use crate::clock::SystemClock;
+    use crate::config::LogConfig;
+    use crate::disk::{Cut, CutMoment, SimDisk};
+    use crate::environment::Environment;
+    use crate::log::checkpoint::CheckpointFile;
+    use crate::log::{CommitLog, Patience};
+    use crate::message::{Draft, Message};
+    use std::path::Path;
+    use std::sync::Arc;
+
+    fn open(disk: &SimDisk) -> crate::Result<CommitLog> {
+        let environment = Environment::on(disk.shared()).clock(Arc::new(SystemClock)).stepped();
+        CommitLog::open_in(LogConfig::new("/log").segment_size(4096), environment)
+    }
+
+    /// A log of equal records over several segments, left by a kill; the offset of each.
+    fn filled(disk: &SimDisk) -> Vec<u64> {
+        let log = open(disk).unwrap();
+        let message = Message::new("t", vec![7; 300]);
+        let draft = Draft::new(&message, log.layout()).unwrap();
+        let mut offsets = Vec::new();
+        while offsets.len() < 30 {
+            match log.append(&[draft], Patience::None) {
+                Ok(appended) => offsets.push(appended.physical_offset),
+                Err(_) => drop(log.step()),
+            }
+        }
+        log.write().unwrap();
+        log.sync().unwrap();
+        offsets
+    }
+
+    fn set_cut(disk: &SimDisk, at: u64) {
+        let path = Path::new("/log/duralog/checkpoint");
+        let (file, _) = CheckpointFile::open(disk, path, crate::disk::OpenAccess::Write).unwrap();
+        file.update(true, |checkpoint| {
+            checkpoint.durable = at;
+            checkpoint.cut = Some(at);
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn an_interrupted_cut_is_finished_wherever_it_is_interrupted_again() {
+        for moment in [CutMoment::Before, CutMoment::Middle] {
+            for call in 1.. {
+                let disk = SimDisk::new(call);
+                let offsets = filled(&disk);
+                let disk = disk.kill();
+                let cut = offsets[11];
+                set_cut(&disk, cut);
+                disk.cut_at(call, moment);
+                let first = open(&disk);
+                let finished = !disk.is_down();
+                let disk = disk.reboot(Cut::losing_all());
+                drop(first);
+                let log = open(&disk).unwrap();
+                assert_eq!(log.watermarks().appended, cut, "power lost at call {call}");
+                assert_eq!(log.records(0).count(), 11);
+                if finished {
+                    break;
+                }
+            }
+        }
+    }
+}

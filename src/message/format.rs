@@ -1,0 +1,79 @@
+//! Numbers of the on-disk format, all big-endian on disk, and the sizes that follow from them.
+
+/// Magic code of a record whose topic length takes one byte.
+pub const MAGIC_V1: u32 = 0xDAA3_20A7;
+/// Magic code of a record whose topic length takes two bytes; RocketMQ 5.1 and later.
+pub const MAGIC_V2: u32 = 0xDAA3_20AB;
+/// Magic code of the blank that fills the end of a segment.
+pub const MAGIC_BLANK: u32 = 0xCBD4_3194;
+
+/// Bytes of a blank's header, and the room every record leaves behind it for one.
+pub const BLANK_SIZE: usize = 8;
+/// Bytes before the body when both hosts are IPv4.
+pub const HEADER_SIZE_MIN: usize = 88;
+/// Bytes before the body when both hosts are IPv6.
+pub const HEADER_SIZE_MAX: usize = HEADER_SIZE_MIN + 2 * (HOST_V6_SIZE - HOST_V4_SIZE);
+/// Bytes of the smallest record: no body, no topic, no properties.
+pub const RECORD_SIZE_MIN: usize = HEADER_SIZE_MIN + 1 + 2;
+/// Bytes of an IPv4 address and its port.
+pub const HOST_V4_SIZE: usize = 4 + 4;
+/// Bytes of an IPv6 address and its port.
+pub const HOST_V6_SIZE: usize = 16 + 4;
+/// Bytes of a `__CRC32#` property: name, separator, ten digits, separator.
+pub const RECORD_CRC_SIZE: usize = 20;
+
+/// Longest topic of an ordinary message, and the longest that a V1 record can hold.
+pub const TOPIC_LEN_MAX: usize = 127;
+/// Longest topic of a consumer group's retries.
+pub const RETRY_TOPIC_LEN_MAX: usize = 255;
+/// What the topic of a consumer group's retries begins with.
+pub const RETRY_TOPIC_PREFIX: &str = "%RETRY%";
+/// Longest property string, the record checksum included.
+pub const PROPERTIES_LEN_MAX: usize = i16::MAX as usize;
+/// The topic in which RocketMQ keeps delayed messages until they are due.
+pub const SCHEDULE_TOPIC: &str = "SCHEDULE_TOPIC_XXXX";
+
+/// Ends a property's name.
+pub(crate) const NAME_END: u8 = 1;
+/// Ends a property's value.
+pub(crate) const VALUE_END: u8 = 2;
+
+/// RocketMQ keeps checksums in signed integers and drops the sign bit.
+pub(crate) const CRC_MASK: u32 = 0x7FFF_FFFF;
+
+/// Delays of RocketMQ's default `messageDelayLevel`, level 1 first.
+pub const DELAY_LEVELS_MS: [i64; 18] = {
+    const SECOND: i64 = 1_000;
+    const MINUTE: i64 = 60 * SECOND;
+    const HOUR: i64 = 60 * MINUTE;
+    [
+        SECOND,
+        5 * SECOND,
+        10 * SECOND,
+        30 * SECOND,
+        MINUTE,
+        2 * MINUTE,
+        3 * MINUTE,
+        4 * MINUTE,
+        5 * MINUTE,
+        6 * MINUTE,
+        7 * MINUTE,
+        8 * MINUTE,
+        9 * MINUTE,
+        10 * MINUTE,
+        20 * MINUTE,
+        30 * MINUTE,
+        HOUR,
+        2 * HOUR,
+    ]
+};
+
+const _: () = {
+    assert!(HEADER_SIZE_MIN == 5 * 4 + 2 * 8 + 4 + 2 * 8 + 2 * HOST_V4_SIZE + 4 + 8 + 4);
+    assert!(HEADER_SIZE_MAX == 112);
+    assert!(RECORD_SIZE_MIN == 91);
+    assert!(RECORD_CRC_SIZE == super::properties::names::RECORD_CRC.len() + 1 + 10 + 1);
+    assert!(TOPIC_LEN_MAX == i8::MAX as usize);
+    // A body at its limit always makes a record that RocketMQ accepts, which allows 64 KiB more.
+    assert!(HEADER_SIZE_MAX + 2 + RETRY_TOPIC_LEN_MAX + 2 + PROPERTIES_LEN_MAX < 64 * 1024);
+};

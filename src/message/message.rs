@@ -1,0 +1,300 @@
+//! What a producer puts.
+
+use super::host::Host;
+use super::properties::{Properties, PropertiesRef, names};
+use super::sys_flag::SysFlag;
+use crate::error::InvalidMessage;
+
+/// A message to be put: topic, body, properties, and what RocketMQ keeps beside them.
+///
+/// Built by chaining. Values without rules of their own are public fields, each with a method of
+/// the same name to chain; nothing is checked before the put.
+///
+/// ```
+/// # use duralog::message::Message;
+/// let message = Message::new("orders", "paid 42").tag("paid").key("order-42").key("customer-7");
+/// assert_eq!(message.keys(), Some("order-42 customer-7"));
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    topic: String,
+    body: Vec<u8>,
+    queue_id: i32,
+    /// Never holds a `__CRC32#`.
+    properties: Properties,
+    /// The first property that was refused: a builder has no other way to say so.
+    invalid: Option<InvalidMessage>,
+    /// What the property WAIT says: every put asks.
+    waits: bool,
+    /// The application's own number; stored, never looked at.
+    pub flag: i32,
+    /// How the body is encoded and the message's part in a transaction. The bits that tell the
+    /// kind of the hosts are set by the store.
+    pub sys_flag: SysFlag,
+    /// When the producer made the message, in milliseconds since 1970. 0: when it is stored.
+    pub born_timestamp: i64,
+    /// Where the producer runs. `None`: the store's own `born_host`.
+    pub born_host: Option<Host>,
+    /// Where the message is stored first. `None`: the store's own `store_host`.
+    pub store_host: Option<Host>,
+    /// How often a consumer failed to handle the message.
+    pub reconsume_times: i32,
+    /// Physical offset of the half message that a committed or rolled back message comes from.
+    pub prepared_transaction_offset: i64,
+}
+
+impl Message {
+    /// A message for queue 0 of `topic`.
+    pub fn new(topic: impl Into<String>, body: impl Into<Vec<u8>>) -> Self {
+        Self {
+            topic: topic.into(),
+            body: body.into(),
+            queue_id: 0,
+            properties: Properties::new(),
+            invalid: None,
+            waits: true,
+            flag: 0,
+            sys_flag: SysFlag::default(),
+            born_timestamp: 0,
+            born_host: None,
+            store_host: None,
+            reconsume_times: 0,
+            prepared_transaction_offset: 0,
+        }
+    }
+
+    /// Sets the tag that consumers filter by.
+    #[must_use]
+    pub fn tag(self, tag: impl AsRef<str>) -> Self {
+        self.property(names::TAGS, tag)
+    }
+
+    /// Adds a key under which the message can be found. A key with spaces in it counts as several.
+    #[must_use]
+    pub fn key(self, key: impl AsRef<str>) -> Self {
+        let key = key.as_ref();
+        match self.keys() {
+            // The empty key must be refused, which a trailing space would hide.
+            Some(keys) if !key.is_empty() => {
+                let keys = format!("{keys} {key}");
+                self.property(names::KEYS, keys)
+            }
+            _ => self.property(names::KEYS, key),
+        }
+    }
+
+    /// Sets a property. A name or value that is empty or holds the bytes 1 or 2 fails the put.
+    ///
+    /// `__CRC32#` belongs to the store and is ignored.
+    #[must_use]
+    pub fn property(mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
+        let name = name.as_ref();
+        if name != names::RECORD_CRC
+            && let Err(invalid) = self.properties.set(name, value.as_ref())
+        {
+            self.invalid.get_or_insert(invalid);
+        }
+        self.waits = self.properties_ref().waits();
+        self
+    }
+
+    /// Replaces all properties. A `__CRC32#` among them belongs to another record and is dropped.
+    #[must_use]
+    pub fn properties(mut self, mut properties: Properties) -> Self {
+        properties.remove(names::RECORD_CRC);
+        self.properties = properties;
+        self.invalid = None;
+        self.waits = self.properties_ref().waits();
+        self
+    }
+
+    /// Chooses the queue.
+    #[must_use]
+    pub fn queue(mut self, queue_id: i32) -> Self {
+        self.queue_id = queue_id;
+        self
+    }
+
+    /// Sets the application's own number.
+    #[must_use]
+    pub fn flag(mut self, flag: i32) -> Self {
+        self.flag = flag;
+        self
+    }
+
+    /// Replaces the bits that RocketMQ itself reads.
+    #[must_use]
+    pub fn sys_flag(mut self, sys_flag: SysFlag) -> Self {
+        self.sys_flag = sys_flag;
+        self
+    }
+
+    /// Whether the put waits until the message is flushed and replicated as the store is configured
+    /// to; RocketMQ's `WAIT` property. Messages wait unless told not to.
+    #[must_use]
+    pub fn wait(self, wait: bool) -> Self {
+        self.property(names::WAIT, if wait { "true" } else { "false" })
+    }
+
+    /// Delays delivery by one of the store's levels, the first of which is 1.
+    #[must_use]
+    pub fn delay_level(self, level: u32) -> Self {
+        self.property(names::DELAY, level.to_string())
+    }
+
+    /// Sets when the producer made the message, in milliseconds since 1970.
+    #[must_use]
+    pub fn born_at(mut self, timestamp_ms: i64) -> Self {
+        self.born_timestamp = timestamp_ms;
+        self
+    }
+
+    /// Sets where the producer runs.
+    #[must_use]
+    pub fn born_host(mut self, host: Host) -> Self {
+        self.born_host = Some(host);
+        self
+    }
+
+    /// Sets where the message is stored first.
+    #[must_use]
+    pub fn store_host(mut self, host: Host) -> Self {
+        self.store_host = Some(host);
+        self
+    }
+
+    /// Sets how often a consumer failed to handle the message.
+    #[must_use]
+    pub fn reconsume_times(mut self, times: i32) -> Self {
+        self.reconsume_times = times;
+        self
+    }
+
+    /// Sets the physical offset of the half message that this one comes from.
+    #[must_use]
+    pub fn prepared_transaction_offset(mut self, physical_offset: i64) -> Self {
+        self.prepared_transaction_offset = physical_offset;
+        self
+    }
+
+    /// Sets the producer's own id of the message.
+    #[must_use]
+    pub fn unique_key(self, key: impl AsRef<str>) -> Self {
+        self.property(names::UNIQ_KEY, key)
+    }
+
+    /// The topic.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// The body.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// The queue.
+    pub fn queue_id(&self) -> i32 {
+        self.queue_id
+    }
+
+    /// The properties.
+    pub fn properties_ref(&self) -> PropertiesRef<'_> {
+        self.properties.view()
+    }
+
+    /// The value of a property.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.properties.get(name)
+    }
+
+    /// The tag.
+    pub fn tags(&self) -> Option<&str> {
+        self.properties_ref().tags()
+    }
+
+    /// The keys, separated by spaces.
+    pub fn keys(&self) -> Option<&str> {
+        self.properties_ref().keys()
+    }
+
+    /// Whether a put waits for flush and replication.
+    pub fn waits(&self) -> bool {
+        self.waits
+    }
+
+    /// The same message with another body and other properties.
+    pub(crate) fn with_content(&self, body: &[u8], mut properties: Properties) -> Self {
+        properties.remove(names::RECORD_CRC);
+        Self {
+            topic: self.topic.clone(),
+            body: body.to_vec(),
+            waits: properties.view().waits(),
+            properties,
+            invalid: self.invalid.clone(),
+            ..*self
+        }
+    }
+
+    /// The first property that was refused.
+    pub(crate) fn invalid(&self) -> Option<&InvalidMessage> {
+        self.invalid.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_refused_property_is_remembered() {
+        let refused = |name: &str| Some(InvalidMessage::Property { name: name.to_owned() });
+        let message = Message::new("t", "").property("a\u{1}", "x").property("", "y").tag("t");
+        assert_eq!(message.invalid, refused("a\u{1}"));
+        assert_eq!(message.tags(), Some("t"));
+        assert_eq!(Message::new("t", "").key("a").key("").invalid, refused(names::KEYS));
+        assert_eq!(Message::new("t", "").key("").invalid, refused(names::KEYS));
+    }
+
+    #[test]
+    fn the_record_checksum_is_never_taken_from_a_caller() {
+        let properties = Properties::from_bytes(*b"a\x01b\x02__CRC32#\x010000000000\x02");
+        let message = Message::new("t", "").properties(properties).property("__CRC32#", "1");
+        assert_eq!(message.properties_ref().as_bytes(), b"a\x01b\x02");
+        assert_eq!(message.invalid, None);
+    }
+
+    #[test]
+    fn replacing_the_properties_takes_back_what_was_refused() {
+        assert_eq!(Message::new("t", "").tag("").properties(Properties::new()).invalid, None);
+    }
+
+    #[test]
+    fn fields_chain_under_their_own_names() {
+        let host = Host::new([1, 2, 3, 4], 5);
+        let message = Message::new("t", "b")
+            .queue(3)
+            .flag(4)
+            .sys_flag(SysFlag::COMMIT)
+            .born_at(5)
+            .born_host(host)
+            .store_host(host)
+            .reconsume_times(6)
+            .prepared_transaction_offset(7)
+            .unique_key("id")
+            .delay_level(2)
+            .wait(false);
+        assert_eq!((message.topic(), message.body(), message.queue_id()), ("t", &b"b"[..], 3));
+        assert_eq!(
+            (message.flag, message.sys_flag, message.born_timestamp),
+            (4, SysFlag::COMMIT, 5)
+        );
+        assert_eq!((message.born_host, message.store_host), (Some(host), Some(host)));
+        assert_eq!((message.reconsume_times, message.prepared_transaction_offset), (6, 7));
+        assert_eq!(
+            message.properties_ref().as_bytes(),
+            b"UNIQ_KEY\x01id\x02DELAY\x012\x02WAIT\x01false\x02"
+        );
+        assert!(!message.waits());
+    }
+}

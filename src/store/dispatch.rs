@@ -1,0 +1,273 @@
+//! From the log to the consume queues: the dispatcher follows what is visible, the checkpointer makes
+//! the queues durable now and then so that the next open need not start from the beginning.
+
+use super::Shared;
+use crate::config::RecoveryMode;
+use crate::error::{Error, Result};
+use crate::log::{Located, QueueEntry, QueueTable, RecoveryReport};
+use crate::message::RecordRef;
+use crate::worker::{Alarm, Next};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Records dispatched before readers are told.
+const BATCH: usize = 256;
+/// How long a reader waits for its turn to dispatch.
+const CATCH_UP_MAX: Duration = Duration::from_secs(1);
+/// How long the dispatcher rests when it has caught up and nobody waits for what comes next: to be
+/// woken for each put would cost producers more than the put. Readers who ask for messages dispatch
+/// them themselves, and those who begin to wait end the rest.
+const REST: Duration = Duration::from_millis(1);
+/// When a full disk is tried again.
+const RETRY: Duration = Duration::from_millis(100);
+/// Syncs of queue files a second: the disk belongs to the log.
+const QUEUE_SYNCS_PER_SECOND: u32 = 200;
+
+/// Where the dispatcher is. One at a time holds it.
+#[derive(Debug, Default)]
+pub(super) struct Dispatcher {
+    /// Records of which no queue entry could be made: a topic that is no directory name.
+    skipped: u64,
+    /// It has dispatched since it last slept.
+    worked: bool,
+}
+
+impl Dispatcher {
+    pub(super) fn skipped(&self) -> u64 {
+        self.skipped
+    }
+}
+
+/// When the queues were last made durable.
+#[derive(Debug, Default)]
+pub(super) struct Checkpointer {
+    alarm: Alarm,
+    /// Every record before this offset is durably in the queues.
+    queues_durable: AtomicU64,
+    /// The last attempt to move it went to here; another one waits for as many bytes more.
+    attempted: AtomicU64,
+}
+
+impl Checkpointer {
+    pub(super) fn alarm(&self) -> &Alarm {
+        &self.alarm
+    }
+
+    pub(super) fn queues_durable(&self) -> u64 {
+        self.queues_durable.load(Ordering::Acquire)
+    }
+
+    fn start_at(&self, offset: u64) {
+        self.queues_durable.store(offset, Ordering::Release);
+        self.attempted.store(offset, Ordering::Release);
+    }
+
+    fn attempted(&self) -> u64 {
+        self.attempted.load(Ordering::Acquire)
+    }
+}
+
+impl Shared {
+    /// Fills the queues with what they lack, before anyone uses them.
+    pub(super) fn redispatch(&self, table: &QueueTable, report: &mut RecoveryReport) -> Result<()> {
+        let end = self.core.progress.durable();
+        let min = self.core.min_offset();
+        let lost = table.offset > end;
+        if lost {
+            self.queues.reset()?;
+        }
+        report.queues_rebuilt = match &table.distrusted {
+            Some(reason) => Some(reason.clone()),
+            None if lost => Some("the queue table is ahead of the log".to_owned()),
+            None => None,
+        };
+        let from = if lost { min } else { table.offset.max(min) };
+        let salvage = self.core.recovery_mode() == RecoveryMode::Salvage;
+        let mut records = self.core.records(from, end);
+        while let Some(dispatched) = records.next_with(|located| self.dispatch(located)) {
+            match dispatched {
+                Ok(dispatched) => dispatched?,
+                Err(Error::Corrupt { .. }) if salvage => {
+                    records = self.core.records(self.core.resync(records.offset(), end), end);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            report.redispatched_records += 1;
+        }
+        self.core.progress.set_dispatched(end);
+        let crashed = report.unclean
+            || report.foreign
+            || report.cut.is_some()
+            || report.finished_cut.is_some();
+        self.queues.finish_recovery(crashed, min)?;
+        if min > 0 {
+            self.queues.for_each(|queue| queue.correct_min_offset(min))?;
+        }
+        self.queues.for_each(|queue| {
+            self.core.continue_queue(queue.topic(), queue.queue_id(), queue.max_offset());
+            Ok(())
+        })?;
+        self.checkpointer.start_at(from);
+        Ok(())
+    }
+
+    pub(super) fn dispatch_step(&self) -> Next {
+        self.dispatch_batch(&mut self.dispatcher.lock())
+    }
+
+    fn dispatch_batch(&self, dispatcher: &mut Dispatcher) -> Next {
+        let progress = &self.core.progress;
+        let (from, until) = (progress.dispatched(), progress.visible());
+        if until <= from {
+            if std::mem::take(&mut dispatcher.worked) && !progress.has_readers() {
+                return Next::At(Instant::now() + REST);
+            }
+            return progress
+                .visible_alarm()
+                .sleep_unless(|| progress.visible() > progress.dispatched());
+        }
+        dispatcher.worked = true;
+        let mut records = self.core.records(from, until);
+        // Over a blank, too: the offset behind a record is where the next one is looked for.
+        let mut reached = from;
+        for _ in 0..BATCH {
+            let dispatched = records.next_with(|located| self.dispatch(located));
+            let Some(dispatched) = dispatched else { break };
+            match dispatched.flatten() {
+                Ok(Dispatched::Skipped) => dispatcher.skipped += 1,
+                Ok(_) => {}
+                // The disk may have room again; the log is not touched by any of this.
+                Err(error @ (Error::DiskFull { .. } | Error::Io { .. })) => {
+                    progress.set_dispatched(reached);
+                    self.stats.queue_error(error);
+                    return Next::At(self.core.clock.now() + RETRY);
+                }
+                Err(error) => {
+                    // A queue that misses a message would deliver wrongly: nothing may follow.
+                    self.core.latch(error);
+                    return Next::Idle;
+                }
+            }
+            reached = records.offset();
+        }
+        progress.set_dispatched(records.offset());
+        if self.wants_checkpoint() {
+            self.checkpointer.alarm.ring();
+        }
+        Next::Now
+    }
+
+    /// Dispatches what is visible now, so that a reader finds what was put before it asked.
+    pub(super) fn catch_up(&self) {
+        let progress = &self.core.progress;
+        let visible = progress.visible();
+        if progress.dispatched() >= visible {
+            return;
+        }
+        // A reader does not wait long for a dispatcher that hangs in the operating system.
+        let Some(mut dispatcher) = self.dispatcher.try_lock_for(CATCH_UP_MAX) else { return };
+        while progress.dispatched() < visible && self.dispatch_batch(&mut dispatcher) == Next::Now {
+        }
+    }
+
+    fn wants_checkpoint(&self) -> bool {
+        let progress = &self.core.progress;
+        // An entry may become durable only after its record. In async flush that may not be so yet;
+        // the next dispatch asks again.
+        let target = progress.dispatched().min(progress.durable());
+        let waiting = target.saturating_sub(self.checkpointer.attempted());
+        waiting > 0
+            && (waiting >= self.config.queue_checkpoint_bytes || self.queues.wants_checkpoint())
+    }
+
+    fn dispatch(&self, located: &Located<'_>) -> Result<Dispatched> {
+        let record = &located.record;
+        if !record.sys_flag().takes_queue_offset() {
+            return Ok(Dispatched::Unqueued);
+        }
+        let queue = match self.queues.get(record.topic(), record.queue_id()) {
+            Some(queue) => queue,
+            None => match self.queues.get_or_create(record.topic(), record.queue_id()) {
+                Ok(queue) => queue,
+                // No directory can have that name.
+                Err(Error::InvalidMessage(_) | Error::TooLarge { .. }) => {
+                    return Ok(Dispatched::Skipped);
+                }
+                Err(other) => return Err(other),
+            },
+        };
+        let offset = record.queue_offset().cast_unsigned();
+        match queue.append(offset, entry(located.physical_offset, record)) {
+            Ok(_) => {}
+            // A queue offset that no queue can have; another program wrote it.
+            Err(Error::Corrupt { .. }) => return Ok(Dispatched::Skipped),
+            Err(other) => return Err(other),
+        }
+        Ok(Dispatched::Queued)
+    }
+
+    pub(super) fn checkpoint_step(&self) -> Next {
+        let progress = &self.core.progress;
+        if !self.wants_checkpoint() || progress.latched().is_some() {
+            return self.checkpointer.alarm.sleep_unless(|| false);
+        }
+        let target = progress.dispatched().min(progress.durable());
+        self.checkpointer.attempted.store(target, Ordering::Release);
+        match self.queues.checkpoint(target, &mut || self.pace()) {
+            Ok(()) => self.checkpointer.queues_durable.store(target, Ordering::Release),
+            Err(Error::Closed) => return Next::Idle,
+            // The queues can be rebuilt from the log; until then only the next open is slower.
+            Err(error) => self.stats.queue_error(error),
+        }
+        Next::Now
+    }
+
+    /// Spreads the syncs of queue files out, and ends them when the store closes.
+    fn pace(&self) -> Result<()> {
+        self.check_open()?;
+        if self.threaded {
+            std::thread::sleep(Duration::from_secs(1) / QUEUE_SYNCS_PER_SECOND);
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the next open rebuilds the queues from the log.
+    pub(super) fn distrust_queues(&self, why: &Error) {
+        if let Err(error) = self.queues.distrust() {
+            self.stats.queue_error(error);
+        } else {
+            self.stats.queue_error(why.clone());
+        }
+    }
+
+    /// The last dispatch and checkpoint, when the workers have stopped.
+    pub(super) fn finish_queues(&self) -> Result<()> {
+        if self.core.config.read_only {
+            return Ok(());
+        }
+        while self.dispatch_step() == Next::Now {}
+        if let Some(first) = self.core.progress.latched() {
+            return Err(Error::Latched { first: first.clone() });
+        }
+        let target = self.core.progress.dispatched().min(self.core.progress.durable());
+        self.queues.checkpoint(target, &mut || Ok(()))
+    }
+
+    pub(super) fn skipped_records(&self) -> u64 {
+        self.dispatcher.lock().skipped()
+    }
+}
+
+/// What became of a record.
+enum Dispatched {
+    Queued,
+    /// Prepared and rolled-back messages are in no queue.
+    Unqueued,
+    Skipped,
+}
+
+/// The queue entry of a record.
+pub(super) fn entry(physical_offset: u64, record: &RecordRef<'_>) -> QueueEntry {
+    QueueEntry { physical_offset, size: record.size() as u32, tags_code: record.tags_code() }
+}

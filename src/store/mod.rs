@@ -1,0 +1,439 @@
+//! The message store: log, queues, flushing and replication, composed.
+
+mod deadline;
+mod dispatch;
+mod put;
+mod read;
+mod result;
+mod stats;
+mod ticket;
+mod verify;
+
+pub use read::{FetchStatus, Fetched, TagFilter};
+pub use result::{Acknowledged, PutResult, PutStatus};
+pub use stats::{Health, Latency, Pin, Stats};
+pub use ticket::Ticket;
+pub use verify::VerifyReport;
+
+use crate::config::{FlushMode, StoreConfig, Visibility};
+use crate::disk::Disk;
+use crate::environment::{Environment, Threads};
+use crate::error::{Error, IoContext, IoOp, Result};
+use crate::log::progress::VisibleBy;
+use crate::log::{
+    CLOSE_THREAD, CommitLog, Core, GroupCommit, IntervalFlush, QueueOptions, Queues, RecoveryReport,
+};
+use crate::replication::{Epoch, LogSlice, Refusal, ReplicatedLog, Replicator, StartPoint};
+use crate::worker::{Doorbell, Next, Worker, run_bounded};
+use deadline::Deadlines;
+use dispatch::Dispatcher;
+use parking_lot::Mutex;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+const DISPATCH_THREAD: &str = "duralog-dispatch";
+const CHECKPOINT_THREAD: &str = "duralog-checkpoint";
+const DEADLINE_THREAD: &str = "duralog-deadline";
+
+/// A durable message store in a directory.
+///
+/// Cheap to clone and usable from any number of threads; all clones are one store. When the last
+/// clone goes the store closes, as far as it can; [`close`](Self::close) also says what went wrong.
+///
+/// # Examples
+/// ```
+/// use duralog::{Message, Store, StoreConfig};
+///
+/// # let dir = std::env::temp_dir().join(format!("duralog-doc-store-{}", std::process::id()));
+/// let store = Store::open(StoreConfig::new(&dir).segment_size(1 << 20))?;
+/// let put = store.put(Message::new("orders", "paid 42").tag("paid").key("order-42"))?.ok()?;
+/// let messages = store.get("orders", 0, put.queue_offset, 32)?.messages;
+/// assert_eq!(messages[0].body, b"paid 42");
+/// store.close()?;
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), duralog::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+/// What handles own: dropping the last one closes the store.
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    log: CommitLog,
+    flush: Flush,
+    workers: Mutex<Vec<Worker>>,
+    report: RecoveryReport,
+}
+
+/// What handles, tickets and threads share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) core: Arc<Core>,
+    pub(crate) queues: Queues,
+    pub(crate) config: StoreConfig,
+    pub(crate) deadlines: Deadlines,
+    pub(crate) stats: stats::Meters,
+    replicator: Option<Arc<dyn Replicator>>,
+    dispatcher: Mutex<Dispatcher>,
+    checkpointer: dispatch::Checkpointer,
+    closed: AtomicBool,
+    threaded: bool,
+}
+
+#[derive(Debug)]
+enum Flush {
+    Group(GroupCommit),
+    Interval(IntervalFlush),
+    /// The store is only read.
+    Never,
+}
+
+/// One of the background workers, for [`Store::step`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StoreWorker {
+    /// Writes and syncs.
+    Flush,
+    /// Prepares segments and saves the durable offset.
+    Upkeep,
+    /// Feeds the consume queues.
+    Dispatch,
+    /// Makes the consume queues durable.
+    Checkpoint,
+    /// Wakes awaited tickets whose deadline has passed.
+    Deadline,
+}
+
+impl Store {
+    /// Opens the store in `config.log.dir`, creating it where there is none, and recovers it.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] with the holder's process id if the store is open elsewhere;
+    /// [`Error::Corrupt`] for damage that the recovery mode does not let pass; [`Error::Config`],
+    /// [`Error::DiskFull`], [`Error::Io`]. Nothing is left running.
+    pub fn open(config: StoreConfig) -> Result<Self> {
+        Self::open_in(config, Environment::default())
+    }
+
+    /// The same in another environment: another disk, clock, or without threads.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_in(config: StoreConfig, environment: Environment) -> Result<Self> {
+        Self::open_with(config, environment, None)
+    }
+
+    /// The same, replicated: puts wait for what `replicator` confirms.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and what the replicator's `start` says.
+    pub fn open_replicated(
+        config: StoreConfig,
+        environment: Environment,
+        replicator: Arc<dyn Replicator>,
+    ) -> Result<Self> {
+        Self::open_with(config, environment, Some(replicator))
+    }
+
+    fn open_with(
+        config: StoreConfig,
+        environment: Environment,
+        replicator: Option<Arc<dyn Replicator>>,
+    ) -> Result<Self> {
+        config.validate()?;
+        let (threads, disk) = (environment.threads, environment.disk.clone());
+        let log = CommitLog::open_in(config.resolved_log(), environment)?;
+        let built = Shared::build(&log, config, disk, threads, replicator);
+        let (shared, flush, report) = match built {
+            Ok(built) => built,
+            Err(error) => {
+                // Not closed in order: what this recovery could not finish, the next one must.
+                log.abandon(false);
+                return Err(error);
+            }
+        };
+        let workers = Mutex::new(Vec::new());
+        let store = Self { inner: Arc::new(Inner { shared, log, flush, workers, report }) };
+        if threads == Threads::Own && !store.inner.shared.core.config.read_only {
+            store.inner.start_threads()?;
+        }
+        Ok(store)
+    }
+
+    /// What recovery found and did when this store was opened.
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.inner.report
+    }
+
+    /// The settings in force.
+    pub fn config(&self) -> &StoreConfig {
+        &self.inner.shared.config
+    }
+
+    /// Makes everything put so far durable, whatever the flush mode.
+    ///
+    /// # Errors
+    /// [`Error::Latched`] if a write or sync failed; [`Error::CloseTimeout`] if the disk hangs for
+    /// longer than `close_timeout`.
+    pub fn flush(&self) -> Result<()> {
+        self.inner.flush_all()
+    }
+
+    /// Refuses further puts, makes everything durable, stops the threads and marks the store clean.
+    /// All clones are closed with it; a second call returns at once. Views that were handed out stay
+    /// valid.
+    ///
+    /// # Errors
+    /// The first thing that failed. What was acknowledged is safe nonetheless.
+    /// [`Error::CloseTimeout`] if a thread hangs in the operating system: the call does not hang with
+    /// it.
+    pub fn close(&self) -> Result<()> {
+        self.inner.close()
+    }
+
+    /// Runs one step of a worker. For a store opened with [`Threads::Stepped`].
+    pub fn step(&self, worker: StoreWorker) -> Next {
+        let inner = &self.inner;
+        match worker {
+            StoreWorker::Flush => match &inner.flush {
+                Flush::Group(group_commit) => group_commit.step(),
+                Flush::Interval(interval_flush) => interval_flush.step(),
+                Flush::Never => Next::Idle,
+            },
+            StoreWorker::Upkeep => inner.log.step(),
+            StoreWorker::Dispatch => inner.shared.dispatch_step(),
+            StoreWorker::Checkpoint => inner.shared.checkpoint_step(),
+            StoreWorker::Deadline => inner.shared.deadline_step(),
+        }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.inner.shared
+    }
+}
+
+impl Flush {
+    fn start(log: &CommitLog, config: &StoreConfig, threads: Threads) -> Result<Self> {
+        Ok(match config.flush_mode {
+            FlushMode::Sync { timeout } => {
+                Self::Group(GroupCommit::start_with(log, timeout, threads)?)
+            }
+            FlushMode::Async { interval, least_pages, thorough_interval } => Self::Interval(
+                IntervalFlush::start_with(log, interval, least_pages, thorough_interval, threads)?,
+            ),
+        })
+    }
+
+    fn stop(&self, timeout: Duration) -> Result<()> {
+        match self {
+            Self::Group(group_commit) => group_commit.stop_within(timeout),
+            Self::Interval(interval_flush) => interval_flush.stop_within(timeout),
+            Self::Never => Ok(()),
+        }
+    }
+}
+
+impl Inner {
+    fn start_threads(&self) -> Result<()> {
+        let mut workers = self.workers.lock();
+        let (bell, heard) = Doorbell::new();
+        self.shared.core.progress.visible_alarm().connect(bell.clone());
+        workers.push(self.spawn(DISPATCH_THREAD, (bell, heard), Shared::dispatch_step)?);
+        let (bell, heard) = Doorbell::new();
+        self.shared.checkpointer.alarm().connect(bell.clone());
+        workers.push(self.spawn(CHECKPOINT_THREAD, (bell, heard), Shared::checkpoint_step)?);
+        let (bell, heard) = Doorbell::new();
+        self.shared.deadlines.connect(bell.clone());
+        workers.push(self.spawn(DEADLINE_THREAD, (bell, heard), Shared::deadline_step)?);
+        Ok(())
+    }
+
+    fn spawn(
+        &self,
+        name: &str,
+        doorbell: (Doorbell, crossbeam_channel::Receiver<()>),
+        step: fn(&Shared) -> Next,
+    ) -> Result<Worker> {
+        let (stepped, latched) = (self.shared.clone(), self.shared.core.clone());
+        let panicked = move |error| {
+            latched.latch(error);
+        };
+        let spawned = Worker::spawn(name, doorbell, move || step(&stepped), panicked);
+        spawned.at(IoOp::Create, Path::new(name))
+    }
+
+    fn flush_all(&self) -> Result<()> {
+        let core = &self.shared.core;
+        let end = core.progress.appended();
+        if core.config.read_only || end <= core.progress.durable() {
+            return Ok(());
+        }
+        if !self.shared.threaded {
+            core.write()?;
+            return core.sync().map(|_| ());
+        }
+        core.want_flush();
+        let timeout = core.config.close_timeout;
+        self.shared.wait_durable(end, core.clock.now() + timeout)
+    }
+
+    fn close(&self) -> Result<()> {
+        if self.shared.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let mut first = Ok(());
+        let mut note = |outcome: Result<()>| {
+            if first.is_ok() {
+                first = outcome;
+            }
+        };
+        let core = &self.shared.core;
+        core.close_appends();
+        core.progress.wake_all();
+        // One deadline for all: a disk that hangs is waited for once.
+        let deadline = core.clock.now() + core.config.close_timeout;
+        let left = || deadline.saturating_duration_since(core.clock.now());
+        note(self.flush_all());
+        note(self.flush.stop(left()));
+        for worker in self.workers.lock().iter_mut() {
+            note(worker.stop(left()));
+        }
+        if let Some(replicator) = &self.shared.replicator {
+            replicator.stop();
+        }
+        note(self.log.stop_upkeep());
+        if first.is_ok() {
+            let shared = self.shared.clone();
+            let finish = move || shared.finish_queues().and_then(|()| shared.core.shut());
+            // On a thread of its own: the disk may hang even now.
+            first = if self.shared.threaded {
+                run_bounded(CLOSE_THREAD, left(), finish)
+            } else {
+                finish()
+            };
+        }
+        // Not to be let go while a thread may yet write, and not to be called clean after a failure.
+        self.log.abandon(matches!(first, Err(Error::CloseTimeout { .. })));
+        // Puts that still wait get their last answer.
+        self.shared.core.progress.end();
+        first
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Best effort; `close` is how a caller hears of errors.
+        let _ = self.close();
+    }
+}
+
+impl Shared {
+    /// Everything above the log: queues filled, flushing and replication started.
+    fn build(
+        log: &CommitLog,
+        config: StoreConfig,
+        disk: Arc<dyn Disk>,
+        threads: Threads,
+        replicator: Option<Arc<dyn Replicator>>,
+    ) -> Result<(Arc<Self>, Flush, RecoveryReport)> {
+        let core = log.core().clone();
+        let read_only = config.log.read_only;
+        let options = QueueOptions {
+            file_size: config.consume_queue_file_size,
+            open_files: config.max_open_queue_files,
+            read_only,
+            ..QueueOptions::default()
+        };
+        let (queues, table) = Queues::open(disk, core.directory().root(), &options)?;
+        let shared = Arc::new(Self {
+            deadlines: Deadlines::default(),
+            stats: stats::Meters::default(),
+            replicator: replicator.clone(),
+            dispatcher: Mutex::new(Dispatcher::default()),
+            checkpointer: dispatch::Checkpointer::default(),
+            closed: AtomicBool::new(false),
+            threaded: threads == Threads::Own,
+            core,
+            queues,
+            config,
+        });
+        let mut report = log.recovery().clone();
+        shared.redispatch(&table, &mut report)?;
+        let by_durable =
+            shared.config.visibility == Visibility::Safe && shared.is_sync() && !read_only;
+        let visible_by = if by_durable { VisibleBy::Durable } else { VisibleBy::Written };
+        if shared.config.visibility == Visibility::Safe {
+            shared.core.progress.set_visible_by(visible_by);
+        }
+        let flush =
+            if read_only { Flush::Never } else { Flush::start(log, &shared.config, threads)? };
+        if let Some(replicator) = &replicator {
+            shared.start_replicator(replicator)?;
+        }
+        Ok((shared, flush, report))
+    }
+
+    fn start_replicator(&self, replicator: &Arc<dyn Replicator>) -> Result<()> {
+        let progress = &self.core.progress;
+        let end = progress.durable();
+        // What was recovered is in the queues already and stays visible.
+        progress.require_confirmation(end);
+        let log =
+            Arc::new(LogHandle { core: Arc::downgrade(&self.core), epoch: AtomicU64::new(0) });
+        let at =
+            StartPoint { min_offset: self.core.min_offset(), end, epoch: Epoch(self.core.epoch()) };
+        let epoch = replicator.start(log.clone(), at)?;
+        log.epoch.store(epoch.0, Ordering::Release);
+        // Durable before anything is written under it.
+        self.core.begin_epoch(epoch.0).inspect_err(|_| replicator.stop())?;
+        self.core.set_replicator(replicator.clone());
+        Ok(())
+    }
+
+    pub(crate) fn is_sync(&self) -> bool {
+        matches!(self.config.flush_mode, FlushMode::Sync { .. })
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        !self.closed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.is_open() { Ok(()) } else { Err(Error::Closed) }
+    }
+}
+
+/// The log, as a replicator holds it: it does not keep a closed store alive.
+#[derive(Debug)]
+struct LogHandle {
+    core: Weak<Core>,
+    epoch: AtomicU64,
+}
+
+impl ReplicatedLog for LogHandle {
+    fn end(&self) -> u64 {
+        self.core.upgrade().map_or(0, |core| core.progress.written())
+    }
+
+    fn durable(&self) -> u64 {
+        self.core.upgrade().map_or(0, |core| core.progress.durable())
+    }
+
+    fn read(&self, from: u64, max: u64) -> Result<LogSlice> {
+        self.core.upgrade().ok_or(Error::Closed)?.slice(from, max)
+    }
+
+    fn confirm(&self, end: u64, epoch: Epoch) -> Result<()> {
+        if epoch.0 != self.epoch.load(Ordering::Acquire) {
+            return Err(Error::Refused(Refusal::NotPrimary));
+        }
+        let core = self.core.upgrade().ok_or(Error::Closed)?;
+        core.progress.set_confirmed(end.min(core.progress.appended()));
+        Ok(())
+    }
+}

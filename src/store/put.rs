@@ -1,0 +1,303 @@
+//! Putting: from a message to a place in the log, and to an answer.
+
+use super::{PutResult, PutStatus, Shared, Store, Ticket};
+use crate::config::FlushMode;
+use crate::error::{Error, InvalidMessage, Result};
+use crate::log::progress::{Need, Waited};
+use crate::log::{Appended, Patience};
+use crate::message::{Draft, Message, OffsetMessageId};
+use std::borrow::Borrow;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A message that has its place, and what its put waits for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pending {
+    pub(crate) appended: Appended,
+    queue_id: i32,
+    message_id: OffsetMessageId,
+    pub(crate) need: Need,
+    replicas_available: bool,
+    /// `None` where nothing is waited for.
+    flush_deadline: Option<Instant>,
+    replica_deadline: Option<Instant>,
+}
+
+impl Pending {
+    /// What it waits for, one thing after the other, but each against a deadline that began with the
+    /// put.
+    fn parts(&self) -> [(Need, Option<Instant>); 2] {
+        [
+            (Need { confirmed: false, ..self.need }, self.flush_deadline),
+            (Need { durable: false, ..self.need }, self.replica_deadline),
+        ]
+    }
+
+    /// The instants at which an answer may be due though nothing happens.
+    pub(crate) fn deadlines(&self) -> impl Iterator<Item = Instant> {
+        self.flush_deadline.into_iter().chain(self.replica_deadline)
+    }
+}
+
+/// How a put stands that is waited for step by step.
+pub(crate) enum Outlook {
+    Answer(PutResult),
+    Open { need: Need, until: Instant },
+}
+
+impl Store {
+    /// Stores `message` and waits until it is as safe as the store's settings ask.
+    ///
+    /// Under sync flush, [`PutOk`](super::PutStatus::PutOk) means that the message survives a power
+    /// cut; under async flush, that it survives the process. Blocks up to `sync_flush_timeout` and,
+    /// with a replicator, `sync_replica_timeout`, counted from the call; the other statuses mean
+    /// *stored, but not known to be as safe as asked*. A message with `wait(false)` is answered once
+    /// it is in the page cache.
+    ///
+    /// # Errors
+    /// Nothing was stored: [`Error::InvalidMessage`], [`Error::TooLarge`], [`Error::DiskFull`],
+    /// [`Error::SegmentNotReady`], [`Error::Full`], [`Error::Refused`], [`Error::Latched`],
+    /// [`Error::ReadOnly`], [`Error::Closed`]. It may be stored or not: [`Error::Unknown`].
+    pub fn put(&self, message: impl Borrow<Message>) -> Result<PutResult> {
+        let shared = self.shared();
+        let started =
+            shared.stats.sample_start(&*shared.core.clock, shared.core.progress.appended());
+        let pending = shared.place_one(message.borrow(), true, true)?;
+        let result = shared.wait(&pending);
+        shared.stats.sample_end(&*shared.core.clock, started);
+        result
+    }
+
+    /// Stores messages of one topic and queue next to each other, with consecutive queue offsets, and
+    /// waits for all of them. A crash before the answer may keep the first few.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put); [`InvalidMessage::MixedBatch`] and [`InvalidMessage::EmptyBatch`];
+    /// [`Error::TooLarge`] also if the batch does not fit a segment.
+    pub fn put_batch<M: Borrow<Message>>(&self, messages: &[M]) -> Result<PutResult> {
+        let shared = self.shared();
+        let pending = shared.place_batch(messages, true, true)?;
+        shared.wait(&pending)
+    }
+
+    /// Gives `message` its place and returns without waiting for it to become safe; the ticket does.
+    ///
+    /// One thread can keep thousands of puts in flight this way. Blocks only while
+    /// `max_in_flight_bytes` are on the way, or while a segment is being made.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn submit(&self, message: impl Borrow<Message>) -> Result<Ticket> {
+        let shared = self.shared();
+        let pending = shared.place_one(message.borrow(), true, false)?;
+        Ok(Ticket::new(shared.clone(), pending))
+    }
+
+    /// [`submit`](Self::submit) for a [batch](Self::put_batch).
+    ///
+    /// # Errors
+    /// As [`put_batch`](Self::put_batch).
+    pub fn submit_batch<M: Borrow<Message>>(&self, messages: &[M]) -> Result<Ticket> {
+        let shared = self.shared();
+        let pending = shared.place_batch(messages, true, false)?;
+        Ok(Ticket::new(shared.clone(), pending))
+    }
+
+    /// [`try_submit`](Self::try_submit) for a [batch](Self::put_batch).
+    ///
+    /// # Errors
+    /// As [`put_batch`](Self::put_batch) and [`try_submit`](Self::try_submit).
+    pub fn try_submit_batch<M: Borrow<Message>>(&self, messages: &[M]) -> Result<Ticket> {
+        let shared = self.shared();
+        let pending = shared.place_batch(messages, false, false)?;
+        Ok(Ticket::new(shared.clone(), pending))
+    }
+
+    /// [`submit`](Self::submit) without waiting for anyone. A put that does not wait for the disk, one
+    /// with `wait(false)` or under async flush, still writes to the page cache.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put): [`Error::Full`] where `submit` would wait for room,
+    /// [`Error::SegmentNotReady`] where it would wait for a segment.
+    pub fn try_submit(&self, message: impl Borrow<Message>) -> Result<Ticket> {
+        let shared = self.shared();
+        let pending = shared.place_one(message.borrow(), false, false)?;
+        Ok(Ticket::new(shared.clone(), pending))
+    }
+}
+
+impl Shared {
+    #[inline]
+    fn place_one(&self, message: &Message, may_wait: bool, blocking: bool) -> Result<Pending> {
+        let draft = Draft::new(message, self.core.layout())?;
+        self.place(std::slice::from_ref(&draft), may_wait, blocking)
+    }
+
+    fn place_batch<M: Borrow<Message>>(
+        &self,
+        messages: &[M],
+        may_wait: bool,
+        blocking: bool,
+    ) -> Result<Pending> {
+        let layout = self.core.layout();
+        let drafts = messages.iter().map(|message| Draft::new(message.borrow(), layout));
+        let drafts = drafts.collect::<Result<Vec<_>>>()?;
+        self.place(&drafts, may_wait, blocking)
+    }
+
+    #[inline]
+    fn place(&self, drafts: &[Draft<'_>], may_wait: bool, blocking: bool) -> Result<Pending> {
+        let patience =
+            if may_wait { Patience::For(self.core.config.put_timeout) } else { Patience::None };
+        let first = drafts.first().ok_or(Error::InvalidMessage(InvalidMessage::EmptyBatch))?;
+        let (topic, queue_id) = (first.topic(), first.queue_id());
+        if drafts.iter().any(|draft| draft.topic() != topic || draft.queue_id() != queue_id) {
+            return Err(Error::InvalidMessage(InvalidMessage::MixedBatch));
+        }
+        if queue_id >= self.config.max_queues_per_topic {
+            let limit = self.config.max_queues_per_topic;
+            return Err(Error::InvalidMessage(InvalidMessage::QueueId { queue_id, limit }));
+        }
+        let admission = match &self.replicator {
+            Some(replicator) => Some(replicator.admit().map_err(Error::Refused)?),
+            None => None,
+        };
+        let waits = drafts.iter().any(Draft::waits);
+        let replicas_available = admission.is_none_or(|admission| admission.replicas_available);
+        let need = Need {
+            durable: waits && self.is_sync(),
+            confirmed: waits && admission.is_some() && replicas_available,
+        };
+        let (flush_deadline, replica_deadline) = self.deadlines_of(need);
+        let appended = self.core.append(drafts, patience, blocking && need.durable)?;
+        self.core.wake_flusher();
+        if !need.durable {
+            // A success is never only in this process's memory.
+            self.write_through(&appended)?;
+        }
+        Ok(Pending {
+            appended,
+            queue_id,
+            message_id: self.message_id(&appended, first),
+            need,
+            replicas_available: replicas_available || !waits,
+            flush_deadline,
+            replica_deadline,
+        })
+    }
+
+    /// Counted from the call, before the message gets its place.
+    #[inline]
+    fn deadlines_of(&self, need: Need) -> (Option<Instant>, Option<Instant>) {
+        if !need.durable && !need.confirmed {
+            return (None, None);
+        }
+        let now = self.core.clock.now();
+        let flush = match self.config.flush_mode {
+            FlushMode::Sync { timeout } if need.durable => Some(now + timeout),
+            _ => None,
+        };
+        (flush, need.confirmed.then(|| now + self.config.sync_replica_timeout))
+    }
+
+    #[inline]
+    fn message_id(&self, appended: &Appended, draft: &Draft<'_>) -> OffsetMessageId {
+        let physical_offset = appended.physical_offset.cast_signed();
+        OffsetMessageId { host: draft.store_host(), physical_offset }
+    }
+
+    #[inline]
+    fn write_through(&self, appended: &Appended) -> Result<()> {
+        if self.core.progress.written() >= appended.end {
+            return Ok(());
+        }
+        let physical_offset = appended.physical_offset;
+        match self.core.write() {
+            // Whoever took the bytes along has written them by now.
+            Ok(()) => Ok(()),
+            Err(Error::Latched { first }) => Err(Error::Unknown { physical_offset, first }),
+            Err(error) => Err(Error::Unknown { physical_offset, first: Arc::new(error) }),
+        }
+    }
+
+    /// Blocks until `pending` is answered.
+    #[inline]
+    pub(crate) fn wait(&self, pending: &Pending) -> Result<PutResult> {
+        let progress = &self.core.progress;
+        let Pending { appended, need, .. } = pending;
+        if !need.durable && !need.confirmed {
+            return Ok(self.result(pending));
+        }
+        for (part, deadline) in pending.parts() {
+            let waited = progress.wait(appended.end, part, appended.group, deadline);
+            if let Waited::Latched(first) = waited {
+                return Err(Error::Unknown { physical_offset: appended.physical_offset, first });
+            }
+        }
+        Ok(self.result(pending))
+    }
+
+    /// The answer if there is one by now; otherwise what is still waited for, and until when.
+    pub(crate) fn outlook(&self, pending: &Pending) -> Result<Outlook> {
+        let appended = &pending.appended;
+        let mut open = Need { durable: false, confirmed: false };
+        let mut until = None;
+        let mut now = None;
+        for (part, deadline) in pending.parts() {
+            match self.core.progress.met(appended.end, part) {
+                Some(Waited::Latched(first)) => {
+                    let physical_offset = appended.physical_offset;
+                    return Err(Error::Unknown { physical_offset, first });
+                }
+                Some(_) => continue,
+                None => {}
+            }
+            let now = *now.get_or_insert_with(|| self.core.clock.now());
+            if let Some(deadline) = deadline.filter(|deadline| now < *deadline) {
+                open.durable |= part.durable;
+                open.confirmed |= part.confirmed;
+                until = Some(until.map_or(deadline, |other: Instant| other.min(deadline)));
+            }
+        }
+        Ok(match until {
+            Some(until) => Outlook::Open { need: open, until },
+            None => Outlook::Answer(self.result(pending)),
+        })
+    }
+
+    /// The answer as of now, taken to be final.
+    #[inline]
+    pub(crate) fn result(&self, pending: &Pending) -> PutResult {
+        let progress = &self.core.progress;
+        let Pending { appended, need, .. } = pending;
+        let end = appended.end;
+        let status = if need.confirmed && progress.confirmed() < end {
+            PutStatus::FlushReplicaTimeout
+        } else if !pending.replicas_available {
+            PutStatus::ReplicaNotAvailable
+        } else if need.durable && progress.durable() < end {
+            PutStatus::FlushDiskTimeout
+        } else {
+            PutStatus::PutOk
+        };
+        self.stats.count(status);
+        PutResult {
+            status,
+            reached: progress.reached(end),
+            queue_id: pending.queue_id,
+            queue_offset: appended.queue_offset,
+            physical_offset: appended.physical_offset,
+            end_offset: end,
+            store_timestamp: appended.store_timestamp,
+            message_id: pending.message_id,
+        }
+    }
+
+    pub(crate) fn wait_durable(&self, end: u64, deadline: Instant) -> Result<()> {
+        match self.core.progress.wait_for_flush(end, deadline) {
+            Waited::Met => Ok(()),
+            Waited::Latched(first) => Err(Error::Latched { first }),
+            Waited::TimedOut => Err(Error::CloseTimeout { thread: "duralog-sync".to_owned() }),
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! Reading: by queue offset, by time, and waiting for what is not there yet.
+
+use super::{Shared, Store};
+use crate::config::RecoveryMode;
+use crate::error::{Corruption, Error, Result};
+use crate::log::{ConsumeQueue, Located, MessageView, QueueEntry, Reader, TimeBound};
+use crate::message::{RecordRef, StoredMessage, java_string_hash};
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Entries looked at in one go.
+const ENTRIES: usize = 64;
+/// Room made for messages before they are found, at most: a filter may let few of them pass.
+const MESSAGES_EXPECTED: usize = 256;
+
+/// What a fetch found, in RocketMQ's terms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FetchStatus {
+    /// Messages, at least one.
+    Found,
+    /// There is no such topic or queue.
+    NoSuchQueue,
+    /// The queue holds no message.
+    QueueEmpty,
+    /// The offset lies before the first message kept; `next_offset` is that one's.
+    OffsetTooSmall,
+    /// The offset is that of the next message to come.
+    AtEnd,
+    /// The offset lies behind that; `next_offset` is the end.
+    OffsetTooLarge,
+    /// There are messages, but none looked at passes the filter; go on at `next_offset`.
+    NoMatch,
+}
+
+/// What a fetch returns.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Fetched<T> {
+    /// What was found.
+    pub status: FetchStatus,
+    /// The messages, in queue order.
+    pub messages: Vec<T>,
+    /// Where to go on.
+    pub next_offset: u64,
+    /// Offset of the first message kept.
+    pub min_offset: u64,
+    /// Offset of the next message to come.
+    pub max_offset: u64,
+    /// Damaged messages stepped over; only under [`RecoveryMode::Salvage`].
+    pub skipped_damaged: u64,
+}
+
+/// Which tags a reader wants: by hash in the queue, then by the string in the message.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TagFilter {
+    /// Empty: everything.
+    tags: Vec<(i64, String)>,
+}
+
+impl TagFilter {
+    /// Everything.
+    pub fn any() -> Self {
+        Self::default()
+    }
+
+    /// RocketMQ's subscription expression: `*`, or tags separated by `||`.
+    pub fn parse(expression: &str) -> Self {
+        let tags = expression.split("||").map(str::trim).filter(|tag| !tag.is_empty());
+        if expression.trim() == "*" { Self::any() } else { Self::of(tags) }
+    }
+
+    /// Messages with one of these tags. No tags at all: everything.
+    pub fn of<'a>(tags: impl IntoIterator<Item = &'a str>) -> Self {
+        let tags = tags.into_iter().map(|tag| (i64::from(java_string_hash(tag)), tag.to_owned()));
+        Self { tags: tags.collect() }
+    }
+
+    fn may_pass(&self, tags_code: i64) -> bool {
+        self.tags.is_empty() || self.tags.iter().any(|(code, _)| *code == tags_code)
+    }
+
+    fn passes(&self, record: &RecordRef<'_>) -> bool {
+        self.tags.is_empty() || self.tags.iter().any(|(_, tag)| record.tags() == Some(tag))
+    }
+}
+
+/// What a message read through a queue must say of itself.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    topic: &'a str,
+    queue_id: i32,
+    queue_offset: u64,
+}
+
+impl Store {
+    /// Up to `max` messages of a queue from `offset` on, copied out and verified.
+    ///
+    /// A reader sees only what can no longer vanish, see [`Visibility`](crate::Visibility).
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] with file and offset if a message fails verification, unless the recovery
+    /// mode is [`RecoveryMode::Salvage`]: then it is stepped over and counted. [`Error::Io`].
+    pub fn get(
+        &self,
+        topic: &str,
+        queue_id: i32,
+        offset: u64,
+        max: usize,
+    ) -> Result<Fetched<StoredMessage>> {
+        let found = self.get_view(topic, queue_id, offset, max, &TagFilter::any())?;
+        Ok(Fetched {
+            status: found.status,
+            messages: found.messages.iter().map(MessageView::to_stored).collect(),
+            next_offset: found.next_offset,
+            min_offset: found.min_offset,
+            max_offset: found.max_offset,
+            skipped_damaged: found.skipped_damaged,
+        })
+    }
+
+    /// The same without copying, for messages that pass `filter`. A view keeps its segment in memory
+    /// for as long as it lives, also when the store is closed.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn get_view(
+        &self,
+        topic: &str,
+        queue_id: i32,
+        offset: u64,
+        max: usize,
+        filter: &TagFilter,
+    ) -> Result<Fetched<MessageView>> {
+        self.shared().fetch(topic, queue_id, offset, max, filter)
+    }
+
+    /// Blocks until the queue has a message at `offset`, at most for `timeout`; whether it has one.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if the store is closed meanwhile.
+    pub fn wait_for(
+        &self,
+        topic: &str,
+        queue_id: i32,
+        offset: u64,
+        timeout: Duration,
+    ) -> Result<bool> {
+        let shared = self.shared();
+        let there = || {
+            if let Err(error) = shared.check_open() {
+                return Some(Err(error));
+            }
+            let queue = shared.queues.get(topic, queue_id);
+            (queue.is_some_and(|queue| queue.max_offset() > offset)).then_some(Ok(true))
+        };
+        shared.catch_up();
+        if let Some(answer) = there() {
+            return answer;
+        }
+        // A deadline too far away to be told is none.
+        let deadline = shared.core.clock.now().checked_add(timeout);
+        shared.core.progress.wait_dispatched(deadline, there).unwrap_or(Ok(false))
+    }
+
+    /// The topics and their queue ids, sorted.
+    pub fn topics(&self) -> Vec<(String, Vec<i32>)> {
+        self.shared().catch_up();
+        self.shared().queues.topics()
+    }
+
+    /// Offset of the first message kept in a queue; `None` if there is no such queue.
+    pub fn min_offset(&self, topic: &str, queue_id: i32) -> Option<u64> {
+        self.shared().queue(topic, queue_id).map(|queue| queue.min_offset())
+    }
+
+    /// Offset of the next message to become visible in a queue; `None` if there is no such queue.
+    pub fn max_offset(&self, topic: &str, queue_id: i32) -> Option<u64> {
+        self.shared().queue(topic, queue_id).map(|queue| queue.max_offset())
+    }
+
+    /// The offset that `timestamp` (milliseconds since the epoch) leads to in a queue:
+    /// [`TimeBound::Lower`] the first message stored then or later, [`TimeBound::Upper`] the last one
+    /// stored then or earlier. `None` if there is no such queue.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn offset_by_time(
+        &self,
+        topic: &str,
+        queue_id: i32,
+        timestamp: i64,
+        bound: TimeBound,
+    ) -> Result<Option<u64>> {
+        let shared = self.shared();
+        let Some(queue) = shared.queue(topic, queue_id) else { return Ok(None) };
+        let store_time = |entry: QueueEntry| {
+            let view = shared.core.read(entry.physical_offset, false)?;
+            Ok(view.map_or(i64::MAX, |view| view.record().store_timestamp()))
+        };
+        queue.offset_by_time(timestamp, bound, &store_time).map(Some)
+    }
+
+    /// The message at a physical offset, as a [`PutResult`](super::PutResult) names it; `None` if
+    /// nothing visible is there.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get); [`Error::Corrupt`] also if no record begins there.
+    pub fn get_at(&self, physical_offset: u64) -> Result<Option<MessageView>> {
+        let shared = self.shared();
+        if physical_offset >= shared.core.progress.visible() {
+            return Ok(None);
+        }
+        shared.core.read(physical_offset, true)
+    }
+}
+
+impl Shared {
+    /// The queue, with everything in it that is visible now.
+    fn queue(&self, topic: &str, queue_id: i32) -> Option<Arc<ConsumeQueue>> {
+        self.catch_up();
+        self.queues.get(topic, queue_id)
+    }
+
+    fn fetch(
+        &self,
+        topic: &str,
+        queue_id: i32,
+        offset: u64,
+        max: usize,
+        filter: &TagFilter,
+    ) -> Result<Fetched<MessageView>> {
+        let mut fetched = Fetched {
+            status: FetchStatus::NoSuchQueue,
+            messages: Vec::new(),
+            next_offset: 0,
+            min_offset: 0,
+            max_offset: 0,
+            skipped_damaged: 0,
+        };
+        // What was put before is to be found: unless there is enough anyway, dispatch it first.
+        let wanted = offset.saturating_add(max as u64);
+        let there = self.queues.get(topic, queue_id).filter(|queue| wanted <= queue.max_offset());
+        let Some(queue) = there.or_else(|| self.queue(topic, queue_id)) else { return Ok(fetched) };
+        (fetched.min_offset, fetched.max_offset) = (queue.min_offset(), queue.max_offset());
+        let (low, high) = (fetched.min_offset, fetched.max_offset);
+        (fetched.status, fetched.next_offset) = if low == high {
+            (FetchStatus::QueueEmpty, high)
+        } else if offset < low {
+            (FetchStatus::OffsetTooSmall, low)
+        } else if offset == high {
+            (FetchStatus::AtEnd, high)
+        } else if offset > high {
+            (FetchStatus::OffsetTooLarge, high)
+        } else {
+            (FetchStatus::NoMatch, offset)
+        };
+        if fetched.status != FetchStatus::NoMatch {
+            return Ok(fetched);
+        }
+        let expected = max.min((high - offset) as usize).min(MESSAGES_EXPECTED);
+        fetched.messages.reserve(expected);
+        let mut entries = Vec::with_capacity(ENTRIES.min(max));
+        let mut reader = self.core.reader(true);
+        while fetched.messages.len() < max && fetched.next_offset < high {
+            entries.clear();
+            let wanted = ENTRIES.min(max - fetched.messages.len());
+            if let Err(error) = queue.read(fetched.next_offset, wanted, &mut entries) {
+                return Err(self.queue_damage(error));
+            }
+            if entries.is_empty() {
+                break;
+            }
+            for entry in &entries {
+                let at = fetched.next_offset;
+                fetched.next_offset += 1;
+                // A blank stands where a message was lost, or before the first one.
+                if entry.is_blank() || !filter.may_pass(entry.tags_code) {
+                    continue;
+                }
+                let place = Place { topic, queue_id, queue_offset: at };
+                match self.locate(&mut reader, entry, place) {
+                    Ok(Some(located)) if filter.passes(&located.record) => {
+                        fetched.messages.push(located.view());
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        if let Error::Corrupt { what, .. } = &error {
+                            if *what == Corruption::QueueEntry {
+                                // The message is good, the entry is not: the next open writes all
+                                // entries anew.
+                                self.distrust_queues(&error);
+                            }
+                            if self.core.recovery_mode() == RecoveryMode::Salvage {
+                                fetched.skipped_damaged += 1;
+                                continue;
+                            }
+                        }
+                        if fetched.messages.is_empty() {
+                            return Err(error);
+                        }
+                        // What was found first is good; the next fetch begins with the error.
+                        fetched.next_offset = at;
+                        fetched.status = FetchStatus::Found;
+                        return Ok(fetched);
+                    }
+                }
+            }
+        }
+        if !fetched.messages.is_empty() {
+            fetched.status = FetchStatus::Found;
+        }
+        Ok(fetched)
+    }
+
+    /// What to make of an error of a queue's files: if they are damaged, the next open rebuilds them.
+    fn queue_damage(&self, error: Error) -> Error {
+        let error = match error {
+            Error::Io { path, source, .. } if source.kind() == ErrorKind::NotFound => {
+                Error::Corrupt { path, offset: 0, what: Corruption::QueueEntry }
+            }
+            other => other,
+        };
+        if matches!(error, Error::Corrupt { .. }) {
+            self.distrust_queues(&error);
+        }
+        error
+    }
+
+    /// The verified message that a queue entry points to, checked to be the one it should be; `None`
+    /// if it is not there any more.
+    #[inline]
+    fn locate<'a>(
+        &self,
+        reader: &'a mut Reader<'_>,
+        found: &QueueEntry,
+        place: Place<'_>,
+    ) -> Result<Option<Located<'a>>> {
+        let Some(located) = reader.record(found.physical_offset)? else {
+            if found.physical_offset < self.core.min_offset() {
+                return Ok(None);
+            }
+            // What was dispatched is in the log: the entry points nowhere.
+            return Err(self.core.corrupt_at(found.physical_offset, Corruption::QueueEntry));
+        };
+        let record = &located.record;
+        let fits = record.topic() == place.topic
+            && record.queue_id() == place.queue_id
+            && record.queue_offset().cast_unsigned() == place.queue_offset
+            && record.size() == found.size as usize;
+        if fits {
+            Ok(Some(located))
+        } else {
+            Err(self.core.corrupt_at(found.physical_offset, Corruption::QueueEntry))
+        }
+    }
+}

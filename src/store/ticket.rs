@@ -1,0 +1,117 @@
+//! A put in flight.
+
+use super::put::{Outlook, Pending};
+use super::{PutResult, Shared};
+use crate::error::Result;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// The answer to come of a [`submit`](super::Store::submit)ted message.
+///
+/// Wait for it by blocking, or await it: it is a future that needs no runtime. Its deadline began
+/// with the submit. Dropping it cancels nothing: the message is stored all the same.
+#[must_use = "the message is not known to be safe before the ticket is answered"]
+pub struct Ticket {
+    shared: Arc<Shared>,
+    pending: Pending,
+    registered: bool,
+}
+
+impl Ticket {
+    pub(crate) fn new(shared: Arc<Shared>, pending: Pending) -> Self {
+        Self { shared, pending, registered: false }
+    }
+
+    /// Blocks until the put is answered, at most until its deadline.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`](crate::Error::Unknown) if a write or sync failed before the message was safe.
+    pub fn wait(self) -> Result<PutResult> {
+        self.shared.wait(&self.pending)
+    }
+
+    /// Blocks until the put is answered, at most for `timeout`: then `None`, and the ticket can be
+    /// waited for again.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<PutResult>> {
+        let core = &self.shared.core;
+        // A limit too far away to be told is none.
+        let limit = core.clock.now().checked_add(timeout);
+        loop {
+            match self.shared.outlook(&self.pending)? {
+                Outlook::Answer(result) => return Ok(Some(result)),
+                Outlook::Open { need, until } => {
+                    let until = limit.map_or(until, |limit| limit.min(until));
+                    let appended = &self.pending.appended;
+                    let _ = core.progress.wait(appended.end, need, appended.group, Some(until));
+                }
+            }
+            if limit.is_some_and(|limit| core.clock.now() >= limit) {
+                return self.try_get();
+            }
+        }
+    }
+
+    /// The answer, if there is one by now.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn try_get(&self) -> Result<Option<PutResult>> {
+        Ok(match self.shared.outlook(&self.pending)? {
+            Outlook::Answer(result) => Some(result),
+            Outlook::Open { .. } => None,
+        })
+    }
+
+    /// Where the message lies in the log, in bytes.
+    pub fn physical_offset(&self) -> u64 {
+        self.pending.appended.physical_offset
+    }
+
+    /// Its ordinal in its queue.
+    pub fn queue_offset(&self) -> u64 {
+        self.pending.appended.queue_offset
+    }
+}
+
+impl Future for Ticket {
+    type Output = Result<PutResult>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if !self.registered {
+            // Nobody moves a watermark while the disk hangs; the deadline must wake the task.
+            let now = self.shared.core.clock.now();
+            let deadlines = &self.shared.deadlines;
+            self.pending.deadlines().for_each(|deadline| deadlines.add(now, deadline));
+            self.registered = true;
+        }
+        let appended = self.pending.appended;
+        loop {
+            match self.shared.outlook(&self.pending) {
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok(Outlook::Answer(result)) => return Poll::Ready(Ok(result)),
+                Ok(Outlook::Open { need, .. }) => {
+                    let progress = &self.shared.core.progress;
+                    let moved = progress.poll(appended.end, need, appended.group, context.waker());
+                    if moved.is_none() {
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket")
+            .field("physical_offset", &self.physical_offset())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,178 @@
+//! Background threads: named, woken by a doorbell, joined with a bound.
+//!
+//! Background work is written as a step that does what there is to do and says when to come back. A
+//! [`Worker`] drives steps on a thread of its own; a simulation calls the same steps itself, in
+//! whatever order it likes.
+
+use crate::error::{Error, IoOp};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// When a step wants to run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// At once: there is more to do.
+    Now,
+    /// At this instant, or when the doorbell rings.
+    At(Instant),
+    /// When the doorbell rings.
+    Idle,
+}
+
+/// Wakes a worker. Ringing twice before the worker looks is ringing once.
+#[derive(Debug, Clone)]
+pub(crate) struct Doorbell {
+    ring: Sender<()>,
+}
+
+impl Doorbell {
+    pub(crate) fn new() -> (Self, Receiver<()>) {
+        let (ring, heard) = bounded(1);
+        (Self { ring }, heard)
+    }
+
+    pub(crate) fn ring(&self) {
+        match self.ring.try_send(()) {
+            // Full: the worker has yet to hear the last ring, and will look after it.
+            Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
+        }
+    }
+}
+
+/// A doorbell that is rung only while the worker sleeps, so that ringing costs next to nothing while
+/// it works.
+#[derive(Debug, Default)]
+pub(crate) struct Alarm {
+    bell: OnceLock<Doorbell>,
+    awake: AtomicBool,
+}
+
+impl Alarm {
+    /// Says which bell to ring; false if that was said before.
+    pub(crate) fn connect(&self, bell: Doorbell) -> bool {
+        self.bell.set(bell).is_ok()
+    }
+
+    pub(crate) fn bell(&self) -> Option<&Doorbell> {
+        self.bell.get()
+    }
+
+    /// Wakes the worker. The caller has made the work visible before, with a `SeqCst` store or one
+    /// followed by a `SeqCst` fence.
+    pub(crate) fn ring(&self) {
+        if !self.awake.load(Ordering::SeqCst)
+            && !self.awake.swap(true, Ordering::SeqCst)
+            && let Some(bell) = self.bell.get()
+        {
+            bell.ring();
+        }
+    }
+
+    /// What a worker with nothing to do returns: it sleeps, unless `work` appeared meanwhile.
+    pub(crate) fn sleep_unless(&self, work: impl FnOnce() -> bool) -> Next {
+        self.awake.store(false, Ordering::SeqCst);
+        // Whoever brings work shows it first and looks at `awake` then; one of us sees the other.
+        if work() {
+            self.awake.store(true, Ordering::SeqCst);
+            return Next::Now;
+        }
+        Next::Idle
+    }
+}
+
+/// Runs `work` on a thread called `name` and waits for it, at most `timeout`: for calls that may hang
+/// in the operating system.
+pub(crate) fn run_bounded(
+    name: &str,
+    timeout: Duration,
+    work: impl FnOnce() -> Result<(), Error> + Send + 'static,
+) -> Result<(), Error> {
+    let (done, answer) = bounded(1);
+    let body = move || {
+        // Nobody listens any more if the time was up.
+        let _ = done.send(work());
+    };
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
+    if let Err(source) = spawned {
+        return Err(Error::io(IoOp::Create, Path::new(name), None, source));
+    }
+    match answer.recv_timeout(timeout) {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Error::CloseTimeout { thread: name.to_owned() }),
+    }
+}
+
+/// A thread that runs one step after another until it is stopped.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    name: String,
+    bell: Doorbell,
+    stop: Arc<AtomicBool>,
+    gone: Receiver<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts a thread called `name` that listens to `heard`. A panic in `step` ends the thread and
+    /// is handed to `on_panic`.
+    pub(crate) fn spawn(
+        name: &str,
+        (bell, heard): (Doorbell, Receiver<()>),
+        mut step: impl FnMut() -> Next + Send + 'static,
+        on_panic: impl FnOnce(Error) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (alive, gone) = bounded::<()>(0);
+        let (stopped, thread_name) = (stop.clone(), name.to_owned());
+        let body = move || {
+            // Dropped when the thread ends, however it ends: that is what `stop` waits for.
+            let _alive = alive;
+            let run = AssertUnwindSafe(|| {
+                while !stopped.load(Ordering::Acquire) {
+                    match step() {
+                        Next::Now => {}
+                        Next::Idle => {
+                            if heard.recv().is_err() {
+                                break;
+                            }
+                        }
+                        Next::At(when) => {
+                            if heard.recv_deadline(when) == Err(RecvTimeoutError::Disconnected) {
+                                break;
+                            }
+                        }
+                    }
+                }
+            });
+            if let Err(panic) = catch_unwind(run) {
+                let message = panic
+                    .downcast_ref::<&str>()
+                    .map(ToString::to_string)
+                    .or_else(|| panic.downcast_ref::<String>().cloned())
+                    .unwrap_or_default();
+                on_panic(Error::WorkerPanicked { thread: thread_name, message });
+            }
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body)?;
+        Ok(Self { name: name.to_owned(), bell, stop, gone, thread: Some(thread) })
+    }
+
+    /// Asks the thread to stop after its current step and waits for it, at most `timeout`. A thread
+    /// that hangs in the operating system is left behind and named in the error.
+    pub(crate) fn stop(&mut self, timeout: Duration) -> Result<(), Error> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        self.stop.store(true, Ordering::Release);
+        self.bell.ring();
+        if self.gone.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout) {
+            return Err(Error::CloseTimeout { thread: self.name.clone() });
+        }
+        // The panic, if there was one, went to `on_panic`.
+        let _ = thread.join();
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! No heap allocation per message. A binary of its own: it counts every allocation of the process.
+#![allow(unsafe_code, reason = "an allocator can only be replaced by an unsafe trait")]
+
+#[path = "support/temp.rs"]
+mod temp;
+
+use duralog::{FlushMode, Message, PutStatus, Store, StoreConfig};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use temp::TempDir;
+
+static EVERYWHERE: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static HERE: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+fn count() {
+    EVERYWHERE.fetch_add(1, Ordering::Relaxed);
+    let _ = HERE.try_with(|here| here.set(here.get() + 1));
+}
+
+// SAFETY: every call goes on to the system's allocator, unchanged; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract, which is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.realloc(at, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Allocations of the producer's thread and of the whole process during 10,000 puts.
+fn allocations(mode: FlushMode) -> (u64, u64) {
+    let dir = TempDir::in_memory();
+    let config = StoreConfig::new(dir.path()).segment_size(64 << 20).flush_mode(mode);
+    let store = Store::open(config).expect("the store opens");
+    let message = Message::new("orders", vec![7; 100]).tag("paid").key("order-42");
+    let put = |message: &Message| {
+        let result = store.put(message).expect("the put is accepted");
+        assert_eq!(result.status, PutStatus::PutOk);
+        result.queue_offset
+    };
+    // Most of the warm-up waits for no disk.
+    let hasty = message.clone().wait(false);
+    let mut last = 0;
+    for n in 0..20_000 {
+        last = put(if n < 18_000 { &hasty } else { &message });
+    }
+    assert!(store.wait_for("orders", 0, last, std::time::Duration::from_secs(60)).expect("open"));
+    let before = (HERE.get(), EVERYWHERE.load(Ordering::SeqCst));
+    for _ in 0..10_000 {
+        last = put(&message);
+    }
+    let counted = (HERE.get() - before.0, EVERYWHERE.load(Ordering::SeqCst) - before.1);
+    assert_eq!(last, 29_999);
+    store.close().expect("the store closes");
+    counted
+}
+
+#[test]
+fn ten_thousand_puts_allocate_nothing() {
+    for (by_the_producer, by_everyone) in
+        [FlushMode::async_default(), FlushMode::sync()].map(allocations)
+    {
+        assert_eq!(by_the_producer, 0);
+        // Background work may still grow a buffer to a size it had not reached before.
+        assert!(by_everyone < 10, "{by_everyone} allocations for 10,000 puts");
+    }
+}

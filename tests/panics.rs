@@ -1,0 +1,292 @@
+//! A thread of the store that panics: everyone hears of it, and nobody is told a lie.
+
+#[path = "support/sim.rs"]
+mod sim;
+
+use duralog::disk::{
+    Allocation, DirEntry, Disk, DiskFile, DiskLock, DiskSpace, FileSystemKind, LockError,
+    MapAccess, OpenAccess, Region,
+};
+use duralog::replication::{
+    Admission, Epoch, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator, ScriptedReplica,
+    StartPoint,
+};
+use duralog::{Environment, Error, Message, PutStatus, Reached, Store, SyncMethod};
+use sim::*;
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Panics in the thread of this name, once it is told to.
+#[derive(Debug)]
+struct Bomb {
+    thread: &'static str,
+    armed: AtomicBool,
+}
+
+impl Bomb {
+    fn tick(&self) {
+        let here = std::thread::current().name() == Some(self.thread);
+        if here && self.armed.swap(false, Ordering::SeqCst) {
+            panic!("planted");
+        }
+    }
+}
+
+/// Another disk, but for one call that panics.
+#[derive(Debug)]
+struct Mined {
+    below: Arc<dyn Disk>,
+    bomb: Arc<Bomb>,
+}
+
+struct MinedFile {
+    below: Arc<dyn DiskFile>,
+    bomb: Arc<Bomb>,
+}
+
+impl fmt::Debug for MinedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MinedFile").finish_non_exhaustive()
+    }
+}
+
+impl Mined {
+    fn file(&self, below: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(MinedFile { below, bomb: self.bomb.clone() })
+    }
+}
+
+impl Disk for Mined {
+    fn create(
+        &self,
+        path: &Path,
+        len: u64,
+        allocation: Allocation,
+    ) -> io::Result<Arc<dyn DiskFile>> {
+        self.bomb.tick();
+        self.below.create(path, len, allocation).map(|file| self.file(file))
+    }
+
+    fn open(&self, path: &Path, access: OpenAccess) -> io::Result<Arc<dyn DiskFile>> {
+        self.bomb.tick();
+        self.below.open(path, access).map(|file| self.file(file))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.below.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.below.remove(path)
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<bool> {
+        self.bomb.tick();
+        self.below.create_dir(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.below.remove_dir(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
+        self.below.list(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.below.sync_dir(path)
+    }
+
+    fn lock(&self, path: &Path) -> Result<DiskLock, LockError> {
+        self.below.lock(path)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<DiskSpace> {
+        self.below.space(path)
+    }
+
+    fn kind(&self, path: &Path) -> io::Result<FileSystemKind> {
+        self.below.kind(path)
+    }
+}
+
+impl DiskFile for MinedFile {
+    fn len(&self) -> u64 {
+        self.below.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.below.read_at(buf, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.bomb.tick();
+        self.below.write_at(bytes, offset)
+    }
+
+    fn sync(&self, method: SyncMethod) -> io::Result<()> {
+        self.bomb.tick();
+        self.below.sync(method)
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        self.below.allocate(len)
+    }
+
+    fn prewrite(&self, range: Range<u64>) -> io::Result<()> {
+        self.below.prewrite(range)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.below.next_data(offset)
+    }
+
+    fn map(&self, access: MapAccess) -> io::Result<Region> {
+        self.below.map(access)
+    }
+}
+
+fn assert_panicked(error: &Error, name: &str) {
+    match error {
+        Error::WorkerPanicked { thread, message } => {
+            assert_eq!((thread.as_str(), message.as_str()), (name, "planted"));
+        }
+        other => panic!("not a panic: {other}"),
+    }
+}
+
+/// Lets `thread` panic once some messages are stored, and puts until that is heard.
+fn panic_in(thread: &'static str) {
+    let disk = disk();
+    let bomb = Arc::new(Bomb { thread, armed: AtomicBool::new(false) });
+    let mined = Arc::new(Mined { below: disk.shared(), bomb: bomb.clone() });
+    let mut config = config().segment_size(4096).consume_queue_file_size(40);
+    config.queue_checkpoint_bytes = 4096;
+    let store = Store::open_in(config.clone(), Environment::on(mined)).expect("the store opens");
+    let mut acknowledged: Vec<u64> = (0..3).map(|id| put(&store, id)).collect();
+    bomb.armed.store(true, Ordering::SeqCst);
+    // How many puts pass before the thread has panicked and said so is the scheduler's to decide.
+    let give_up = Instant::now() + LONG;
+    let error = (3..)
+        .take_while(|_| Instant::now() < give_up)
+        .find_map(|id| match store.put(message(id)) {
+            Ok(result) => {
+                acknowledged.push(result.ok().expect("the put is safe").queue_offset);
+                None
+            }
+            Err(error) => Some(error),
+        })
+        .unwrap_or_else(|| panic!("{thread} panicked and nobody was told"));
+    match &error {
+        Error::Latched { first } | Error::Unknown { first, .. } => assert_panicked(first, thread),
+        other => panic!("{other}"),
+    }
+    let refused = store.put(message(2000)).expect_err("nothing is taken any more");
+    assert!(matches!(refused, Error::Latched { .. }), "{refused}");
+    assert_panicked(&store.health().latched.expect("the store is latched"), thread);
+    let found = store.get(TOPIC, 0, 0, 3).expect("reads go on");
+    assert_eq!(found.messages.len(), 3);
+    assert!(store.close().is_err(), "a panic is told on close as well");
+    drop(store);
+    let store = open(&disk, config);
+    assert_eq!(ids(&store)[..acknowledged.len()], acknowledged);
+    assert!(store.verify().expect("the log can be read").is_ok());
+}
+
+#[test]
+fn a_panic_while_syncing_latches_the_store() {
+    panic_in("duralog-sync");
+}
+
+#[test]
+fn a_panic_while_preparing_segments_latches_the_store() {
+    panic_in("duralog-upkeep");
+}
+
+#[test]
+fn a_panic_while_dispatching_or_checkpointing_latches_the_store() {
+    panic_in("duralog-checkpoint");
+}
+
+#[test]
+fn waiters_are_woken_by_a_panic() {
+    let disk = disk();
+    let bomb = Arc::new(Bomb { thread: "duralog-sync", armed: AtomicBool::new(false) });
+    let mined = Arc::new(Mined { below: disk.shared(), bomb: bomb.clone() });
+    let config = config().sync_flush_timeout(LONG);
+    let store = Store::open_in(config, Environment::on(mined)).expect("the store opens");
+    put(&store, 0);
+    bomb.armed.store(true, Ordering::SeqCst);
+    let tickets: Vec<_> = (1..6).filter_map(|id| store.submit(message(id)).ok()).collect();
+    assert!(!tickets.is_empty());
+    std::thread::scope(|scope| {
+        for ticket in tickets {
+            scope.spawn(|| match ticket.wait() {
+                Err(Error::Unknown { first, .. }) => assert_panicked(&first, "duralog-sync"),
+                other => panic!("a waiter was told {other:?}"),
+            });
+        }
+    });
+}
+
+/// A replicator that panics in the store's thread.
+#[derive(Debug)]
+struct MinedReplica {
+    below: Arc<ScriptedReplica>,
+    bomb: Bomb,
+}
+
+impl Replicator for MinedReplica {
+    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<Epoch> {
+        self.below.start(log, at)
+    }
+
+    fn admit(&self) -> Result<Admission, Refusal> {
+        self.below.admit()
+    }
+
+    fn on_written(&self, end: u64) {
+        self.below.on_written(end);
+    }
+
+    fn on_durable(&self, end: u64) {
+        self.bomb.tick();
+        self.below.on_durable(end);
+    }
+
+    fn stop(&self) {
+        self.below.stop();
+    }
+}
+
+#[test]
+fn a_replicator_that_panics_latches_the_store() {
+    let disk = disk();
+    let below = ScriptedReplica::new(ReplicaBehaviour::Silent);
+    let bomb = Bomb { thread: "duralog-sync", armed: AtomicBool::new(true) };
+    let replica = Arc::new(MinedReplica { below, bomb });
+    let mut config = config();
+    config.sync_replica_timeout = Duration::from_millis(50);
+    let store = Store::open_replicated(config, Environment::on(disk.shared()), replica)
+        .expect("the store opens");
+    // Its bytes were durable when the thread died, so it may be told that only replicas are missing.
+    match store.put(Message::new(TOPIC, "x")) {
+        Err(Error::Unknown { first, .. }) => assert_panicked(&first, "duralog-sync"),
+        Ok(result) => {
+            assert_eq!(result.status, PutStatus::FlushReplicaTimeout);
+            assert_eq!(result.reached, Reached::Durable);
+        }
+        Err(other) => panic!("{other}"),
+    }
+    let refused = store.put(message(1)).expect_err("nothing is taken any more");
+    match &refused {
+        Error::Latched { first } => assert_panicked(first, "duralog-sync"),
+        other => panic!("{other}"),
+    }
+    assert!(store.close().is_err());
+}

@@ -1,0 +1,296 @@
+//! The four answers of a replicated put, and what readers see meanwhile.
+
+#[path = "support/future.rs"]
+mod future;
+#[path = "support/sim.rs"]
+mod sim;
+
+use duralog::disk::SimDisk;
+use duralog::replication::{Refusal, ReplicaBehaviour, ScriptedReplica};
+use duralog::{Environment, Error, PutResult, PutStatus, Reached, Store, StoreConfig, Ticket};
+use future::block_on;
+use sim::*;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+const AT_ONCE: ReplicaBehaviour = ReplicaBehaviour::Confirm { delay: Duration::ZERO };
+const SHORT: Duration = Duration::from_millis(30);
+
+fn replicated(
+    config: StoreConfig,
+    behaviour: ReplicaBehaviour,
+) -> (SimDisk, Store, Arc<ScriptedReplica>) {
+    let disk = disk();
+    let replica = ScriptedReplica::new(behaviour);
+    let store = open_replicated(&disk, config, &replica);
+    (disk, store, replica)
+}
+
+fn open_replicated(disk: &SimDisk, config: StoreConfig, replica: &Arc<ScriptedReplica>) -> Store {
+    Store::open_replicated(config, Environment::on(disk.shared()), replica.clone())
+        .expect("the store opens")
+}
+
+/// Waits for replicas no longer than a moment.
+fn impatient(config: StoreConfig) -> StoreConfig {
+    let mut config = config;
+    config.sync_replica_timeout = SHORT;
+    config
+}
+
+#[test]
+fn a_confirmed_put_is_ok() {
+    for config in [config(), unsynced()] {
+        let delay = Duration::from_millis(2);
+        let (_disk, store, _replica) = replicated(config, ReplicaBehaviour::Confirm { delay });
+        for id in 0..20 {
+            let result = store.put(message(id)).expect("accepted");
+            assert_eq!(result.status, PutStatus::PutOk);
+            assert!(store.stats().watermarks.confirmed >= result.end_offset);
+        }
+        assert_eq!(ids(&store), (0..20).collect::<Vec<_>>());
+        assert_eq!(store.stats().put_ok, 20);
+        store.close().expect("the store closes");
+    }
+}
+
+#[test]
+fn a_put_that_is_durable_and_confirmed_has_reached_that() {
+    let (_disk, store, _replica) = replicated(config(), AT_ONCE);
+    let result = store.put(message(0)).expect("accepted");
+    assert_eq!((result.status, result.reached), (PutStatus::PutOk, Reached::Confirmed));
+}
+
+#[test]
+fn a_silent_replica_times_out() {
+    let (_disk, store, _replica) = replicated(impatient(config()), ReplicaBehaviour::Silent);
+    let result = store.put(message(0)).expect("stored");
+    assert_eq!((result.status, result.reached), (PutStatus::FlushReplicaTimeout, Reached::Durable));
+    assert!(matches!(result.ok(), Err(Error::NotOk(_))));
+    let ticket = store.submit(message(1)).expect("stored");
+    assert_eq!(ticket.wait().expect("stored").status, PutStatus::FlushReplicaTimeout);
+    let ticket = store.submit(message(2)).expect("stored");
+    assert_eq!(block_on(ticket).expect("stored").status, PutStatus::FlushReplicaTimeout);
+    assert_eq!(store.stats().flush_replica_timeouts, 3);
+    store.close().expect("the store closes");
+}
+
+#[test]
+fn a_silent_replica_times_out_under_async_flush() {
+    let (_disk, store, _replica) = replicated(impatient(unsynced()), ReplicaBehaviour::Silent);
+    let result = store.put(message(0)).expect("stored");
+    assert_eq!((result.status, result.reached), (PutStatus::FlushReplicaTimeout, Reached::Written));
+}
+
+#[test]
+fn an_absent_replica_is_not_waited_for() {
+    let mut config = config();
+    config.sync_replica_timeout = Duration::from_secs(3600);
+    let (_disk, store, _replica) = replicated(config, ReplicaBehaviour::Absent);
+    let result = store.put(message(0)).expect("stored");
+    assert_eq!((result.status, result.reached), (PutStatus::ReplicaNotAvailable, Reached::Durable));
+    assert!(matches!(result.ok(), Err(Error::NotOk(_))));
+    assert_eq!(store.stats().replica_not_available, 1);
+}
+
+#[test]
+fn a_refused_put_stores_nothing() {
+    let (disk, store, replica) = replicated(config(), AT_ONCE);
+    put(&store, 0);
+    replica.behave(ReplicaBehaviour::Refuse);
+    let (before, bytes) = (store.stats().watermarks.appended, disk.bytes(segment(0)));
+    for id in 1..4 {
+        match store.put(message(id)) {
+            Err(error @ Error::Refused(_)) => {
+                assert!(error.is_retryable());
+                let refusal = Refusal::NotEnoughReplicas { available: 0, required: 1 };
+                assert!(matches!(error, Error::Refused(why) if why == refusal));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(matches!(store.put(message(4).wait(false)), Err(Error::Refused(_))));
+    assert_eq!(store.stats().watermarks.appended, before);
+    assert_eq!(disk.bytes(segment(0)).expect("there"), bytes.expect("there"));
+    replica.behave(AT_ONCE);
+    assert_eq!(put(&store, 1), 1, "no queue offset was used up");
+}
+
+#[test]
+fn when_disk_and_replica_both_fall_short_the_replica_is_told() {
+    for (behaviour, status) in [
+        (ReplicaBehaviour::Silent, PutStatus::FlushReplicaTimeout),
+        (ReplicaBehaviour::Absent, PutStatus::ReplicaNotAvailable),
+    ] {
+        let mut config = impatient(config().sync_flush_timeout(SHORT));
+        config.log.close_timeout = SHORT;
+        let (disk, store, _replica) = replicated(config, behaviour);
+        disk.hang_syncs(true);
+        let result = store.put(message(0)).expect("stored");
+        assert_eq!(result.status, status);
+        assert!(result.reached < Reached::Durable);
+        let result = block_on(store.submit(message(1)).expect("stored")).expect("stored");
+        assert_eq!(result.status, status);
+        disk.hang_syncs(false);
+    }
+}
+
+#[test]
+fn a_confirmed_put_that_is_not_durable_is_a_disk_timeout() {
+    let mut config = config().sync_flush_timeout(SHORT);
+    config.log.close_timeout = SHORT;
+    let (disk, store, _replica) = replicated(config, AT_ONCE);
+    disk.hang_syncs(true);
+    let result = store.put(message(0)).expect("stored");
+    assert_eq!(result.status, PutStatus::FlushDiskTimeout);
+    assert!(result.reached < Reached::Durable, "{:?}", result.reached);
+    disk.hang_syncs(false);
+}
+
+#[test]
+fn readers_wait_for_confirmation() {
+    for config in [config(), unsynced()] {
+        let (_disk, store, replica) = replicated(impatient(config), AT_ONCE);
+        put(&store, 0);
+        replica.behave(ReplicaBehaviour::Silent);
+        let result = store.put(message(1)).expect("stored");
+        assert_eq!(result.status, PutStatus::FlushReplicaTimeout);
+        assert_eq!(ids(&store), [0]);
+        assert_eq!(store.max_offset(TOPIC, 0), Some(1));
+        assert!(!store.wait_for(TOPIC, 0, 1, SHORT).expect("the store is open"));
+        assert!(store.get_at(result.physical_offset).expect("not corrupt").is_none());
+        replica.behave(AT_ONCE);
+        assert!(store.wait_for(TOPIC, 0, 1, LONG).expect("the store is open"));
+        assert_eq!(ids(&store), [0, 1]);
+    }
+}
+
+#[test]
+fn a_late_confirmation_answers_a_waiting_put() {
+    let mut config = config();
+    config.sync_replica_timeout = LONG;
+    let (_disk, store, replica) = replicated(config, ReplicaBehaviour::Silent);
+    let ticket = store.submit(message(0)).expect("stored");
+    assert_eq!(ticket.wait_timeout(SHORT).expect("no failure"), None);
+    replica.behave(AT_ONCE);
+    let result = ticket.wait_timeout(LONG).expect("no failure").expect("it was confirmed");
+    assert_eq!((result.status, result.reached), (PutStatus::PutOk, Reached::Confirmed));
+}
+
+#[test]
+fn an_awaited_put_is_woken_by_its_confirmation() {
+    let mut config = config();
+    config.sync_replica_timeout = LONG;
+    let (_disk, store, replica) = replicated(config, ReplicaBehaviour::Silent);
+    let ticket = store.submit(message(0)).expect("stored");
+    std::thread::scope(|scope| {
+        let awaited = scope.spawn(|| block_on(ticket));
+        replica.behave(AT_ONCE);
+        let result = awaited.join().expect("no panic").expect("no failure");
+        assert_eq!(result.status, PutStatus::PutOk);
+    });
+}
+
+#[test]
+fn a_put_that_does_not_wait_does_not_wait_for_replicas() {
+    let mut config = config();
+    config.sync_replica_timeout = Duration::from_secs(3600);
+    for behaviour in [ReplicaBehaviour::Silent, ReplicaBehaviour::Absent] {
+        let (_disk, store, _replica) = replicated(config.clone(), behaviour);
+        let result = store.put(message(0).wait(false)).expect("written");
+        assert_eq!(result.status, PutStatus::PutOk);
+        assert!(result.reached >= Reached::Written);
+        assert!(ids(&store).is_empty(), "readers still do not see it");
+    }
+}
+
+/// The answer to `ticket`, got by `wait` on another thread, in a fraction of the longer of the two
+/// timeouts.
+fn answer(ticket: Ticket, wait: fn(Ticket) -> duralog::Result<PutResult>) -> PutResult {
+    let (sender, answer) = mpsc::channel();
+    thread::spawn(move || sender.send(wait(ticket)));
+    let answer = answer.recv_timeout(LONG / 4).expect("answered when the shorter timeout passed");
+    answer.expect("stored")
+}
+
+fn wait_with_patience(ticket: Ticket) -> duralog::Result<PutResult> {
+    Ok(ticket.wait_timeout(Duration::MAX)?.expect("an answer"))
+}
+
+const WAYS: [fn(Ticket) -> duralog::Result<PutResult>; 3] =
+    [Ticket::wait, wait_with_patience, block_on];
+
+#[test]
+fn replicas_are_waited_for_no_longer_than_asked_however_patient_the_flush() {
+    let config = impatient(config().sync_flush_timeout(LONG * 2));
+    let (_disk, store, _replica) = replicated(config, ReplicaBehaviour::Silent);
+    for (id, wait) in WAYS.into_iter().enumerate() {
+        let ticket = store.submit(message(id as u64)).expect("stored");
+        assert_eq!(answer(ticket, wait).status, PutStatus::FlushReplicaTimeout);
+    }
+}
+
+#[test]
+fn the_disk_is_waited_for_no_longer_than_asked_however_patient_the_replication() {
+    let mut config = config().sync_flush_timeout(SHORT);
+    config.sync_replica_timeout = LONG * 2;
+    config.log.close_timeout = SHORT;
+    for wait in WAYS {
+        // A store each: behind a sync that hangs nothing more is written, and so nothing confirmed.
+        let (disk, store, _replica) = replicated(config.clone(), AT_ONCE);
+        disk.hang_syncs(true);
+        let ticket = store.submit(message(0)).expect("stored");
+        assert_eq!(answer(ticket, wait).status, PutStatus::FlushDiskTimeout);
+        disk.hang_syncs(false);
+    }
+}
+
+/// Closes a store while `wait` waits for a replica that will never answer.
+fn close_while_waiting(wait: fn(Ticket) -> duralog::Result<PutResult>) {
+    let mut config = config();
+    config.sync_replica_timeout = LONG * 2;
+    let (_disk, store, _replica) = replicated(config, ReplicaBehaviour::Silent);
+    let ticket = store.submit(message(0)).expect("stored");
+    assert_eq!(ticket.wait_timeout(SHORT).expect("no failure"), None);
+    let (sender, answer) = mpsc::channel();
+    thread::spawn(move || sender.send(wait(ticket)));
+    store.close().expect("the store closes");
+    let result = answer.recv_timeout(LONG / 4).expect("answered though no replica ever did");
+    assert_eq!(result.expect("stored").status, PutStatus::FlushReplicaTimeout);
+}
+
+#[test]
+fn closing_answers_an_awaited_put_that_waits_for_replicas() {
+    close_while_waiting(block_on);
+}
+
+#[test]
+fn closing_answers_a_blocked_put_that_waits_for_replicas() {
+    close_while_waiting(Ticket::wait);
+}
+
+#[test]
+fn what_was_there_before_stays_visible_to_a_silent_replica() {
+    let (disk, _) = filled(5);
+    let replica = ScriptedReplica::new(ReplicaBehaviour::Silent);
+    let store = open_replicated(&disk, impatient(config()), &replica);
+    assert_eq!(ids(&store), [0, 1, 2, 3, 4]);
+    let result = store.put(message(5)).expect("stored");
+    assert_eq!(result.status, PutStatus::FlushReplicaTimeout);
+    assert_eq!(ids(&store), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn a_replica_that_comes_and_goes_loses_nothing() {
+    let (_disk, store, replica) = replicated(impatient(config()), AT_ONCE);
+    let behaviours = [AT_ONCE, ReplicaBehaviour::Absent, ReplicaBehaviour::Silent];
+    for id in 0..30 {
+        replica.behave(behaviours[id as usize % 3]);
+        let result = store.put(message(id)).expect("stored");
+        assert_eq!(result.queue_offset, id);
+    }
+    replica.behave(AT_ONCE);
+    assert!(store.wait_for(TOPIC, 0, 29, LONG).expect("the store is open"));
+    assert_eq!(ids(&store), (0..30).collect::<Vec<_>>());
+}
