@@ -17,6 +17,7 @@ use super::queue_entry::{
 use super::segment::file_name;
 use crate::disk::{Allocation, Disk, DiskFile, OpenAccess, last_nonzero};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
+use crate::message::format::RECORD_SIZE_MIN;
 use parking_lot::{RwLock, RwLockUpgradableReadGuard, RwLockWriteGuard};
 use std::fmt;
 use std::io::ErrorKind;
@@ -24,10 +25,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// Slots filled with blanks to bridge a gap. A wider one is not a loss of records but a record that
-/// lies about its queue offset, and must not fill the disk.
-const GAP_MAX: u64 = 1 << 24;
 
 /// A tail shorter than this is not written for want of memory: that would be a sync per entry.
 const CROWDED_TAIL: usize = 512;
@@ -613,8 +610,9 @@ impl ConsumeQueue {
     /// # Errors
     /// The entry was not appended, and the same call may be repeated: [`Error::DiskFull`] or
     /// [`Error::Io`] if the tail had to be written first and could not; blanks already filled into a
-    /// gap stay. [`Error::Corrupt`] if entry or offset are none that a queue can hold, or the gap
-    /// is absurdly wide.
+    /// gap stay. [`Error::Corrupt`] if entry or offset are none that a queue can hold, or if more
+    /// entries are missing than there is room for their records in the log, between that of the
+    /// entry before and this one.
     pub fn append(&self, queue_offset: u64, entry: QueueEntry) -> Result<QueueAppend> {
         if !entry.is_valid() || queue_offset >= QUEUE_OFFSET_MAX {
             return Err(self.refused(queue_offset));
@@ -639,7 +637,7 @@ impl ConsumeQueue {
             } else {
                 drop(state);
                 missing = missing.max(queue_offset - max);
-                self.bridge(queue_offset)?;
+                self.bridge(queue_offset, entry.physical_offset)?;
             }
         }
     }
@@ -712,8 +710,8 @@ impl ConsumeQueue {
         state.room = 0;
     }
 
-    /// Makes `to` the next offset to append.
-    fn bridge(&self, to: u64) -> Result<()> {
+    /// Makes `to` the next offset to append, for an entry that points to `physical_offset`.
+    fn bridge(&self, to: u64, physical_offset: u64) -> Result<()> {
         if self.min_offset() == self.max_offset() {
             self.flush()?;
         }
@@ -727,7 +725,9 @@ impl ConsumeQueue {
                 self.start_at(&mut state, to);
                 return Ok(());
             }
-            if to - max > GAP_MAX {
+            // More than were ever lost: the record lies about its place, and must not fill the disk.
+            let room = physical_offset.saturating_sub(state.last_physical);
+            if to - max > room / RECORD_SIZE_MIN as u64 {
                 return Err(self.refused(to));
             }
             while max < to && state.tail.len() + ENTRY_LEN <= state.room {

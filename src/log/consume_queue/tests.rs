@@ -286,7 +286,7 @@ fn what_a_queue_cannot_hold_is_refused_and_changes_nothing() {
     ] {
         assert!(matches!(queue.append(1, bad), Err(Error::Corrupt { .. })));
     }
-    for far in [1 + GAP_MAX + 1, QUEUE_OFFSET_MAX, u64::MAX] {
+    for far in [QUEUE_OFFSET_MAX, u64::MAX] {
         assert!(matches!(queue.append(far, entry(1)), Err(Error::Corrupt { .. })), "{far}");
     }
     assert_eq!(queue.max_offset(), 1);
@@ -297,6 +297,23 @@ fn what_a_queue_cannot_hold_is_refused_and_changes_nothing() {
     assert_eq!((fresh.min_offset(), fresh.max_offset()), (far, far + 1));
     fresh.sync().unwrap();
     assert_eq!(fresh.entry(far).unwrap(), Some(entry(0)));
+}
+
+#[test]
+fn no_more_is_bridged_than_the_log_can_have_lost() {
+    let dir = TempDir::new("bridged");
+    let queue = open(&dir.0, &options(4, 2, 40));
+    let at = |physical_offset| QueueEntry { physical_offset, ..entry(0) };
+    queue.append(0, at(1000)).unwrap();
+    // Two of the smallest records, but not three.
+    let next = at(1000 + 3 * RECORD_SIZE_MIN as u64 - 1);
+    assert!(matches!(queue.append(4, next), Err(Error::Corrupt { .. })));
+    assert!(matches!(queue.append(2, at(999)), Err(Error::Corrupt { .. })));
+    assert_eq!(queue.max_offset(), 1);
+    assert_eq!(queue.append(3, next).unwrap(), QueueAppend::Gap { missing: 2 });
+    let mut entries = Vec::new();
+    queue.read(0, 9, &mut entries).unwrap();
+    assert_eq!(entries, [at(1000), QueueEntry::BLANK, QueueEntry::BLANK, next]);
 }
 
 #[test]
@@ -549,7 +566,7 @@ impl Model {
 
     fn append(&mut self, gap: u64) {
         let at = self.max + gap;
-        self.made += 1;
+        self.made += gap + 1;
         let new = entry(self.made);
         let expected = if gap == 0 { QueueAppend::New } else { QueueAppend::Gap { missing: gap } };
         assert_eq!(self.queue().append(at, new).unwrap(), expected);
