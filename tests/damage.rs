@@ -274,6 +274,31 @@ fn missing_durable_segments_at_the_end_are_not_overlooked() {
 }
 
 #[test]
+fn salvage_without_the_last_segment_still_knows_which_records_have_checksums() {
+    let (disk, bases) = segments();
+    let [.., kept, gone] = bases[..] else { panic!("{bases:?}") };
+    disk.drop_file(segment(gone)).expect("the log is there");
+    // The flag of its first message: covered by nothing but the checksum of the record.
+    disk.flip_bit(segment(kept), 19, 0).expect("the log is there");
+    let store = open(&disk, small().recovery_mode(RecoveryMode::Salvage));
+    let salvaged = &store.recovery().salvaged;
+    assert!(matches!(&salvaged[..], [hole] if hole.offset == kept), "{salvaged:?}");
+    let found = store.get(TOPIC, 0, 0, 1000).expect("the queue can be read");
+    assert!(found.messages.len() > 10);
+    assert!(found.messages.iter().all(|message| message.flag == 0), "an altered message");
+    store.close().expect("the store closes");
+
+    // What is written now lies where checksums were the rule before, and has none.
+    let mut plain = small();
+    plain.log.record_crc = false;
+    let store = open(&disk, plain.clone());
+    put(&store, 1000);
+    store.close().expect("the store closes");
+    let store = open(&disk, plain);
+    assert!(store.verify().expect("the log can be read").is_ok());
+}
+
+#[test]
 fn a_log_whose_files_are_all_gone_is_not_overlooked() {
     for mode in [RecoveryMode::Strict, RecoveryMode::TolerateTail] {
         let (disk, bases) = segments();

@@ -9,7 +9,7 @@
 mod rng;
 
 use duralog::clock::ManualClock;
-use duralog::disk::{Cut, CutMoment, Fault, SimDisk, SyncFailure};
+use duralog::disk::{Cut, CutMoment, Fault, SimCall, SimDisk, SyncFailure};
 use duralog::{
     Environment, Error, FlushMode, Message, Next, PutStatus, RecoveryMode, Store, StoreConfig,
     StoreWorker, SyncMethod, Ticket, WriteMode,
@@ -669,20 +669,9 @@ fn report(totals: &Totals, wanted: u64) {
     );
     println!("sync failures planted: {:?}", totals.sync_failures);
     println!("syncs of segments that failed: {:?}", totals.failed_syncs);
-    let mutating = [
-        "create",
-        "allocate",
-        "write",
-        "sync",
-        "sync_dir",
-        "rename",
-        "remove",
-        "create_dir",
-        "remove_dir",
-    ];
     let points = totals.calls.iter().filter(|(label, _)| {
-        let call = label.split(' ').next().unwrap_or_default();
-        mutating.contains(&call)
+        let name = label.split(' ').next();
+        SimCall::ALL.iter().any(|call| Some(call.name()) == name && call.is_mutating())
     });
     let mut missed = Vec::new();
     for (label, calls) in points {

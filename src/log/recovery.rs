@@ -123,6 +123,7 @@ pub(super) fn recover(
         directory,
         size: known.as_ref().map_or(0, |known| known.segment_size),
         checkpoint: known.unwrap_or_default(),
+        ours_until: 0,
         bases: Vec::new(),
         report: RecoveryReport {
             unclean: directory.was_open() || left_open,
@@ -138,6 +139,7 @@ pub(super) fn recover(
     // The queues are made durable only as far as the log is.
     let queues = queue_table::saved_offset(disk, directory.duralog());
     recovery.checkpoint.durable = recovery.checkpoint.durable.max(queues.unwrap_or(0));
+    recovery.ours_until = recovery.checkpoint.durable;
     let mut attempts = if config.read_only { LISTINGS_MAX } else { 1 };
     while let Err(error) = recovery.load(&file) {
         // A live writer may have made a segment while the directory was read.
@@ -185,6 +187,8 @@ struct Recovery<'a> {
     config: &'a LogConfig,
     directory: &'a Directory,
     checkpoint: Checkpoint,
+    /// The durable offset as it was told: no other program wrote before it.
+    ours_until: u64,
     size: u64,
     bases: Vec<u64>,
     report: RecoveryReport,
@@ -284,7 +288,7 @@ impl Recovery<'_> {
         let trusted_clean = self.checkpoint.clean && !foreign;
         if trusted_clean {
             // What lies behind a clean end was not written by this crate.
-            self.forget_checksums_from(from);
+            self.forget_checksums_from(self.ours_until);
         }
         self.report.scanned_from = from;
         let mut scan = Scan::new(self, from, rewrite_from);
@@ -371,25 +375,17 @@ impl Recovery<'_> {
         self.checkpoint.checksummed.retain(|range| !range.is_empty());
     }
 
-    /// From `end` on, records are written as this configuration says.
+    /// From `end` on, records are written as this configuration says, whatever was there before.
     fn extend_checksummed(&mut self, end: u64) {
+        self.forget_checksums_from(end);
+        if !self.config.record_crc {
+            return;
+        }
         let ranges = &mut self.checkpoint.checksummed;
-        let open = ranges.last().is_some_and(|last| last.end == u64::MAX);
-        match (self.config.record_crc, open) {
-            (true, false) => {
-                // Joined with a range that ends here, so that clean restarts do not use up slots.
-                match ranges.last_mut().filter(|last| last.end == end) {
-                    Some(last) => last.end = u64::MAX,
-                    None => ranges.push(end..u64::MAX),
-                }
-            }
-            (false, true) => {
-                if let Some(last) = ranges.last_mut() {
-                    last.end = end;
-                }
-                ranges.retain(|range| !range.is_empty());
-            }
-            _ => {}
+        // Joined with a range that ends here, so that restarts do not use up slots.
+        match ranges.last_mut().filter(|last| last.end == end) {
+            Some(last) => last.end = u64::MAX,
+            None => ranges.push(end..u64::MAX),
         }
     }
 

@@ -48,7 +48,8 @@ pub enum SimCall {
 pub(super) const CALLS: usize = 17;
 
 impl SimCall {
-    pub(super) const ALL: [Self; CALLS] = [
+    /// All of them.
+    pub const ALL: [Self; CALLS] = [
         Self::Create,
         Self::Open,
         Self::Rename,
