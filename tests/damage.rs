@@ -505,6 +505,29 @@ fn queues_are_rebuilt_when_all_of_them_are_gone() {
 }
 
 #[test]
+fn queues_are_not_rebuilt_from_a_record_that_lies_about_its_place() {
+    for (victim, offset_byte) in [(0, 21), (0, 27), (7, 26), (7, 27)] {
+        let (disk, puts) = filled(20);
+        for path in files_below(&disk, "consumequeue") {
+            disk.drop_file(path).expect("it is there");
+        }
+        let at = puts[victim].physical_offset;
+        disk.flip_bit(segment(0), at + offset_byte, 5).expect("the log is there");
+        for mode in [RecoveryMode::Strict, RecoveryMode::TolerateTail] {
+            let error = try_open(&disk, config().recovery_mode(mode)).expect_err("damaged");
+            assert_corrupt_at(&error, &segment(0), at);
+        }
+        let store = open(&disk, config().recovery_mode(RecoveryMode::Salvage));
+        let (found, _, error) = read_all(&store);
+        assert!(error.is_none(), "{error:?}");
+        assert_eq!(found, without(20, victim as u64), "message {victim}, byte {offset_byte}");
+        let last = store.get(TOPIC, 0, 19, 1).expect("readable").messages;
+        assert_eq!(id_of(&last[0].body), 19, "another message in its place");
+        assert_eq!(put(&store, 20), 20);
+    }
+}
+
+#[test]
 fn damaged_state_files_lose_no_message() {
     let (model, _) = filled(100);
     for path in files_below(&model, "duralog") {

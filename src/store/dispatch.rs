@@ -5,7 +5,8 @@ use super::Shared;
 use crate::config::RecoveryMode;
 use crate::error::{Error, Result};
 use crate::log::{Located, QueueEntry, QueueTable, RecoveryReport};
-use crate::message::RecordRef;
+use crate::message::format::RECORD_SIZE_MIN;
+use crate::message::{RecordCheck, RecordRef};
 use crate::worker::{Alarm, Next};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -82,19 +83,7 @@ impl Shared {
             None => None,
         };
         let from = if lost { min } else { table.offset.max(min) };
-        let salvage = self.core.recovery_mode() == RecoveryMode::Salvage;
-        let mut records = self.core.records(from, end);
-        while let Some(dispatched) = records.next_with(|located| self.dispatch(located)) {
-            match dispatched {
-                Ok(dispatched) => dispatched?,
-                Err(Error::Corrupt { .. }) if salvage => {
-                    records = self.core.records(self.core.resync(records.offset(), end), end);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            report.redispatched_records += 1;
-        }
+        self.redispatch_from(from, end, report)?;
         self.core.progress.set_dispatched(end);
         let crashed = report.unclean
             || report.foreign
@@ -109,6 +98,37 @@ impl Shared {
             Ok(())
         })?;
         self.checkpointer.start_at(from);
+        Ok(())
+    }
+
+    /// Dispatches the records from `from` to `end`. One that is damaged could lie about its queue, or
+    /// about its place in it, so that the records behind it would not find theirs.
+    fn redispatch_from(&self, from: u64, end: u64, report: &mut RecoveryReport) -> Result<()> {
+        let salvage = self.core.recovery_mode() == RecoveryMode::Salvage;
+        let mut at = from;
+        while at < end {
+            // What lies behind has been checked by recovery just now.
+            let unchecked = at < report.scanned_from;
+            let until = if unchecked { report.scanned_from.min(end) } else { end };
+            let mut records = if unchecked {
+                self.core.verified_records(at, until)
+            } else {
+                self.core.records(at, until)
+            };
+            at = loop {
+                match records.next_with(|located| self.dispatch(located)) {
+                    Some(Ok(dispatched)) => {
+                        dispatched?;
+                        report.redispatched_records += 1;
+                    }
+                    None => break records.offset().max(until),
+                    Some(Err(Error::Corrupt { .. })) if salvage => {
+                        break self.core.resync(records.offset(), end);
+                    }
+                    Some(Err(error)) => return Err(error),
+                }
+            };
+        }
         Ok(())
     }
 
@@ -198,6 +218,9 @@ impl Shared {
             },
         };
         let offset = record.queue_offset().cast_unsigned();
+        if !self.is_plausible(offset, located.physical_offset) {
+            return Ok(Dispatched::Skipped);
+        }
         match queue.append(offset, entry(located.physical_offset, record)) {
             Ok(_) => {}
             // A queue offset that no queue can have; another program wrote it.
@@ -205,6 +228,14 @@ impl Shared {
             Err(other) => return Err(other),
         }
         Ok(Dispatched::Queued)
+    }
+
+    /// Whether so many messages can have come before in one queue. Asked of records without a checksum
+    /// over their header: a wrong offset would make every later message of the queue look like one
+    /// that is there already.
+    fn is_plausible(&self, queue_offset: u64, physical_offset: u64) -> bool {
+        queue_offset <= physical_offset / RECORD_SIZE_MIN as u64
+            || self.core.check_at(physical_offset) == RecordCheck::Record
     }
 
     pub(super) fn checkpoint_step(&self) -> Next {

@@ -28,6 +28,7 @@ use crate::worker::{Doorbell, Next, Worker, run_bounded};
 use deadline::Deadlines;
 use dispatch::Dispatcher;
 use parking_lot::Mutex;
+use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -55,13 +56,18 @@ const DEADLINE_THREAD: &str = "duralog-deadline";
 /// # std::fs::remove_dir_all(&dir).unwrap();
 /// # Ok::<(), duralog::Error>(())
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
 }
 
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.shared.fmt(f)
+    }
+}
+
 /// What handles own: dropping the last one closes the store.
-#[derive(Debug)]
 struct Inner {
     shared: Arc<Shared>,
     log: CommitLog,
@@ -71,7 +77,6 @@ struct Inner {
 }
 
 /// What handles, tickets and threads share.
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) core: Arc<Core>,
     pub(crate) queues: Queues,
@@ -85,7 +90,18 @@ pub(crate) struct Shared {
     threaded: bool,
 }
 
-#[derive(Debug)]
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let core = &self.core;
+        f.debug_struct("Store")
+            .field("dir", &core.config.dir)
+            .field("watermarks", &core.progress.watermarks())
+            .field("latched", &core.progress.latched())
+            .field("open", &self.is_open())
+            .finish_non_exhaustive()
+    }
+}
+
 enum Flush {
     Group(GroupCommit),
     Interval(IntervalFlush),

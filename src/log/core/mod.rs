@@ -27,6 +27,7 @@ use crate::worker::{Alarm, Doorbell};
 use append::{Appender, NextSegment};
 use flush::{Covered, Written};
 use parking_lot::{Condvar, Mutex};
+use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
@@ -41,7 +42,6 @@ pub(crate) struct Counts {
 }
 
 /// What the log's threads and handles share.
-#[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -75,6 +75,16 @@ pub(crate) struct Core {
     rolled_since_checkpoint: AtomicBool,
     /// Mappings made so far.
     pub(super) mapped: AtomicUsize,
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core")
+            .field("dir", &self.config.dir)
+            .field("watermarks", &self.progress.watermarks())
+            .field("latched", &self.progress.latched())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Core {
