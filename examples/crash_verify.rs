@@ -144,6 +144,9 @@ type Messages = BTreeMap<u64, Found>;
 
 fn verify(dir: &Path, acks: &Path, seed: u64) -> Result<Verdict, Box<dyn std::error::Error>> {
     let acks = read_acks(acks)?;
+    if !dir.join("commitlog").is_dir() {
+        return Err(format!("{} holds no store", dir.display()).into());
+    }
     let started = Instant::now();
     let store = Store::open(StoreConfig::new(dir))?;
     let mut verdict = Verdict {

@@ -40,9 +40,6 @@ fn main() -> ExitCode {
 }
 
 fn dump(dir: &Path, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
-    if !dir.join("commitlog").is_dir() {
-        return Err(format!("{} holds no store", dir.display()).into());
-    }
     let mut config = LogConfig::new(dir);
     config.read_only = true;
     let log = CommitLog::open(config)?;
@@ -56,11 +53,14 @@ fn dump(dir: &Path, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
         }
     }
     out.flush()?;
-    if let Some(cut) = &log.recovery().cut {
-        eprintln!(
-            "dump: {} bytes from {} on are no complete message: {}",
-            cut.bytes, cut.offset, cut.what
-        );
+    let Some(cut) = &log.recovery().cut else { return Ok(()) };
+    match cut.next_valid {
+        // A writer may be at work, or was killed in the middle of it.
+        None => eprintln!("dump: no complete message at {}: {}", cut.offset, cut.what),
+        Some(next) => {
+            let (at, what) = (cut.offset, &cut.what);
+            return Err(format!("damaged at {at}, but a message follows at {next}: {what}").into());
+        }
     }
     Ok(())
 }

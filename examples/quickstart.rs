@@ -3,7 +3,6 @@
 use duralog::{Message, Result, Store, StoreConfig};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 fn main() -> ExitCode {
     let args: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
@@ -50,8 +49,6 @@ fn quickstart(dir: &Path) -> Result<()> {
         let put = store.put(Message::new(topic, body).tag(tag).key("demo"))?;
         println!("  {topic}/{}: {}", put.queue_offset, put.status);
         put.ok()?;
-        // Readers see it a moment later.
-        store.wait_for(topic, put.queue_id, put.queue_offset, Duration::from_secs(5))?;
     }
 
     println!("Reading them back:");

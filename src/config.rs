@@ -29,7 +29,7 @@ pub enum FlushMode {
         timeout: Duration,
     },
     /// RocketMQ's `ASYNC_FLUSH`: a put answers once its bytes are in the page cache; a power cut may
-    /// take what is younger than `interval`.
+    /// take what is younger than `interval`, or than `thorough_interval` if that is longer.
     Async {
         /// A sync starts at most this long after the oldest byte it covers. Default 500 ms; 1 ms to
         /// 1 h.
@@ -63,18 +63,21 @@ impl FlushMode {
     }
 }
 
-/// What recovery does with damage above the durable offset.
+/// What recovery does with damage above the durable offset. Below it, in the two stricter modes, a
+/// damaged record is an error when it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum RecoveryMode {
     /// Refuse to open when a valid record lies behind a damaged one.
     Strict,
     /// Cut the log at the first damaged record. Where a valid record lies behind it, the bytes cut
-    /// are first copied to `duralog/cut-<offset>`. The default.
+    /// are first copied to `duralog/cut-<offset>`. The default. Opened read-only, the log ends there
+    /// and nothing is changed; [`RecoveryReport::cut`](crate::RecoveryReport::cut) tells.
     #[default]
     TolerateTail,
     /// Keep the valid records behind the damage: the damaged ones are replaced by records that no
-    /// consumer sees, after a copy to `duralog/cut-<offset>`. Reads skip damaged messages.
+    /// consumer sees, after a copy to `duralog/cut-<offset>`, or, opened read-only, stepped over. Reads
+    /// skip damaged messages, also below the durable offset.
     Salvage,
 }
 
@@ -99,7 +102,7 @@ pub struct LogConfig {
     /// Bytes of one segment file, RocketMQ's `mappedFileSizeCommitLog`. Default 1 GiB; a multiple of
     /// 4 KiB from 4 KiB to 1 GiB. Where segments exist, their size is used instead.
     pub segment_size: u64,
-    /// Default [`WriteMode::Pwrite`].
+    /// Default [`WriteMode::Pwrite`]. In a store [`StoreConfig::write_mode`] decides instead.
     pub write_mode: WriteMode,
     /// Default [`SyncMethod::Fdatasync`].
     pub sync_method: SyncMethod,
@@ -107,19 +110,23 @@ pub struct LogConfig {
     pub recovery_mode: RecoveryMode,
     /// Write RocketMQ 5's `__CRC32#` property, a checksum over the whole record. Default true.
     pub record_crc: bool,
-    /// Largest body in bytes. Default 4 MiB; up to 512 MiB.
+    /// Largest body in bytes. Default 4 MiB; 1 byte to 512 MiB. It must fit a segment, too.
     pub max_message_size: usize,
     /// Bytes that may wait to be written; a put then waits, `try_submit` answers `Full`. Default
-    /// 8 MiB; at least 4 KiB. Two such buffers exist.
+    /// 8 MiB; 4 KiB to 1 GiB. Two such buffers exist; one message may be larger. Has no meaning for
+    /// [`WriteMode::Mmap`], where nothing waits to be written.
     pub max_in_flight_bytes: usize,
-    /// How long a put waits for the next segment, or for room among the bytes in flight. Default 5 s.
+    /// How long a put waits for its place: for the next segment, or for room among the bytes in flight.
+    /// What it waits for afterwards has timeouts of its own. Default 5 s; 1 ms to 1 h.
     pub put_timeout: Duration,
-    /// How long `close` waits for a thread that hangs in the operating system. Default 5 s.
+    /// How long `close` may take to make everything durable and to stop the threads, and `flush` to
+    /// make everything durable. Default 5 s; 1 ms to 1 h.
     pub close_timeout: Duration,
     /// The address written into records as store host, part of the offset message id. Default
     /// 127.0.0.1:10911.
     pub store_host: SocketAddr,
-    /// Open without writing anything, beside a live writer if there is one. Default false.
+    /// Open without writing anything, beside a live writer if there is one. There must be a log. What
+    /// is written later is not seen: open it again for that. Default false.
     pub read_only: bool,
 }
 
@@ -178,13 +185,15 @@ pub struct StoreConfig {
     /// `Pwrite` for sync, `Mmap` for async flush.
     pub write_mode: Option<WriteMode>,
     /// Bytes of one consume queue file, RocketMQ's `mappedFileSizeConsumeQueue`, rounded up to a
-    /// multiple of 20. Default 6,000,000; at least 20. Where a queue has files, their size is used.
+    /// multiple of 20. Default 6,000,000; 20 bytes to 1 GiB. Where a queue has files, their size is
+    /// used.
     pub consume_queue_file_size: u64,
     /// Open files of consume queues kept at hand. Default 256; at least 4.
     pub max_open_queue_files: usize,
     /// Queue ids must be below this. Default 65,536.
     pub max_queues_per_topic: i32,
-    /// How long a put waits for replicas before it answers `FlushReplicaTimeout`. Default 5 s.
+    /// How long a put waits for replicas before it answers `FlushReplicaTimeout`. Default 5 s; 1 ms to
+    /// 1 h.
     pub sync_replica_timeout: Duration,
     /// The queues are made durable, so that the next open need not look at older messages, whenever
     /// this many bytes of messages have come. Default 64 MiB; at least 4 KiB.

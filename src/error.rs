@@ -96,6 +96,13 @@ pub enum Corruption {
         /// The first file behind it.
         after: PathBuf,
     },
+    /// Files at the end of the log are missing.
+    Missing {
+        /// Everything before this physical offset was durable.
+        durable: u64,
+        /// Where the files that are there end.
+        end: u64,
+    },
     /// A file does not have the size of its neighbours.
     FileSize {
         /// Its size in bytes.
@@ -186,6 +193,13 @@ pub enum Error {
         /// What is wrong.
         what: Corruption,
     },
+    /// A newer version of this crate wrote the store. Nothing was changed.
+    UnknownFormat {
+        /// The file that says so.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
     /// A write or sync failed earlier, so no further put is accepted: not stored. Reads of durable
     /// data go on. Close and reopen the store to continue.
     Latched {
@@ -227,7 +241,8 @@ pub enum Error {
         /// What is allowed.
         allowed: &'static str,
     },
-    /// `try_submit` found `max_in_flight_bytes` exhausted. Nothing was stored.
+    /// `max_in_flight_bytes` wait to be written: at once for `try_submit`, for `put_timeout` for the
+    /// others. Nothing was stored.
     Full,
     /// The next segment was not ready before the deadline. Nothing was stored.
     SegmentNotReady {
@@ -242,8 +257,16 @@ pub enum Error {
     ReadOnly,
     /// The store, or this handle's part of it, is closed.
     Closed,
+    /// What was put is not durable in time. Nothing has failed: the sync goes on, later puts are
+    /// accepted, and the same call may succeed later.
+    FlushTimeout {
+        /// Physical offset before which everything is durable.
+        durable: u64,
+        /// The offset that was asked for.
+        wanted: u64,
+    },
     /// A background thread did not stop in time: it hangs in the operating system. Everything
-    /// acknowledged is safe; the thread is left behind.
+    /// acknowledged is safe; the thread is left behind, and with it the lock of the store.
     CloseTimeout {
         /// The thread's name.
         thread: String,
@@ -262,12 +285,16 @@ impl Error {
         Self::Io { op, path: path.to_owned(), offset, source: Arc::new(source) }
     }
 
-    /// Whether the same call may succeed later without anyone's doing: a full disk, a full queue, a
-    /// segment that was not ready.
+    /// Whether the same call may succeed later: a full disk that has room again, bytes in flight that
+    /// are written, a segment that is ready, a replicator that takes puts again, a sync that ends.
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Self::DiskFull { .. } | Self::Full | Self::SegmentNotReady { .. } | Self::Refused(_)
+            Self::DiskFull { .. }
+                | Self::Full
+                | Self::SegmentNotReady { .. }
+                | Self::Refused(_)
+                | Self::FlushTimeout { .. }
         )
     }
 
@@ -336,6 +363,10 @@ impl fmt::Display for Corruption {
             Self::Gap { before, after } => {
                 write!(f, "files are missing between {} and {}", before.display(), after.display())
             }
+            Self::Missing { durable, end } => write!(
+                f,
+                "everything before physical offset {durable} was durable, but the files end at {end}"
+            ),
             Self::FileSize { found, expected } => {
                 write!(f, "file of {found} bytes where {expected} are expected")
             }
@@ -360,9 +391,10 @@ impl fmt::Display for InvalidMessage {
                     "property {name:?} has an empty name or value, or one that holds the bytes 1 or 2"
                 )
             }
-            Self::QueueId { queue_id, limit } => {
-                write!(f, "queue id {queue_id} is not in 0..{limit}")
-            }
+            Self::QueueId { queue_id, limit } => match *limit {
+                i32::MAX => write!(f, "queue id {queue_id} is negative"),
+                _ => write!(f, "queue id {queue_id} is not in 0..{limit}"),
+            },
             Self::MixedBatch => f.write_str("the messages of a batch must share topic and queue"),
             Self::EmptyBatch => f.write_str("a batch needs at least one message"),
             Self::QueueFull { queue_id } => {
@@ -386,20 +418,35 @@ impl fmt::Display for Error {
                 if let Some(available) = available {
                     write!(f, " ({available} left)")?;
                 }
-                f.write_str("; free some space, writing then resumes by itself")
+                f.write_str("; free some space, or use smaller segments (`segment_size`)")
             }
             Self::Corrupt { path, offset, what } => {
-                write!(f, "{} is corrupt at {offset}: {what}", path.display())
+                write!(f, "{} is corrupt at {offset}: {what}", path.display())?;
+                match what {
+                    Corruption::Gap { .. } | Corruption::FileSize { .. } => Ok(()),
+                    _ => f.write_str("; `RecoveryMode::Salvage` keeps what is whole"),
+                }
             }
+            Self::UnknownFormat { path, found } => write!(
+                f,
+                "{} says {found:?}: a newer duralog wrote this store, open it with that one",
+                path.display()
+            ),
             Self::Latched { first } => {
                 write!(f, "nothing is written after an earlier failure, reopen the store: {first}")
             }
             Self::Unknown { physical_offset, first } => write!(
                 f,
-                "whether the message at physical offset {physical_offset} is stored is unknown: {first}"
+                "whether the message at physical offset {physical_offset} is stored is unknown, reopen \
+                 the store and look there: {first}"
             ),
             Self::TooLarge { what, len, max } => {
-                write!(f, "{what} of {len} bytes is over the limit of {max}")
+                write!(f, "{what} of {len} bytes is over the limit of {max}")?;
+                f.write_str(match *what {
+                    "body" => " (`max_message_size`)",
+                    "record" | "batch" => " (what fits in one segment: `segment_size`)",
+                    _ => "",
+                })
             }
             Self::InvalidMessage(what) => write!(f, "invalid message: {what}"),
             Self::Locked { path, pid: Some(pid) } => {
@@ -411,7 +458,9 @@ impl fmt::Display for Error {
             Self::Config { field, value, allowed } => {
                 write!(f, "{field} is {value}, but must be {allowed}")
             }
-            Self::Full => f.write_str("too many bytes in flight; wait for a ticket and try again"),
+            Self::Full => f.write_str(
+                "`max_in_flight_bytes` wait for the disk already; try again when some are written",
+            ),
             Self::SegmentNotReady { base_offset } => {
                 write!(
                     f,
@@ -424,8 +473,17 @@ impl fmt::Display for Error {
             }
             Self::ReadOnly => f.write_str("the store was opened read-only"),
             Self::Closed => f.write_str("the store is closed"),
+            Self::FlushTimeout { durable, wanted } => write!(
+                f,
+                "only the bytes before {durable} are durable yet, not those before {wanted}; the disk \
+                 is slow, the sync goes on"
+            ),
             Self::CloseTimeout { thread } => {
-                write!(f, "thread {thread} hangs in the operating system and was left behind")
+                write!(
+                    f,
+                    "thread {thread} did not end within `close_timeout` and was left behind; the store \
+                     stays locked until it does or the process ends"
+                )
             }
             Self::WorkerPanicked { thread, message } => {
                 write!(f, "thread {thread} panicked: {message}")

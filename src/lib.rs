@@ -1,7 +1,8 @@
 //! Durable message storage, embedded: RocketMQ's store as a library.
 //!
 //! A message whose [`put`](Store::put) returned [`PutOk`](PutStatus::PutOk) is never lost, never
-//! altered and never delivered wrong, whatever crashed.
+//! altered and never delivered wrong, whatever crashed: the process in any mode, the machine with sync
+//! flush, which is the default.
 
 #![deny(missing_docs)]
 

@@ -178,7 +178,8 @@ fn suspected_rot_is_stepped_over_by_salvage() {
         let (offset, len) =
             (puts[2].physical_offset, puts[3].physical_offset - puts[2].physical_offset);
         assert_eq!((salvaged[0].offset, salvaged[0].bytes), (offset, len));
-        let copied = disk.bytes(&salvaged[0].copy).expect("the copy is there");
+        let copied =
+            disk.bytes(salvaged[0].copy.as_ref().expect("a copy")).expect("the copy is there");
         assert!(copied.starts_with(&behind[..len as usize]), "the copy is not what was lost");
         assert_eq!(ids(&store), [0, 1, 3, 4]);
         let kept = store.get(TOPIC, 0, 3, 1).expect("the queue can be read");
@@ -524,6 +525,18 @@ fn queues_are_not_rebuilt_from_a_record_that_lies_about_its_place() {
         let last = store.get(TOPIC, 0, 19, 1).expect("readable").messages;
         assert_eq!(id_of(&last[0].body), 19, "another message in its place");
         assert_eq!(put(&store, 20), 20);
+    }
+}
+
+#[test]
+fn a_store_of_a_newer_version_is_refused_by_name() {
+    let (disk, _) = filled(5);
+    let path = Path::new(DIR).join("duralog/format");
+    disk.edit(&path, |bytes| *bytes = b"duralog format 12\n".to_vec()).expect("it is there");
+    for mode in modes() {
+        let error = try_open(&disk, config().recovery_mode(mode)).expect_err("unknown");
+        let Error::UnknownFormat { path: named, found } = &error else { panic!("{error}") };
+        assert_eq!((named, found.as_str()), (&path, "duralog format 12"));
     }
 }
 

@@ -425,8 +425,55 @@ fn a_store_whose_thread_was_left_behind_keeps_its_lock() {
 fn a_flush_that_hangs_gives_up() {
     let (disk, store) = hanging(Duration::from_millis(50));
     let _ = store.put(message(1)).expect("stored, if not durable");
-    assert!(matches!(store.flush(), Err(Error::CloseTimeout { .. })));
+    let error = store.flush().expect_err("it hangs");
+    let Error::FlushTimeout { durable, wanted } = error else { panic!("{error}") };
+    assert!(durable < wanted && error.is_retryable());
+    assert!(store.health().syncing_for.is_some(), "nobody can see what is wrong");
     assert!(disk.hanging_syncs() > 0, "the sync never ended");
+    disk.hang_syncs(false);
+    eventually("the sync ends", || store.flush().is_ok());
+    assert_eq!(store.health().syncing_for, None);
+}
+
+#[test]
+fn a_store_with_more_queues_than_can_be_synced_in_time_closes_cleanly() {
+    const QUEUES: i32 = 500;
+    let disk = disk();
+    let mut slow = config();
+    slow.log.close_timeout = Duration::from_millis(400);
+    let store = open(&disk, slow);
+    for queue in 0..QUEUES {
+        store.submit(message(1).queue(queue)).expect("there is room");
+    }
+    store.flush().expect("durable");
+    disk.set_sync_latency(Duration::from_millis(2));
+    store.close().expect("queues can wait");
+    drop(store);
+    disk.set_sync_latency(Duration::ZERO);
+    let store = open(&disk, config());
+    assert!(!store.recovery().unclean, "{:?}", store.recovery());
+    for queue in 0..QUEUES {
+        assert_eq!(store.get(TOPIC, queue, 0, 9).expect("readable").messages.len(), 1);
+    }
+}
+
+#[test]
+fn a_queue_error_that_has_passed_is_forgotten() {
+    let disk = disk();
+    let mut config = config();
+    config.queue_checkpoint_bytes = 4096;
+    let store = open(&disk, config);
+    let full = Fault::on(SimCall::Create).path("consumequeue").errno(libc::ENOSPC).forever();
+    disk.inject(full);
+    (0..100).for_each(|id| drop(put(&store, id)));
+    eventually("the queues cannot be written", || store.health().queue_error.is_some());
+    assert!(!store.health().is_ok());
+    disk.clear_faults();
+    eventually("they are written again", || {
+        put(&store, 100);
+        store.health().queue_error.is_none()
+    });
+    assert!(store.health().is_ok());
 }
 
 #[test]

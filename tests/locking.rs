@@ -141,6 +141,12 @@ fn a_second_opener_in_another_process_is_refused_by_its_pid() {
     let dir = TempDir::new();
     let holder = Holder::start("store", dir.path());
     assert_locked(dir.path(), holder.pid());
+    // A store that is still recovering has not said there that it is open.
+    let abort = dir.path().join("abort");
+    let text = std::fs::read(&abort).expect("it is open");
+    std::fs::remove_file(&abort).expect("it is there");
+    assert_locked(dir.path(), holder.pid());
+    std::fs::write(&abort, text).expect("as it was");
     holder.finish();
     let store = Store::open(config(dir.path())).expect("the lock was released");
     assert!(!store.recovery().unclean);

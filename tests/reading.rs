@@ -11,8 +11,8 @@ use duralog::clock::ManualClock;
 use duralog::disk::SimDisk;
 use duralog::message::java_string_hash;
 use duralog::{
-    Environment, Error, FetchStatus, Message, MessageView, PutStatus, Store, StoreConfig,
-    StoreWorker, TagFilter, TimeBound,
+    Corruption, Environment, Error, FetchStatus, Message, MessageView, PutStatus, RecoveryMode,
+    Store, StoreConfig, StoreWorker, TagFilter, TimeBound,
 };
 use future::block_on;
 use sim::*;
@@ -66,6 +66,33 @@ fn a_read_only_store_changes_nothing_where_a_tail_is_torn() {
     let files = contents(&disk);
     let store = open(&disk, config().read_only(true));
     assert_eq!(ids(&store), [0, 1, 2, 3]);
+    let cut = store.recovery().cut.as_ref().expect("it says what it left out");
+    assert_eq!((cut.offset, cut.next_valid), (puts[4].physical_offset, None));
+    drop(store);
+    assert!(contents(&disk) == files, "a read-only store changed a file");
+}
+
+#[test]
+fn a_read_only_store_says_that_messages_follow_the_damage() {
+    let (disk, puts) = unsynced_tail(6);
+    disk.flip_bit(segment(0), puts[2].end_offset - 40, 3).expect("the log is there");
+    let files = contents(&disk);
+    let read_only = |mode| try_open(&disk, config().read_only(true).recovery_mode(mode));
+
+    let error = read_only(RecoveryMode::Strict).expect_err("damaged");
+    let what = Corruption::SuspectedRot { next_valid: puts[3].physical_offset };
+    assert!(matches!(&error, Error::Corrupt { what: found, .. } if *found == what), "{error}");
+
+    let store = read_only(RecoveryMode::TolerateTail).expect("readable up to there");
+    assert_eq!(ids(&store), [0, 1]);
+    let cut = store.recovery().cut.clone().expect("it says what it left out");
+    assert_eq!(cut.next_valid, Some(puts[3].physical_offset));
+    assert_eq!((cut.offset, cut.bytes), (puts[2].physical_offset, puts[5].end_offset - cut.offset));
+
+    let store = read_only(RecoveryMode::Salvage).expect("readable");
+    assert_eq!(ids(&store), [0, 1, 3, 4, 5]);
+    let salvaged = &store.recovery().salvaged;
+    assert!(matches!(&salvaged[..], [hole] if hole.offset == puts[2].physical_offset));
     drop(store);
     assert!(contents(&disk) == files, "a read-only store changed a file");
 }
@@ -86,12 +113,9 @@ fn a_read_only_store_needs_no_queue_files() {
 #[test]
 fn a_read_only_store_creates_nothing() {
     let disk = disk();
-    // Whether there is nothing to read is an error or an empty store, nothing is made.
-    let opened = try_open(&disk, config().read_only(true));
-    assert!(disk.files().is_empty() && disk.mutations() == 0, "{opened:?}");
-    if let Ok(store) = opened {
-        assert!(store.topics().is_empty());
-    }
+    let error = try_open(&disk, config().read_only(true)).expect_err("there is no store");
+    assert!(error.to_string().contains("/store/commitlog"), "{error}");
+    assert!(disk.files().is_empty() && disk.mutations() == 0);
 }
 
 fn files_below(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {

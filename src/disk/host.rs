@@ -62,6 +62,16 @@ fn offset(value: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(value).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
+/// What a lock file begins with.
+const LOCK_TEXT: &str = "lock ";
+
+/// The process that a holder of the lock wrote into its file.
+fn written_holder(file: &File) -> Option<u32> {
+    let mut text = [0; 32];
+    let len = file.read_at(&mut text, 0).ok()?;
+    str::from_utf8(text.get(..len)?).ok()?.strip_prefix(LOCK_TEXT)?.trim().parse().ok()
+}
+
 /// Reserves blocks for the first `len` bytes of `file`, holes included, and makes it that long; false
 /// where the file system cannot.
 fn fallocate(file: &File, len: u64) -> io::Result<bool> {
@@ -159,8 +169,8 @@ impl Disk for HostDisk {
     }
 
     fn lock(&self, path: &Path) -> Result<DiskLock, LockError> {
-        // Java's broker locks byte 0 with fcntl too, and writes these four bytes; an open file
-        // description lock conflicts with it, and with another store of this same process.
+        // Java's broker locks byte 0 with fcntl too; an open file description lock conflicts with it,
+        // and with another store of this same process.
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -178,7 +188,10 @@ impl Disk for HostDisk {
             retried(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw mut range) });
         match taken {
             Ok(_) => {
-                file.write_all_at(b"lock", 0).map_err(LockError::Io)?;
+                // What Java's broker writes, and behind it who we are: the system does not know.
+                // Always as long, so that a full disk does not keep an old store closed.
+                let holder = format!("{LOCK_TEXT}{:010}\n", std::process::id());
+                file.write_all_at(holder.as_bytes(), 0).map_err(LockError::Io)?;
                 Ok(Box::new(file))
             }
             Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
@@ -189,7 +202,8 @@ impl Disk for HostDisk {
                     libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut range)
                 });
                 let named = asked.is_ok() && range.l_pid > 0;
-                Err(LockError::Held { pid: named.then_some(range.l_pid as u32) })
+                let pid = if named { Some(range.l_pid as u32) } else { written_holder(&file) };
+                Err(LockError::Held { pid })
             }
             Err(e) => Err(LockError::Io(e)),
         }

@@ -5,6 +5,7 @@
 //! [`CommitLog::write`] brings what gathered into the page cache, [`CommitLog::sync`] makes what is
 //! there durable. [`Watermarks`] tell how far each has come.
 
+use super::checkpoint::Checkpoint;
 use super::core::{Appended, Core, Patience, Records};
 use super::progress::Watermarks;
 use super::recovery::RecoveryReport;
@@ -141,6 +142,11 @@ impl CommitLog {
     /// How far the log has come.
     pub fn watermarks(&self) -> Watermarks {
         self.core.progress.watermarks()
+    }
+
+    /// What the next recovery may rely on, as it was last saved.
+    pub fn checkpoint(&self) -> Checkpoint {
+        self.core.checkpoint()
     }
 
     /// Physical offset of the first byte kept.

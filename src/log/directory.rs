@@ -1,6 +1,6 @@
 //! The store's root directory: what lies where, who holds it, and whether it was left in order.
 
-use crate::config::LogConfig;
+use crate::config::{LogConfig, RecoveryMode};
 use crate::disk::{Allocation, Disk, DiskLock, LockError, OpenAccess, SyncMethod};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
 use parking_lot::Mutex;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Version of the files in `duralog/`.
 const FORMAT: &[u8] = b"duralog format 1\n";
+const FORMAT_NAME: &[u8] = b"duralog format ";
 const TEMPORARY: &str = ".tmp";
 
 /// The directories of a store, locked while this lives unless it is only read.
@@ -32,16 +33,18 @@ impl std::fmt::Debug for Lock {
 }
 
 impl Directory {
-    /// Creates what is missing and takes the lock. A read-only opener does neither. The new names are
-    /// durable after [`write_abort`](Self::write_abort).
+    /// Creates what is missing and takes the lock. A read-only opener does neither: there must be a
+    /// log. The new names are durable after [`write_abort`](Self::write_abort).
     pub(crate) fn open(disk: &dyn Disk, config: &LogConfig) -> Result<Self> {
         let root = config.dir.clone();
         let (commitlog, duralog, abort) =
             (root.join("commitlog"), root.join("duralog"), root.join("abort"));
         let mut lock = None;
-        if !config.read_only {
+        if config.read_only {
+            disk.list(&commitlog).at(IoOp::Open, &commitlog)?;
+        } else {
             create_dir_all(disk, &root)?;
-            lock = Some(take_lock(disk, &root, &abort)?);
+            lock = Some(take_lock(disk, &root)?);
             let created =
                 [&commitlog, &duralog].map(|dir| disk.create_dir(dir).at(IoOp::Create, dir));
             for made in created {
@@ -52,7 +55,7 @@ impl Directory {
         let owner = read_pid(disk, &abort).map(u64::from);
         let directory =
             Self { root, commitlog, duralog, abort, was_open, owner, lock: Mutex::new(lock) };
-        directory.check_format(disk, config.read_only)?;
+        directory.check_format(disk, config)?;
         if !config.read_only {
             directory.remove_temporaries(disk)?;
         }
@@ -91,7 +94,7 @@ impl Directory {
         self.owner
     }
 
-    /// Says to a Java broker, and to whoever finds the lock taken, that this process has the store.
+    /// Says to a Java broker, and to the next recovery, that this process has the store.
     pub(crate) fn write_abort(&self, disk: &dyn Disk) -> Result<()> {
         let pid = std::process::id().to_string();
         self.replace(disk, "abort", &self.abort, pid.as_bytes())?;
@@ -132,26 +135,31 @@ impl Directory {
         Ok(path)
     }
 
-    fn check_format(&self, disk: &dyn Disk, read_only: bool) -> Result<()> {
+    fn check_format(&self, disk: &dyn Disk, config: &LogConfig) -> Result<()> {
         let path = self.duralog.join("format");
-        let mut found = [0; FORMAT.len()];
+        let mut found = [0; 64];
         let length = match disk.open(&path, OpenAccess::Read) {
             Ok(file) => file.read_at(&mut found, 0).at(IoOp::Read, &path)?,
             Err(e) if e.kind() == ErrorKind::NotFound => 0,
             Err(e) => return Err(e).at(IoOp::Open, &path),
         };
-        match length {
-            0 if read_only => Ok(()),
-            0 => {
-                self.replace(disk, "format", &path, FORMAT)?;
-                disk.sync_dir(&self.duralog).at(IoOp::SyncDir, &self.duralog)
-            }
-            _ if length == FORMAT.len() && found == *FORMAT => Ok(()),
-            _ => {
-                let what = Corruption::StateFile { what: "unknown format version" };
-                Err(Error::Corrupt { path, offset: 0, what })
-            }
+        let found = found.get(..length).unwrap_or_default();
+        if found == FORMAT {
+            return Ok(());
         }
+        if found.starts_with(FORMAT_NAME) {
+            let found = String::from_utf8_lossy(found).trim_end().to_owned();
+            return Err(Error::UnknownFormat { path, found });
+        }
+        if !found.is_empty() && config.recovery_mode != RecoveryMode::Salvage {
+            let what = Corruption::StateFile { what: "it names no format" };
+            return Err(Error::Corrupt { path, offset: 0, what });
+        }
+        if config.read_only {
+            return Ok(());
+        }
+        self.replace(disk, "format", &path, FORMAT)?;
+        disk.sync_dir(&self.duralog).at(IoOp::SyncDir, &self.duralog)
     }
 
     fn remove_temporaries(&self, disk: &dyn Disk) -> Result<()> {
@@ -164,15 +172,11 @@ impl Directory {
     }
 }
 
-fn take_lock(disk: &dyn Disk, root: &Path, abort: &Path) -> Result<Lock> {
+fn take_lock(disk: &dyn Disk, root: &Path) -> Result<Lock> {
     let path = root.join("lock");
     match disk.lock(&path) {
         Ok(lock) => Ok(Lock(lock)),
-        // The system names the holder of a process lock, as Java's; ours is named in `abort`.
-        Err(LockError::Held { pid }) => {
-            let pid = pid.or_else(|| read_pid(disk, abort));
-            Err(Error::Locked { path, pid })
-        }
+        Err(LockError::Held { pid }) => Err(Error::Locked { path, pid }),
         Err(LockError::Io(e)) => Err(e).at(IoOp::Lock, &path),
     }
 }

@@ -21,8 +21,8 @@ const STEP: usize = 512 << 10;
 const DATA_STEP: u64 = 64 << 10;
 /// Enough of a record to know its size.
 const HEADER: u64 = format::HEADER_SIZE_MAX as u64;
-/// How often a directory that changes under a reader is read again.
-const LISTINGS_MAX: u32 = 8;
+/// How often what changes under a reader is looked at again.
+const LOOKS_MAX: u32 = 8;
 /// Sizes of a segment that can be: a record must fit, and RocketMQ counts in `i32`.
 const SEGMENT_SIZES: std::ops::RangeInclusive<u64> = 128..=i32::MAX as u64;
 /// RocketMQ's offsets are `i64`; far below its end nothing overflows.
@@ -44,7 +44,8 @@ pub struct RecoveryReport {
     pub scanned_records: u64,
     /// Bytes that were written and synced again.
     pub rewritten_bytes: u64,
-    /// Where the log was cut, if bytes had to go.
+    /// Where the log was cut, if bytes had to go; where it ends for a reader, if it was opened
+    /// read-only: then they are still there.
     pub cut: Option<Cut>,
     /// A cut that an earlier recovery had begun was finished at this offset.
     pub finished_cut: Option<u64>,
@@ -65,7 +66,7 @@ impl RecoveryReport {
     }
 }
 
-/// The end of the log, where bytes lay behind it.
+/// The end of the log, where bytes that are no record lay behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cut {
@@ -75,6 +76,8 @@ pub struct Cut {
     pub bytes: u64,
     /// Why the bytes at `offset` are no record.
     pub what: Corruption,
+    /// Physical offset of the first valid record among the bytes: damage rather than a torn tail.
+    pub next_valid: Option<u64>,
     /// Copies of the cut bytes, made because a valid record lay among them.
     pub copies: Vec<PathBuf>,
 }
@@ -89,8 +92,8 @@ pub struct Hole {
     pub bytes: u64,
     /// What is wrong with it.
     pub what: Corruption,
-    /// A copy of its bytes.
-    pub copy: PathBuf,
+    /// A copy of its bytes; none if the log was opened read-only and nothing was changed.
+    pub copy: Option<PathBuf>,
 }
 
 /// What the log starts with.
@@ -140,7 +143,7 @@ pub(super) fn recover(
     let queues = queue_table::saved_offset(disk, directory.duralog());
     recovery.checkpoint.durable = recovery.checkpoint.durable.max(queues.unwrap_or(0));
     recovery.ours_until = recovery.checkpoint.durable;
-    let mut attempts = if config.read_only { LISTINGS_MAX } else { 1 };
+    let mut attempts = if config.read_only { LOOKS_MAX } else { 1 };
     while let Err(error) = recovery.load(&file) {
         // A live writer may have made a segment while the directory was read.
         attempts -= 1;
@@ -199,11 +202,7 @@ impl Recovery<'_> {
     /// Lists the segments, finishes an interrupted cut, and checks that none is missing.
     fn load(&mut self, file: &CheckpointFile) -> Result<()> {
         let dir = self.directory.commitlog();
-        let entries = match self.disk.list(dir) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(e).at(IoOp::List, dir),
-        };
+        let entries = self.disk.list(dir).at(IoOp::List, dir)?;
         let mut found = Vec::new();
         for entry in entries {
             match parse_file_name(&entry.name) {
@@ -268,7 +267,7 @@ impl Recovery<'_> {
             }
             // What a sync promised lies in a file that is not there.
             let missing = durable / self.size.max(1) * self.size;
-            let what = Corruption::Truncated { needed: durable, available: end };
+            let what = Corruption::Missing { durable, end };
             return Err(Error::Corrupt { path: path(missing), offset: durable - missing, what });
         }
         Ok(())
@@ -292,7 +291,7 @@ impl Recovery<'_> {
         }
         self.report.scanned_from = from;
         let mut scan = Scan::new(self, from, rewrite_from);
-        let mut at = from;
+        let (mut at, mut looks) = (from, LOOKS_MAX);
         let end = loop {
             let (stopped, what) = scan.run(self, at)?;
             at = stopped;
@@ -302,27 +301,31 @@ impl Recovery<'_> {
                 self.cut(file, at, what, &tail, false)?;
                 break at;
             }
-            if self.config.read_only {
-                // A live writer may be in the middle of this record: there is nothing to decide.
-                if !matches!(what, Corruption::Magic { found: 0 }) {
-                    self.cut(file, at, what, &tail, false)?;
-                }
-                break at;
-            }
             let tail = self.probe(at)?;
+            if self.config.read_only && tail.next_valid.is_some() && looks > 0 {
+                // A live writer may have written the record since, and those behind it.
+                looks -= 1;
+                scan = Scan::new(self, at, rewrite_from);
+                let (stopped, _) = scan.run(self, at)?;
+                if stopped > at {
+                    at = stopped;
+                    continue;
+                }
+            }
             let Some(next_valid) = tail.next_valid else {
                 scan.finish(self, at)?;
                 self.cut(file, at, what, &tail, false)?;
                 break at;
             };
-            if at < rewrite_from && self.config.recovery_mode != RecoveryMode::Salvage {
+            let tolerated = self.config.read_only || at >= rewrite_from;
+            if !tolerated && self.config.recovery_mode != RecoveryMode::Salvage {
                 return Err(self.corrupt(at, what));
             }
             match self.config.recovery_mode {
                 RecoveryMode::Strict => {
                     return Err(self.corrupt(at, Corruption::SuspectedRot { next_valid }));
                 }
-                RecoveryMode::Salvage if !self.config.read_only => {
+                RecoveryMode::Salvage => {
                     scan.finish(self, at)?;
                     if self.fill_hole(at, next_valid, what.clone())? {
                         at = self.after_hole(at, next_valid);
@@ -332,7 +335,7 @@ impl Recovery<'_> {
                     self.cut(file, at, what, &tail, true)?;
                     break at;
                 }
-                RecoveryMode::TolerateTail | RecoveryMode::Salvage => {
+                RecoveryMode::TolerateTail => {
                     scan.finish(self, at)?;
                     self.cut(file, at, what, &tail, true)?;
                     break at;
@@ -470,7 +473,8 @@ impl Recovery<'_> {
             copies = self.copy_tail(at)?;
         }
         if bytes > 0 {
-            self.report.cut = Some(Cut { offset: at, bytes, what, copies });
+            let next_valid = tail.next_valid;
+            self.report.cut = Some(Cut { offset: at, bytes, what, next_valid, copies });
         }
         self.bases.retain(|base| *base <= at);
         if self.config.read_only || (bytes == 0 && beyond.is_empty()) {
@@ -558,12 +562,16 @@ impl Recovery<'_> {
         } else {
             message::filler(at, (to - at) as usize, self.check_at(at) == RecordCheck::Record)
         };
+        if self.config.read_only {
+            self.report.salvaged.push(Hole { offset: at, bytes: to - at, what, copy: None });
+            return Ok(true);
+        }
         let Some(filler) = filler else { return Ok(false) };
         let damaged = self.read_range(at, to)?;
         let copy = self.directory.keep_copy(self.disk, &format!("cut-{at}"), &damaged)?;
         let (file, path) = self.open(base)?;
         file.write_at(&filler, at - base).at_offset(IoOp::Write, &path, at - base)?;
-        self.report.salvaged.push(Hole { offset: at, bytes: to - at, what, copy });
+        self.report.salvaged.push(Hole { offset: at, bytes: to - at, what, copy: Some(copy) });
         Ok(true)
     }
 

@@ -69,7 +69,8 @@ impl Message {
         self.property(names::TAGS, tag)
     }
 
-    /// Adds a key under which the message can be found. A key with spaces in it counts as several.
+    /// Adds a key, for RocketMQ's index; this version has none yet and only stores it. A key with
+    /// spaces in it counts as several.
     #[must_use]
     pub fn key(self, key: impl AsRef<str>) -> Self {
         let key = key.as_ref();
@@ -136,7 +137,8 @@ impl Message {
         self.property(names::WAIT, if wait { "true" } else { "false" })
     }
 
-    /// Delays delivery by one of the store's levels, the first of which is 1.
+    /// Asks for delivery to be delayed by one of RocketMQ's levels, the first of which is 1. Stored, but
+    /// not acted on by this version: the message can be read at once.
     #[must_use]
     pub fn delay_level(self, level: u32) -> Self {
         self.property(names::DELAY, level.to_string())

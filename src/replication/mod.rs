@@ -101,11 +101,6 @@ pub trait Replicator: Send + Sync + fmt::Debug + 'static {
     /// Bytes up to `end` survive a power cut here.
     fn on_durable(&self, end: u64);
 
-    /// The lowest offset that some replica still needs, if that should keep segments from expiring.
-    fn retention_floor(&self) -> Option<u64> {
-        None
-    }
-
     /// Ends replication and joins the backend's threads.
     fn stop(&self);
 }

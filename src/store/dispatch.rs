@@ -2,6 +2,7 @@
 //! the queues durable now and then so that the next open need not start from the beginning.
 
 use super::Shared;
+use super::stats::QueueWork;
 use crate::config::RecoveryMode;
 use crate::error::{Error, Result};
 use crate::log::{Located, QueueEntry, QueueTable, RecoveryReport};
@@ -31,6 +32,8 @@ pub(super) struct Dispatcher {
     skipped: u64,
     /// It has dispatched since it last slept.
     worked: bool,
+    /// The last attempt failed.
+    failed: bool,
 }
 
 impl Dispatcher {
@@ -107,9 +110,11 @@ impl Shared {
         let salvage = self.core.recovery_mode() == RecoveryMode::Salvage;
         let mut at = from;
         while at < end {
-            // What lies behind has been checked by recovery just now.
-            let unchecked = at < report.scanned_from;
-            let until = if unchecked { report.scanned_from.min(end) } else { end };
+            // What lies behind has been checked by recovery just now. A store that is only read has
+            // its holes still.
+            let holes = !report.salvaged.is_empty();
+            let unchecked = at < report.scanned_from || holes;
+            let until = if unchecked && !holes { report.scanned_from.min(end) } else { end };
             let mut records = if unchecked {
                 self.core.verified_records(at, until)
             } else {
@@ -160,7 +165,8 @@ impl Shared {
                 // The disk may have room again; the log is not touched by any of this.
                 Err(error @ (Error::DiskFull { .. } | Error::Io { .. })) => {
                     progress.set_dispatched(reached);
-                    self.stats.queue_error(error);
+                    dispatcher.failed = true;
+                    self.stats.queue_work(QueueWork::Dispatch, Some(error));
                     return Next::At(self.core.clock.now() + RETRY);
                 }
                 Err(error) => {
@@ -172,6 +178,9 @@ impl Shared {
             reached = records.offset();
         }
         progress.set_dispatched(records.offset());
+        if std::mem::take(&mut dispatcher.failed) {
+            self.stats.queue_work(QueueWork::Dispatch, None);
+        }
         if self.wants_checkpoint() {
             self.checkpointer.alarm.ring();
         }
@@ -246,10 +255,13 @@ impl Shared {
         let target = progress.dispatched().min(progress.durable());
         self.checkpointer.attempted.store(target, Ordering::Release);
         match self.queues.checkpoint(target, &mut || self.pace()) {
-            Ok(()) => self.checkpointer.queues_durable.store(target, Ordering::Release),
+            Ok(()) => {
+                self.checkpointer.queues_durable.store(target, Ordering::Release);
+                self.stats.queue_work(QueueWork::Checkpoint, None);
+            }
             Err(Error::Closed) => return Next::Idle,
             // The queues can be rebuilt from the log; until then only the next open is slower.
-            Err(error) => self.stats.queue_error(error),
+            Err(error) => self.stats.queue_work(QueueWork::Checkpoint, Some(error)),
         }
         Next::Now
     }
@@ -265,15 +277,13 @@ impl Shared {
 
     /// Makes sure that the next open rebuilds the queues from the log.
     pub(super) fn distrust_queues(&self, why: &Error) {
-        if let Err(error) = self.queues.distrust() {
-            self.stats.queue_error(error);
-        } else {
-            self.stats.queue_error(why.clone());
-        }
+        let error = self.queues.distrust().err().unwrap_or_else(|| why.clone());
+        self.stats.queue_work(QueueWork::Rebuild, Some(error));
     }
 
-    /// The last dispatch and checkpoint, when the workers have stopped.
-    pub(super) fn finish_queues(&self) -> Result<()> {
+    /// The last dispatch and checkpoint, when the workers have stopped. The checkpoint is given up at
+    /// `until`: the queues can be rebuilt from the log.
+    pub(super) fn finish_queues(&self, until: Instant) -> Result<()> {
         if self.core.config.read_only {
             return Ok(());
         }
@@ -282,7 +292,11 @@ impl Shared {
             return Err(Error::Latched { first: first.clone() });
         }
         let target = self.core.progress.dispatched().min(self.core.progress.durable());
-        self.queues.checkpoint(target, &mut || Ok(()))
+        let in_time = || if self.core.clock.now() < until { Ok(()) } else { Err(Error::Closed) };
+        match self.queues.checkpoint(target, &mut { in_time }) {
+            Err(Error::Closed) => Ok(()),
+            finished => finished,
+        }
     }
 
     pub(super) fn skipped_records(&self) -> u64 {

@@ -186,23 +186,23 @@ impl Store {
         &self.inner.report
     }
 
-    /// The settings in force.
+    /// The settings in force: those of the log with the size that its segments have, and the write mode
+    /// that goes with the flush mode.
     pub fn config(&self) -> &StoreConfig {
         &self.inner.shared.config
     }
 
-    /// Makes everything put so far durable, whatever the flush mode.
+    /// Makes everything put so far durable, whatever the flush mode. Blocks up to `close_timeout`.
     ///
     /// # Errors
-    /// [`Error::Latched`] if a write or sync failed; [`Error::CloseTimeout`] if the disk hangs for
-    /// longer than `close_timeout`.
+    /// [`Error::Latched`] if a write or sync failed; [`Error::FlushTimeout`] if it takes longer.
     pub fn flush(&self) -> Result<()> {
         self.inner.flush_all()
     }
 
     /// Refuses further puts, makes everything durable, stops the threads and marks the store clean.
     /// All clones are closed with it; a second call returns at once. Views that were handed out stay
-    /// valid.
+    /// valid, and a handle that is still there goes on reading; files are closed with the last one.
     ///
     /// # Errors
     /// The first thing that failed. What was acknowledged is safe nonetheless.
@@ -314,7 +314,11 @@ impl Inner {
         // One deadline for all: a disk that hangs is waited for once.
         let deadline = core.clock.now() + core.config.close_timeout;
         let left = || deadline.saturating_duration_since(core.clock.now());
-        note(self.flush_all());
+        match self.flush_all() {
+            // What hangs is named by what follows.
+            Err(Error::FlushTimeout { .. }) => {}
+            flushed => note(flushed),
+        }
         note(self.flush.stop(left()));
         for worker in self.workers.lock().iter_mut() {
             note(worker.stop(left()));
@@ -325,7 +329,11 @@ impl Inner {
         note(self.log.stop_upkeep());
         if first.is_ok() {
             let shared = self.shared.clone();
-            let finish = move || shared.finish_queues().and_then(|()| shared.core.shut());
+            // With many queues that would take longer: half of the time is theirs, and what is not
+            // durable then is dispatched again by the next open.
+            let queues_until = core.clock.now() + left() / 2;
+            let finish =
+                move || shared.finish_queues(queues_until).and_then(|()| shared.core.shut());
             // On a thread of its own: the disk may hang even now.
             first = if self.shared.threaded {
                 run_bounded(CLOSE_THREAD, left(), finish)
@@ -359,6 +367,9 @@ impl Shared {
     ) -> Result<(Arc<Self>, Flush, RecoveryReport)> {
         let core = log.core().clone();
         let read_only = config.log.read_only;
+        let mut config = config;
+        config.log = core.config.clone();
+        config.log.segment_size = core.segment_size();
         let options = QueueOptions {
             file_size: config.consume_queue_file_size,
             open_files: config.max_open_queue_files,

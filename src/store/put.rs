@@ -51,8 +51,9 @@ impl Store {
     /// Under sync flush, [`PutOk`](super::PutStatus::PutOk) means that the message survives a power
     /// cut; under async flush, that it survives the process. Blocks up to `sync_flush_timeout` and,
     /// with a replicator, `sync_replica_timeout`, counted from the call; the other statuses mean
-    /// *stored, but not known to be as safe as asked*. A message with `wait(false)` is answered once
-    /// it is in the page cache.
+    /// *stored, but not known to be as safe as asked*. Where it has to wait for its place, behind
+    /// `max_in_flight_bytes` that the disk does not take or for the next segment, that ends with an
+    /// error after `put_timeout`. A message with `wait(false)` is answered once it is in the page cache.
     ///
     /// # Errors
     /// Nothing was stored: [`Error::InvalidMessage`], [`Error::TooLarge`], [`Error::DiskFull`],
@@ -297,7 +298,9 @@ impl Shared {
         match self.core.progress.wait_for_flush(end, deadline) {
             Waited::Met => Ok(()),
             Waited::Latched(first) => Err(Error::Latched { first }),
-            Waited::TimedOut => Err(Error::CloseTimeout { thread: "duralog-sync".to_owned() }),
+            Waited::TimedOut => {
+                Err(Error::FlushTimeout { durable: self.core.progress.durable(), wanted: end })
+            }
         }
     }
 }

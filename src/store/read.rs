@@ -181,8 +181,9 @@ impl Store {
     }
 
     /// The offset that `timestamp` (milliseconds since the epoch) leads to in a queue:
-    /// [`TimeBound::Lower`] the first message stored then or later, [`TimeBound::Upper`] the last one
-    /// stored then or earlier. `None` if there is no such queue.
+    /// [`TimeBound::Lower`] the first message stored then or later, or the queue's end if there is none;
+    /// [`TimeBound::Upper`] the last one stored then or earlier, or the queue's first offset if there
+    /// is none. `None` if there is no such queue.
     ///
     /// # Errors
     /// As [`get`](Self::get).

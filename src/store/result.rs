@@ -9,7 +9,8 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PutStatus {
-    /// The configured guarantees hold: the message is never lost.
+    /// The guarantees that were asked for hold: with sync flush, the message survives a power cut; with
+    /// async flush, or where it did not wait, the process.
     PutOk,
     /// Stored, but not durable within `sync_flush_timeout`: it may become so later.
     FlushDiskTimeout,

@@ -26,7 +26,16 @@ pub(crate) struct Meters {
     statuses: [Line<[AtomicU64; 4]>; SHARDS],
     put_nanos: [AtomicU64; BUCKETS],
     put_nanos_max: AtomicU64,
-    queue_error: Mutex<Option<Error>>,
+    queue_errors: Mutex<[Option<Error>; 3]>,
+}
+
+/// What is done with the consume queues, and may fail and be tried again.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum QueueWork {
+    Dispatch,
+    Checkpoint,
+    /// Nothing helps before the next open.
+    Rebuild,
 }
 
 impl Default for Meters {
@@ -35,7 +44,7 @@ impl Default for Meters {
             statuses: Default::default(),
             put_nanos: std::array::from_fn(|_| AtomicU64::new(0)),
             put_nanos_max: AtomicU64::new(0),
-            queue_error: Mutex::new(None),
+            queue_errors: Mutex::default(),
         }
     }
 }
@@ -80,8 +89,11 @@ impl Meters {
         })
     }
 
-    pub(super) fn queue_error(&self, error: Error) {
-        *self.queue_error.lock() = Some(error);
+    /// Notes how `work` ended.
+    pub(super) fn queue_work(&self, work: QueueWork, error: Option<Error>) {
+        if let Some(place) = self.queue_errors.lock().get_mut(work as usize) {
+            *place = error;
+        }
     }
 
     fn put_latency(&self) -> Latency {
@@ -181,8 +193,12 @@ pub struct Stats {
 pub struct Health {
     /// The failure after which nothing is written any more, if there was one.
     pub latched: Option<Arc<Error>>,
-    /// The consume queues could not be made durable: nothing is lost, the next open takes longer.
+    /// The consume queues cannot be written or made durable at the moment, or have to be rebuilt:
+    /// nothing is lost, but readers may lag and the next open takes longer.
     pub queue_error: Option<Error>,
+    /// How long the sync that is under way has taken so far, if there is one: a disk that hangs shows
+    /// here first.
+    pub syncing_for: Option<Duration>,
     /// What the store lies on, where that can be told. In memory nothing survives a reboot; on a
     /// network locks and syncs may not mean what they say.
     pub file_system: Option<FileSystemKind>,
@@ -191,7 +207,8 @@ pub struct Health {
 }
 
 impl Health {
-    /// Whether puts are accepted and mean what they say.
+    /// Whether nothing is known that needs somebody's attention: no failure, and a local file system,
+    /// on which puts mean what they say. A full or slow disk shows in the other fields.
     pub fn is_ok(&self) -> bool {
         self.latched.is_none()
             && self.queue_error.is_none()
@@ -211,7 +228,8 @@ impl Store {
         let (disk, root) = (&shared.core.disk, shared.core.directory().root());
         Health {
             latched: shared.core.progress.latched().cloned(),
-            queue_error: shared.stats.queue_error.lock().clone(),
+            queue_error: shared.stats.queue_errors.lock().iter().flatten().next().cloned(),
+            syncing_for: shared.core.syncing_for(),
             file_system: disk.kind(root).ok(),
             available_bytes: disk.space(root).ok().map(|space| space.available),
         }

@@ -8,7 +8,9 @@ use crate::error::{Corruption, Error, Result};
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct VerifyReport {
-    /// Valid records.
+    /// Valid records, those included that stand for damage which [`RecoveryMode::Salvage`] stepped over.
+    ///
+    /// [`RecoveryMode::Salvage`]: crate::RecoveryMode::Salvage
     pub records: u64,
     /// Their bytes.
     pub bytes: u64,
@@ -24,7 +26,7 @@ impl VerifyReport {
 }
 
 impl Store {
-    /// Reads every record that is in the queues, verifies its checksums, and compares it with its
+    /// Reads every record that a reader may see, verifies its checksums, and compares it with its
     /// queue entry. Takes as long as reading the whole log; puts and reads go on beside it.
     ///
     /// # Errors
@@ -37,6 +39,7 @@ impl Store {
 impl Shared {
     fn verify(&self) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
+        self.catch_up();
         let end = self.core.progress.dispatched();
         let mut records = self.core.verified_records(self.core.min_offset(), end);
         while let Some(view) = records.next() {

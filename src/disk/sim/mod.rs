@@ -547,7 +547,9 @@ impl Disk for SimDisk {
             };
             let mut state = inode.state();
             match state.holder {
-                Some(Holder::Own) => return Ok(Err(LockError::Held { pid: None })),
+                Some(Holder::Own) => {
+                    return Ok(Err(LockError::Held { pid: Some(std::process::id()) }));
+                }
                 Some(Holder::Foreign(pid)) => return Ok(Err(LockError::Held { pid: Some(pid) })),
                 None => {}
             }

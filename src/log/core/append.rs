@@ -82,8 +82,13 @@ impl Staged {
         }
     }
 
-    pub(super) fn clear(&mut self) {
+    /// Readies it for other records. Far more memory than the `usual` is given back: it was for one
+    /// large record.
+    pub(super) fn clear(&mut self, usual: usize) {
         self.bytes.clear();
+        if self.bytes.capacity() > 2 * usual + BLOCK as usize {
+            self.bytes.shrink_to(usual);
+        }
         self.runs.clear();
     }
 }

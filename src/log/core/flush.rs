@@ -105,7 +105,7 @@ impl Core {
         staged.fill_block(self.segment_size);
         let outcome = self.write_runs(&staged, end, &mut written.unsynced);
         written.spare = staged;
-        written.spare.clear();
+        written.spare.clear(self.config.max_in_flight_bytes);
         if let Err(error) = outcome {
             // The offsets are given out and the bytes are not there: nothing may follow them.
             self.latch(error.clone());
@@ -183,7 +183,10 @@ impl Core {
             if cfg!(canary = "ack_before_sync") {
                 self.progress.set_durable(end, woken);
             }
-            if let Err(error) = self.sync_segments(segments, end) {
+            *self.counts.sync_began.lock() = Some(self.clock.now());
+            let synced = self.sync_segments(segments, end);
+            *self.counts.sync_began.lock() = None;
+            if let Err(error) = synced {
                 // No retry, ever: the system reports a lost page once and then calls it clean.
                 self.latch(error.clone());
                 return Err(error);

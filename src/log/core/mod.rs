@@ -10,7 +10,7 @@ pub use append::{Appended, Patience};
 pub use read::Records;
 pub(crate) use read::{Located, Reader};
 
-use super::checkpoint::CheckpointFile;
+use super::checkpoint::{Checkpoint, CheckpointFile};
 use super::directory::Directory;
 use super::progress::Progress;
 use super::recovery::{self, RecoveryReport};
@@ -31,6 +31,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// Counts of work done, for `stats()`.
 #[derive(Debug, Default)]
@@ -39,6 +40,8 @@ pub(crate) struct Counts {
     pub(crate) syncs: AtomicU64,
     pub(crate) sync_nanos: AtomicU64,
     pub(crate) sync_nanos_max: AtomicU64,
+    /// When the sync under way began.
+    pub(crate) sync_began: Mutex<Option<Instant>>,
 }
 
 /// What the log's threads and handles share.
@@ -209,6 +212,10 @@ impl Core {
         &self.directory
     }
 
+    pub(crate) fn segment_size(&self) -> u64 {
+        self.segment_size
+    }
+
     pub(crate) fn segment_count(&self) -> usize {
         self.segments.all().len()
     }
@@ -229,8 +236,18 @@ impl Core {
         self.segments.all().iter().map(pinned).filter(|(_, views)| *views > 0).collect()
     }
 
+    /// How long the sync under way has taken so far.
+    pub(crate) fn syncing_for(&self) -> Option<Duration> {
+        let began = *self.counts.sync_began.lock();
+        began.map(|began| self.clock.now().saturating_duration_since(began))
+    }
+
     pub(crate) fn layout(&self) -> &RecordLayout {
         &self.layout
+    }
+
+    pub(crate) fn checkpoint(&self) -> Checkpoint {
+        self.checkpoint.current()
     }
 
     pub(crate) fn epoch(&self) -> u64 {
