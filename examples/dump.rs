@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn dump(dir: &Path, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
+pub fn dump(dir: &Path, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
     let mut config = LogConfig::new(dir);
     config.read_only = true;
     let log = CommitLog::open(config)?;

@@ -443,7 +443,7 @@ fn a_store_with_more_queues_than_can_be_synced_in_time_closes_cleanly() {
     slow.log.close_timeout = Duration::from_millis(400);
     let store = open(&disk, slow);
     for queue in 0..QUEUES {
-        store.submit(message(1).queue(queue)).expect("there is room");
+        drop(store.submit(message(1).queue(queue)).expect("there is room"));
     }
     store.flush().expect("durable");
     disk.set_sync_latency(Duration::from_millis(2));
@@ -465,7 +465,7 @@ fn a_queue_error_that_has_passed_is_forgotten() {
     let store = open(&disk, config);
     let full = Fault::on(SimCall::Create).path("consumequeue").errno(libc::ENOSPC).forever();
     disk.inject(full);
-    (0..100).for_each(|id| drop(put(&store, id)));
+    (0..100).for_each(|id| assert_eq!(put(&store, id), id));
     eventually("the queues cannot be written", || store.health().queue_error.is_some());
     assert!(!store.health().is_ok());
     disk.clear_faults();
