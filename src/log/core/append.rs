@@ -188,8 +188,12 @@ impl Core {
             let max = self.segment_size as usize - BLANK_SIZE;
             return Err(Error::TooLarge { what: "batch", len: total, max });
         }
+        // Before the lock, where others would wait for it.
+        let mut now = self.clock.unix_millis();
         let mut append = self.append.lock();
-        self.make_room(&mut append, size, patience)?;
+        if self.make_room(&mut append, size, patience)? {
+            now = self.clock.unix_millis();
+        }
         let full = |draft: &&Draft<'_>| {
             !append.offsets.has_room(draft.topic(), draft.queue_id(), drafts.len())
         };
@@ -197,7 +201,7 @@ impl Core {
             let queue_id = draft.queue_id();
             return Err(Error::InvalidMessage(InvalidMessage::QueueFull { queue_id }));
         }
-        let timestamp = self.clock.unix_millis().max(append.last_timestamp);
+        let timestamp = now.max(append.last_timestamp);
         let physical_offset = append.end;
         let mut stamp = Stamp { physical_offset, queue_offset: 0, store_timestamp: timestamp };
         let queue_offset;
@@ -206,7 +210,10 @@ impl Core {
             let base = segment.base_offset();
             let mut sink = MappedSink { writer, at: physical_offset - base };
             queue_offset = place(drafts, &mut stamp, offsets, &mut sink);
-            writer.publish(stamp.physical_offset - base);
+            let end = stamp.physical_offset - base;
+            writer.publish(end);
+            // The next record is likely to be as long.
+            writer.prefetch(end..end + size);
         } else {
             staged.run_in(segment, physical_offset);
             staged.bytes.reserve(total);
@@ -275,13 +282,14 @@ impl Core {
         wants
     }
 
-    /// Waits until `size` bytes fit among the bytes in flight and into the segment; rolls if needed.
+    /// Waits until `size` bytes fit among the bytes in flight and into the segment, and says whether it
+    /// took a wait; rolls if needed.
     fn make_room(
         &self,
         append: &mut MutexGuard<'_, Appender>,
         size: u64,
         patience: Patience,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let (mut attempted, mut deadline) = (false, None);
         loop {
             if let Some(first) = self.progress.latched() {
@@ -295,7 +303,7 @@ impl Core {
             {
                 Error::Full
             } else if size + BLANK_SIZE as u64 <= append.segment.end_offset() - append.end {
-                return Ok(());
+                return Ok(deadline.is_some());
             } else {
                 match &mut append.next {
                     NextSegment::Ready(next) => {
