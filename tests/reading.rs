@@ -11,8 +11,8 @@ use duralog::clock::ManualClock;
 use duralog::disk::SimDisk;
 use duralog::message::java_string_hash;
 use duralog::{
-    Corruption, Environment, Error, FetchStatus, Message, MessageView, PutStatus, RecoveryMode,
-    Store, StoreConfig, StoreWorker, TagFilter, TimeBound,
+    Corruption, Environment, Error, FetchStatus, FlushMode, Message, MessageView, PutStatus,
+    RecoveryMode, Store, StoreConfig, StoreWorker, TagFilter, TimeBound,
 };
 use future::block_on;
 use sim::*;
@@ -167,19 +167,30 @@ fn a_read_only_store_works_beside_a_live_writer() {
 
 #[test]
 fn a_read_only_store_meets_a_writer_in_full_flight() {
-    let dir = TempDir::new();
-    let writer = Store::open(on_host(&dir)).expect("the store opens");
-    put(&writer, 0);
-    std::thread::scope(|scope| {
-        let busy = scope.spawn(|| (1..3000).for_each(|id| assert_eq!(put(&writer, id), id)));
-        while !busy.is_finished() {
-            let reader = Store::open(on_host(&dir).read_only(true)).expect("it disturbs nobody");
-            let found = ids(&reader);
-            assert!(!found.is_empty());
-            assert_eq!(found, (0..found.len() as u64).collect::<Vec<_>>());
-        }
-    });
-    writer.close().expect("the writer was not disturbed");
+    for (flush, count) in [(FlushMode::sync(), 3000), (FlushMode::async_default(), 60_000)] {
+        let dir = TempDir::new();
+        let config = on_host(&dir).segment_size(1 << 20).flush_mode(flush);
+        let writer = Store::open(config.clone()).expect("the store opens");
+        put(&writer, 0);
+        std::thread::scope(|scope| {
+            let busy = scope.spawn(|| (1..count).for_each(|id| assert_eq!(put(&writer, id), id)));
+            for mode in modes().into_iter().cycle() {
+                let config = config.clone().read_only(true).recovery_mode(mode);
+                let reader = Store::open(config).expect("no damage, and it disturbs nobody");
+                let found = ids(&reader);
+                assert!(!found.is_empty());
+                assert_eq!(found, (0..found.len() as u64).collect::<Vec<_>>());
+                let report = reader.recovery();
+                assert!(report.salvaged.is_empty(), "{report:?}");
+                let cut = report.cut.as_ref();
+                assert!(cut.is_none_or(|cut| cut.next_valid.is_none()), "{cut:?}");
+                if busy.is_finished() {
+                    break;
+                }
+            }
+        });
+        writer.close().expect("the writer was not disturbed");
+    }
 }
 
 #[test]

@@ -302,13 +302,17 @@ impl Recovery<'_> {
                 break at;
             }
             let tail = self.probe(at)?;
-            if self.config.read_only && tail.next_valid.is_some() && looks > 0 {
+            if self.config.read_only && tail.next_valid.is_some() {
                 // A live writer may have written the record since, and those behind it.
-                looks -= 1;
                 scan = Scan::new(self, at, rewrite_from);
                 let (stopped, _) = scan.run(self, at)?;
                 if stopped > at {
                     at = stopped;
+                    looks -= 1;
+                    // It writes faster than this looks: there is no damage, and no end to wait for.
+                    if looks == 0 {
+                        break at;
+                    }
                     continue;
                 }
             }

@@ -150,9 +150,11 @@ impl Shared {
     fn place(&self, drafts: &[Draft<'_>], may_wait: bool, blocking: bool) -> Result<Pending> {
         let patience =
             if may_wait { Patience::For(self.core.config.put_timeout) } else { Patience::None };
-        let first = drafts.first().ok_or(Error::InvalidMessage(InvalidMessage::EmptyBatch))?;
+        let Some((first, others)) = drafts.split_first() else {
+            return Err(Error::InvalidMessage(InvalidMessage::EmptyBatch));
+        };
         let (topic, queue_id) = (first.topic(), first.queue_id());
-        if drafts.iter().any(|draft| draft.topic() != topic || draft.queue_id() != queue_id) {
+        if others.iter().any(|draft| draft.topic() != topic || draft.queue_id() != queue_id) {
             return Err(Error::InvalidMessage(InvalidMessage::MixedBatch));
         }
         if queue_id >= self.config.max_queues_per_topic {
