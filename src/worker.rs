@@ -6,6 +6,7 @@
 
 use crate::error::{Error, IoOp};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -107,6 +108,15 @@ pub(crate) fn run_bounded(
     }
 }
 
+thread_local! {
+    static IS_WORKER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this is the thread of a [`Worker`].
+pub(crate) fn is_worker() -> bool {
+    IS_WORKER.get()
+}
+
 /// A thread that runs one step after another until it is stopped.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -130,6 +140,7 @@ impl Worker {
         let (alive, gone) = bounded::<()>(0);
         let (stopped, thread_name) = (stop.clone(), name.to_owned());
         let body = move || {
+            IS_WORKER.set(true);
             // Dropped when the thread ends, however it ends: that is what `stop` waits for.
             let _alive = alive;
             let run = AssertUnwindSafe(|| {

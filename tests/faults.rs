@@ -779,3 +779,53 @@ fn an_error_names_its_file() {
         other => panic!("{other:?}"),
     }
 }
+
+#[test]
+fn a_store_on_a_full_disk_opens_or_says_that_it_is_full() {
+    let disk = disk();
+    let store = open(&disk, config());
+    (0..20).for_each(|id| assert_eq!(put(&store, id), id));
+    let next = disk.kill();
+    drop(store);
+    next.set_capacity(next.used());
+    match try_open(&next, config()) {
+        Ok(store) => assert_eq!(ids(&store), (0..20).collect::<Vec<_>>()),
+        Err(error) => assert!(matches!(error, Error::DiskFull { .. }), "{error}"),
+    }
+    next.set_capacity(1 << 40);
+    assert_eq!(ids(&open(&next, config())), (0..20).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_reader_that_meets_a_bad_entry_does_not_wait_for_a_checkpoint() {
+    let disk = disk();
+    let mut config = config();
+    config.queue_checkpoint_bytes = 4096;
+    let store = open(&disk, config.clone());
+    put(&store, 0);
+    store.close().expect("closed");
+    disk.flip_bit(format!("{DIR}/consumequeue/{TOPIC}/0/{:020}", 0), 11, 1).expect("it is there");
+    let store = open(&disk, config);
+    // Not the syncs of the log: the checkpoint alone hangs.
+    let tickets: Vec<_> = (0..100)
+        .map(|id| store.submit(Message::new("many", body(id)).queue(id as i32)).expect("room"))
+        .collect();
+    tickets.into_iter().for_each(|put| drop(put.wait().expect("no failure").ok().expect("ok")));
+    disk.hang_syncs(true);
+    eventually("a sync of the log and one of a queue hang", || {
+        let _ = store.submit(Message::new("many", body(1)));
+        disk.hanging_syncs() > 1
+    });
+    std::thread::scope(|scope| {
+        let (sender, answer) = mpsc::channel();
+        let store = &store;
+        scope.spawn(move || sender.send(store.get(TOPIC, 0, 0, 1)));
+        let answered = answer.recv_timeout(LONG);
+        disk.hang_syncs(false);
+        let error = answered.expect("an answer").expect_err("a bad entry");
+        assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+    });
+    eventually("the table is gone", || {
+        !disk.files().contains(&Path::new(DIR).join("duralog/queues"))
+    });
+}

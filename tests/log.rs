@@ -157,3 +157,26 @@ fn a_sparse_segment_is_reserved_before_anything_is_stored_to_it() {
     assert_eq!(store.put(message(0)).expect("stored").status, PutStatus::PutOk);
     assert_eq!(ids(&store), [0]);
 }
+
+#[test]
+fn waiting_without_end_is_no_overflow() {
+    let disk = SimDisk::new(1);
+    let mut config = LogConfig::new(DIR).segment_size(64 << 10);
+    config.max_in_flight_bytes = 4096;
+    let log = CommitLog::open_in(config, Environment::on(disk.shared())).expect("the log opens");
+    let message = Message::new("t", vec![0; 3000]);
+    let draft = Draft::new(&message, log.layout()).expect("valid");
+    log.append(&[draft], Patience::None).expect("there is room");
+    let flush = IntervalFlush::start(&log, Duration::ZERO, 0, Duration::MAX).expect("the first");
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| log.append(&[draft], Patience::For(Duration::MAX)));
+        while !second.is_finished() {
+            log.write().expect("no failure");
+        }
+        second.join().expect("no panic").expect("there is room again");
+    });
+    flush.stop().expect("no panic");
+    log.write().expect("no failure");
+    log.append(&[draft], Patience::None).expect("nothing was latched");
+    log.close().expect("nothing was latched");
+}

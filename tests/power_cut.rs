@@ -63,6 +63,7 @@ struct Totals {
     cuts: u64,
     kills: u64,
     cuts_in_recovery: u64,
+    kills_in_recovery: u64,
     rolls: u64,
     acked: u64,
     recovered: u64,
@@ -82,6 +83,7 @@ impl Totals {
         self.cuts += other.cuts;
         self.kills += other.kills;
         self.cuts_in_recovery += other.cuts_in_recovery;
+        self.kills_in_recovery += other.kills_in_recovery;
         self.rolls += other.rolls;
         self.acked += other.acked;
         self.recovered += other.recovered;
@@ -110,6 +112,8 @@ struct Scenario {
     puts: BTreeMap<u64, Put>,
     tickets: Vec<(Vec<u64>, Ticket)>,
     next_id: u64,
+    /// How this life ends if the disk goes down by itself.
+    planned: Crash,
     equal_size: Option<usize>,
     /// A sync or write failed: no later put may succeed before a reopen.
     latched: bool,
@@ -166,6 +170,7 @@ impl Scenario {
             puts: BTreeMap::new(),
             tickets: Vec::new(),
             next_id: 1,
+            planned: Crash::PowerCut,
             equal_size,
             latched: false,
             lies: false,
@@ -255,8 +260,8 @@ impl Scenario {
             92..94 => self.crash(Crash::Kill),
             94..96 => self.crash(Crash::PowerCut),
             96..98 => {
-                let moment = self.rng.pick(&[CutMoment::Before, CutMoment::Middle]);
-                self.disk.cut_at(1 + self.rng.below(12), moment);
+                let calls = 1 + self.rng.below(12);
+                self.plan(calls);
             }
             98 => self.fail_sync(),
             _ => self.fill_disk(),
@@ -346,6 +351,10 @@ impl Scenario {
 
     /// Looks at all tickets, and writes down what was promised.
     fn collect(&mut self) {
+        if self.disk.is_down() {
+            // The dead promise nothing, even if their memory still answers here.
+            return;
+        }
         let is_sync = matches!(self.config.flush_mode, FlushMode::Sync { .. });
         for (ids, ticket) in std::mem::take(&mut self.tickets) {
             match ticket.try_get() {
@@ -414,6 +423,16 @@ impl Scenario {
         self.recover(Some(Crash::Kill));
     }
 
+    /// Lets the disk go down at one of the next calls, as a rule for want of power.
+    fn plan(&mut self, calls: u64) {
+        let moment = self.rng.pick(&[CutMoment::Before, CutMoment::Middle]);
+        self.planned = if self.rng.one_in(4) { Crash::Kill } else { Crash::PowerCut };
+        match self.planned {
+            Crash::PowerCut => self.disk.cut_at(calls, moment),
+            Crash::Kill => self.disk.kill_at(calls, moment),
+        }
+    }
+
     fn is_full(&self) -> bool {
         self.totals.disk_full > 0
     }
@@ -465,15 +484,17 @@ impl Scenario {
     /// Ends the machine's life, by a power cut unless only the process is to die, and opens again.
     fn crash(&mut self, crash: Crash) {
         self.collect();
-        let was_down = self.disk.is_down();
-        if crash == Crash::Kill && !was_down {
-            self.totals.kills += 1;
-            self.disk = self.disk.kill();
-        } else {
-            self.totals.cuts += 1;
-            self.disk = self.disk.reboot(self.rng.next());
+        let ended = if self.disk.is_down() { self.planned } else { crash };
+        match ended {
+            Crash::Kill => {
+                self.totals.kills += 1;
+                self.disk = self.disk.kill();
+            }
+            Crash::PowerCut => {
+                self.totals.cuts += 1;
+                self.disk = self.disk.reboot(self.rng.next());
+            }
         }
-        let ended = if was_down { Crash::PowerCut } else { crash };
         self.tickets.clear();
         if let Some(store) = self.store.take() {
             self.totals.rolls += store.stats().rolls;
@@ -499,8 +520,8 @@ impl Scenario {
         let store = loop {
             let crashes_again = self.rng.one_in(5);
             if crashes_again {
-                let moment = self.rng.pick(&[CutMoment::Before, CutMoment::Middle]);
-                self.disk.cut_at(1 + self.rng.below(30), moment);
+                let calls = 1 + self.rng.below(30);
+                self.plan(calls);
             }
             self.reopened = self.disk.files().into_iter().collect();
             match Store::open_in(self.config.clone(), self.environment()) {
@@ -511,6 +532,12 @@ impl Scenario {
                 Ok(store) => drop(store),
                 Err(error) if !self.disk.is_down() => panic!("recovery: {error}"),
                 Err(_) => {}
+            }
+            if self.planned == Crash::Kill {
+                self.totals.kills += 1;
+                self.totals.kills_in_recovery += 1;
+                self.disk = self.disk.kill();
+                continue;
             }
             self.totals.cuts += 1;
             self.totals.cuts_in_recovery += 1;
@@ -655,12 +682,13 @@ fn nothing_promised_is_lost() {
 /// Prints what was covered, and fails if some call was never interrupted in a run long enough.
 fn report(totals: &Totals, wanted: u64) {
     println!(
-        "{} scenarios: {} power cuts ({} inside recovery), {} kills, {} rolls, {} messages acknowledged, \
+        "{} scenarios: {} power cuts ({} inside recovery), {} kills ({} inside recovery), {} rolls, {} messages acknowledged, \
          {} recoveries, {} bytes cut, disk full {} times",
         totals.scenarios,
         totals.cuts,
         totals.cuts_in_recovery,
         totals.kills,
+        totals.kills_in_recovery,
         totals.rolls,
         totals.acked,
         totals.recovered,
@@ -687,6 +715,7 @@ fn report(totals: &Totals, wanted: u64) {
             && totals.acked > 0
             && totals.rolls > 0
             && totals.cuts_in_recovery > 0
+            && totals.kills_in_recovery > 0
             && totals.failed_syncs.keys().any(|name| name.ends_with(NEW))
     );
     assert!(wanted < 100_000 || missed.is_empty(), "no cut ever fell at {missed:?}");

@@ -7,7 +7,7 @@ mod sim;
 #[path = "support/temp.rs"]
 mod temp;
 
-use duralog::clock::ManualClock;
+use duralog::clock::{Clock, ManualClock, SystemClock};
 use duralog::disk::SimDisk;
 use duralog::message::java_string_hash;
 use duralog::{
@@ -18,9 +18,12 @@ use future::block_on;
 use sim::*;
 use std::collections::BTreeMap;
 use std::fs;
+use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Wake, Waker};
+use std::time::{Duration, Instant};
 use temp::TempDir;
 
 /// Uses a read-only store in every way that there is.
@@ -456,4 +459,91 @@ fn verify_finds_a_queue_entry_that_points_elsewhere() {
         drop(store);
         disk.put_file(queue, &clean).expect("there is room");
     }
+}
+
+/// The system's clock, but the thread called `awaiting` is held up right after it has read it for the
+/// second time.
+#[derive(Debug, Default)]
+struct Preempting {
+    reads: AtomicUsize,
+}
+
+impl Clock for Preempting {
+    fn now(&self) -> Instant {
+        let now = Instant::now();
+        let awaiting = std::thread::current().name() == Some("awaiting");
+        if awaiting && self.reads.fetch_add(1, Ordering::SeqCst) == 1 {
+            std::thread::sleep(Duration::from_millis(60));
+        }
+        now
+    }
+
+    fn unix_millis(&self) -> i64 {
+        SystemClock.unix_millis()
+    }
+}
+
+#[test]
+fn an_awaited_ticket_whose_task_is_held_up_at_the_deadline_is_answered() {
+    let disk = disk();
+    let config = config().sync_flush_timeout(Duration::from_millis(20));
+    let clock = Arc::new(Preempting::default());
+    let store = Store::open_in(config, Environment::on(disk.shared()).clock(clock)).expect("opens");
+    disk.hang_syncs(true);
+    let ticket = store.submit(message(1)).expect("there is room");
+    let (sender, answer) = mpsc::channel();
+    let awaiting = std::thread::Builder::new().name("awaiting".to_owned());
+    awaiting.spawn(move || sender.send(block_on(ticket))).expect("a thread");
+    let answer = answer.recv_timeout(LONG).expect("an answer").expect("no failure");
+    assert_eq!(answer.status, PutStatus::FlushDiskTimeout);
+    disk.hang_syncs(false);
+}
+
+/// Lets go of a store when it is woken.
+struct LastHandle(Mutex<Option<Store>>, AtomicBool);
+
+impl Wake for LastHandle {
+    fn wake(self: Arc<Self>) {
+        drop(self.0.lock().expect("not poisoned").take());
+        self.1.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn the_last_handle_can_be_dropped_by_a_waker() {
+    let disk = disk();
+    let mut patient = config();
+    patient.log.close_timeout = 10 * LONG;
+    let store = open(&disk, patient);
+    disk.hang_syncs(true);
+    let mut ticket = Box::pin(store.submit(message(0)).expect("there is room"));
+    let task = Arc::new(LastHandle(Mutex::default(), AtomicBool::new(false)));
+    let waker = Waker::from(task.clone());
+    assert!(ticket.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    *task.0.lock().expect("not poisoned") = Some(store);
+    disk.hang_syncs(false);
+    eventually("the thread goes on", || task.1.load(Ordering::SeqCst));
+    drop(ticket);
+    eventually("the store is closed", || try_open(&disk, config()).is_ok());
+    let store = open(&disk, config());
+    assert!(!store.recovery().unclean);
+    assert_eq!(ids(&store), [0]);
+}
+
+#[test]
+fn store_times_do_not_fall_when_the_clock_does() {
+    const NOW: i64 = 1_700_000_000_000;
+    let disk = disk();
+    let at = |millis| {
+        let clock = Arc::new(ManualClock::new(millis));
+        Store::open_in(config(), Environment::on(disk.shared()).clock(clock)).expect("opens")
+    };
+    let store = at(NOW);
+    (0..5).for_each(|id| assert_eq!(put(&store, id), id));
+    store.close().expect("closed");
+    let store = at(NOW - 60_000);
+    (5..10).for_each(|id| assert_eq!(put(&store, id), id));
+    let found = store.offset_by_time(TOPIC, 0, NOW - 30_000, TimeBound::Lower).expect("readable");
+    assert_eq!(found, Some(0));
+    assert!(all(&store).iter().all(|message| message.store_timestamp >= NOW));
 }

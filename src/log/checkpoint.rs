@@ -17,7 +17,8 @@ const MAGIC: [u8; 8] = *b"DURALOG1";
 const SLOT: usize = 512;
 const CHECKSUM_AT: usize = SLOT - 4;
 const RANGES_AT: usize = 64;
-const RANGES_MAX: usize = (CHECKSUM_AT - RANGES_AT) / 16;
+const RANGES_MAX: usize = (TIMESTAMP_AT - RANGES_AT) / 16;
+const TIMESTAMP_AT: usize = CHECKSUM_AT - 12;
 const CLEAN: u32 = 1;
 const CUTTING: u32 = 2;
 
@@ -31,12 +32,15 @@ pub struct Checkpoint {
     pub clean: bool,
     /// A cut at this physical offset was begun: recovery finishes it before anything else.
     pub cut: Option<u64>,
-    /// Process id of the store that wrote this.
+    /// Names the opening of the store that wrote this; as long as it lasts, `abort` names it, too.
     pub owner: u64,
     /// The epoch under which the log was last written; 0 without replication.
     pub epoch: u64,
     /// Size of a segment in bytes.
     pub segment_size: u64,
+    /// Store timestamp of the newest record, in milliseconds since the epoch: those to come are not
+    /// older, whatever the clock says.
+    pub last_timestamp: i64,
     /// Physical offsets at which this crate wrote records with `__CRC32#`: there a record without a
     /// matching one is corrupt. The last range may be open-ended, at `u64::MAX`.
     pub checksummed: Vec<Range<u64>>,
@@ -78,6 +82,7 @@ impl Checkpoint {
             put(&range.start.to_be_bytes());
             put(&range.end.to_be_bytes());
         }
+        slot[TIMESTAMP_AT..TIMESTAMP_AT + 8].copy_from_slice(&self.last_timestamp.to_be_bytes());
         let checksum = crc32fast::hash(&slot[..CHECKSUM_AT]).to_be_bytes();
         slot[CHECKSUM_AT..].copy_from_slice(&checksum);
         slot
@@ -101,6 +106,7 @@ impl Checkpoint {
             owner: u64_at(56)?,
             epoch: u64_at(32)?,
             segment_size: u64_at(40)?,
+            last_timestamp: u64_at(TIMESTAMP_AT)?.cast_signed(),
             checksummed: ranges.collect::<Option<_>>()?,
         };
         Some((u64_at(8)?, checkpoint))
@@ -188,10 +194,18 @@ impl CheckpointFile {
         self.state.lock().current.durable
     }
 
-    /// Saves the durable offset.
-    pub(crate) fn save(&self, sync: bool, now: Instant, durable: u64) -> Result<()> {
+    /// Saves the durable offset, and the store timestamp of a record at or behind it.
+    pub(crate) fn save(
+        &self,
+        sync: bool,
+        now: Instant,
+        durable: u64,
+        timestamp: i64,
+    ) -> Result<()> {
         let mut state = self.state.lock();
         let before = std::mem::replace(&mut state.current.durable, durable);
+        // Too young a timestamp does no harm if the write fails.
+        state.current.last_timestamp = state.current.last_timestamp.max(timestamp);
         state.write(&self.path, sync).inspect_err(|_| state.current.durable = before)?;
         state.saved_at = Some(now);
         Ok(())
@@ -233,6 +247,7 @@ mod tests {
             owner: 4711,
             epoch: 7,
             segment_size: 4096,
+            last_timestamp: 1_700_000_000_000,
             checksummed: vec![0..10, 20..u64::MAX],
         }
     }

@@ -1,9 +1,11 @@
 //! The store's root directory: what lies where, who holds it, and whether it was left in order.
 
+use super::queue_dir::non_empty;
 use crate::config::{LogConfig, RecoveryMode};
 use crate::disk::{Allocation, Disk, DiskLock, LockError, OpenAccess, SyncMethod};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
 use parking_lot::Mutex;
+use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +23,7 @@ pub(crate) struct Directory {
     abort: PathBuf,
     was_open: bool,
     owner: Option<u64>,
+    token: u64,
     lock: Mutex<Option<Lock>>,
 }
 
@@ -52,9 +55,11 @@ impl Directory {
             }
         }
         let was_open = exists(disk, &root, "abort")?;
-        let owner = read_pid(disk, &abort).map(u64::from);
-        let directory =
-            Self { root, commitlog, duralog, abort, was_open, owner, lock: Mutex::new(lock) };
+        let owner = read_token(disk, &abort);
+        // Process ids return, in containers above all.
+        let token = RandomState::new().hash_one(std::process::id());
+        let lock = Mutex::new(lock);
+        let directory = Self { root, commitlog, duralog, abort, was_open, owner, token, lock };
         directory.check_format(disk, config)?;
         if !config.read_only {
             directory.remove_temporaries(disk)?;
@@ -89,15 +94,20 @@ impl Directory {
         self.was_open
     }
 
-    /// The process that `abort` names.
+    /// The token of the opening that `abort` names, if it was one by this crate.
     pub(crate) fn owner(&self) -> Option<u64> {
         self.owner
     }
 
+    /// Names this opening of the store.
+    pub(crate) fn token(&self) -> u64 {
+        self.token
+    }
+
     /// Says to a Java broker, and to the next recovery, that this process has the store.
     pub(crate) fn write_abort(&self, disk: &dyn Disk) -> Result<()> {
-        let pid = std::process::id().to_string();
-        self.replace(disk, "abort", &self.abort, pid.as_bytes())?;
+        let text = format!("{} {:020}", std::process::id(), self.token);
+        self.replace(disk, "abort", &self.abort, text.as_bytes())?;
         if cfg!(canary = "root_dir_sync") {
             return Ok(());
         }
@@ -110,10 +120,26 @@ impl Directory {
     fn replace(&self, disk: &dyn Disk, name: &str, path: &Path, bytes: &[u8]) -> Result<()> {
         let temporary = self.temporary(name);
         remove_if_there(disk, &temporary)?;
-        let file = disk.create(&temporary, 0, Allocation::Sparse).at(IoOp::Create, &temporary)?;
-        file.write_at(bytes, 0).at(IoOp::Write, &temporary)?;
-        file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &temporary)?;
+        let file = disk.create(&temporary, 0, Allocation::Sparse).at(IoOp::Create, &temporary);
+        let written = file.and_then(|file| {
+            file.write_at(bytes, 0).at(IoOp::Write, &temporary)?;
+            file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &temporary)
+        });
+        written.map_err(|error| self.full(disk, error, bytes.len() as u64))?;
         disk.rename(&temporary, path).at(IoOp::Rename, path)
+    }
+
+    /// The error for a file that could not get so many bytes.
+    fn full(&self, disk: &dyn Disk, error: Error, needed: u64) -> Error {
+        match error {
+            Error::Io { path, source, .. }
+                if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+            {
+                let available = disk.space(&self.root).ok().map(|space| space.available);
+                Error::DiskFull { path, needed, available }
+            }
+            other => other,
+        }
     }
 
     pub(crate) fn remove_abort(&self, disk: &dyn Disk) -> Result<()> {
@@ -158,6 +184,11 @@ impl Directory {
         if config.read_only {
             return Ok(());
         }
+        // The first to make a store here. Someone may have been killed at it, with directories made
+        // but not yet durable.
+        if !cfg!(canary = "ancestors_sync") {
+            sync_ancestors(disk, &self.root)?;
+        }
         self.replace(disk, "format", &path, FORMAT)?;
         disk.sync_dir(&self.duralog).at(IoOp::SyncDir, &self.duralog)
     }
@@ -181,10 +212,11 @@ fn take_lock(disk: &dyn Disk, root: &Path) -> Result<Lock> {
     }
 }
 
-fn read_pid(disk: &dyn Disk, abort: &Path) -> Option<u32> {
-    let mut text = [0; 20];
+/// The second word of `abort`; a Java broker writes its process id alone, or nothing.
+fn read_token(disk: &dyn Disk, abort: &Path) -> Option<u64> {
+    let mut text = [0; 64];
     let length = disk.open(abort, OpenAccess::Read).ok()?.read_at(&mut text, 0).ok()?;
-    str::from_utf8(text.get(..length)?).ok()?.trim().parse().ok()
+    str::from_utf8(text.get(..length)?).ok()?.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn exists(disk: &dyn Disk, dir: &Path, name: &str) -> Result<bool> {
@@ -202,11 +234,25 @@ pub(crate) fn remove_if_there(disk: &dyn Disk, path: &Path) -> Result<()> {
     }
 }
 
+/// Makes the name of `dir` durable, and those of the directories above it as far as that is allowed:
+/// where it is not, nobody made one either.
+fn sync_ancestors(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    use ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    for above in dir.ancestors().skip(1).map(non_empty) {
+        match disk.sync_dir(above) {
+            Ok(()) => {}
+            Err(error) => match error.kind() {
+                InvalidInput | PermissionDenied | ReadOnlyFilesystem | Unsupported => break,
+                _ => return Err(error).at(IoOp::SyncDir, above),
+            },
+        }
+    }
+    Ok(())
+}
+
 /// Creates `dir` and the directories above it, each durable in the one above.
 pub(crate) fn create_dir_all(disk: &dyn Disk, dir: &Path) -> Result<()> {
-    let parent = dir
-        .parent()
-        .map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+    let parent = dir.parent().map(non_empty);
     let made = match (disk.create_dir(dir), parent) {
         (Err(e), Some(parent)) if e.kind() == ErrorKind::NotFound && parent != dir => {
             create_dir_all(disk, parent)?;

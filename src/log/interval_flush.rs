@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 const THREAD: &str = "duralog-sync";
 /// RocketMQ's page, in which `least_pages` counts.
 const PAGE: u64 = 4096;
+/// Bounds of both intervals.
+const INTERVAL_MIN: Duration = Duration::from_millis(1);
+const INTERVAL_MAX: Duration = Duration::from_secs(3600 * 24 * 365);
 /// While bytes wait, they are counted so many times an interval.
 const LOOKS_PER_INTERVAL: u32 = 10;
 
@@ -25,7 +28,8 @@ pub struct IntervalFlush {
 
 impl IntervalFlush {
     /// Starts the thread `duralog-sync` for `log`, with the meaning of
-    /// [`FlushMode::Async`](crate::FlushMode::Async).
+    /// [`FlushMode::Async`](crate::FlushMode::Async). Intervals below a millisecond or above a year
+    /// count as these.
     ///
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) if the log has a flusher already.
@@ -45,6 +49,8 @@ impl IntervalFlush {
         thorough: Duration,
         threads: Threads,
     ) -> Result<Self> {
+        let [interval, thorough] =
+            [interval, thorough].map(|time| time.clamp(INTERVAL_MIN, INTERVAL_MAX));
         let last_sync = log.core().clock.now();
         let policy = Interval { interval, least_pages, thorough, waiting_since: None, last_sync };
         Ok(Self { flusher: Flusher::start(log, THREAD, policy, threads)? })

@@ -8,7 +8,7 @@ use super::queue_table::{self, Row, Table, TableWriter};
 use super::quick_hash::QuickHash;
 use crate::disk::{Allocation, Disk, OpenAccess, SyncMethod};
 use crate::error::{Error, IoContext, IoOp, Result};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -226,12 +226,22 @@ impl Queues {
     /// # Errors
     /// [`Error::Io`] if the table cannot be removed.
     pub fn distrust(&self) -> Result<()> {
-        let mut saved = self.saved.lock();
-        if self.distrusted.swap(true, Ordering::AcqRel) {
+        if self.distrusted.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        *saved = None;
-        self.forget_table()
+        self.forget_distrusted()
+    }
+
+    /// Removes a table that must not vouch any more. Where a checkpoint is under way it does that at its
+    /// end: the reader who found the wrong entry does not wait for so many syncs.
+    fn forget_distrusted(&self) -> Result<()> {
+        match self.saved.try_lock() {
+            Some(mut saved) => {
+                *saved = None;
+                self.forget_table()
+            }
+            None => Ok(()),
+        }
     }
 
     /// Forgets every queue and removes the table, so that dispatching the whole log writes every
@@ -438,9 +448,22 @@ impl Queues {
         if self.shared.options.read_only {
             return Err(Error::ReadOnly);
         }
-        let mut saved = self.saved.lock();
+        let result = self.checkpoint_holding(self.saved.lock(), dispatched, pace);
+        // Whoever distrusts the table from here on removes it; for those before, this does.
+        if self.distrusted.load(Ordering::SeqCst) {
+            return result.and(self.forget_distrusted());
+        }
+        result
+    }
+
+    fn checkpoint_holding(
+        &self,
+        mut saved: MutexGuard<'_, Option<u64>>,
+        dispatched: u64,
+        pace: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
         self.shared.files.check()?;
-        if self.distrusted.load(Ordering::Acquire) {
+        if self.distrusted.load(Ordering::SeqCst) {
             return Ok(());
         }
         let min_moved = self.shared.min_moved.swap(false, Ordering::AcqRel);

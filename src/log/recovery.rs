@@ -11,12 +11,15 @@ use super::segment::{file_name, parse_file_name};
 use crate::config::{LogConfig, RecoveryMode};
 use crate::disk::{Disk, DiskFile, OpenAccess, SyncMethod, last_nonzero};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
-use crate::message::{self, Frame, RecordCheck, format};
+use crate::message::{self, Frame, RecordCheck, RecordRef, format};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 /// How much is read at a time.
 const STEP: usize = 512 << 10;
+/// Bytes that are read to tell whether something behind damage is a record. Messages can be made of
+/// what looks like thousands of them, each as long as the segment.
+const CANDIDATES_MAX: u64 = 256 << 20;
 /// How exactly is asked where data lies, in bytes.
 const DATA_STEP: u64 = 64 << 10;
 /// Enough of a record to know its size.
@@ -92,7 +95,8 @@ pub struct Hole {
     pub bytes: u64,
     /// What is wrong with it.
     pub what: Corruption,
-    /// A copy of its bytes; none if the log was opened read-only and nothing was changed.
+    /// A copy of its bytes; none where they were left as they are: below the durable offset, or in a log
+    /// that was opened read-only.
     pub copy: Option<PathBuf>,
 }
 
@@ -143,6 +147,7 @@ pub(super) fn recover(
     let queues = queue_table::saved_offset(disk, directory.duralog());
     recovery.checkpoint.durable = recovery.checkpoint.durable.max(queues.unwrap_or(0));
     recovery.ours_until = recovery.checkpoint.durable;
+    recovery.last_timestamp = recovery.checkpoint.last_timestamp;
     let mut attempts = if config.read_only { LOOKS_MAX } else { 1 };
     while let Err(error) = recovery.load(&file) {
         // A live writer may have made a segment while the directory was read.
@@ -167,7 +172,8 @@ pub(super) fn recover(
             clean: false,
             cut: None,
             segment_size: recovery.size,
-            owner: u64::from(std::process::id()),
+            last_timestamp: recovery.last_timestamp,
+            owner: directory.token(),
             ..recovery.checkpoint.clone()
         };
         file.update(true, |checkpoint| *checkpoint = settled)?;
@@ -295,7 +301,7 @@ impl Recovery<'_> {
         let end = loop {
             let (stopped, what) = scan.run(self, at)?;
             at = stopped;
-            let tail = Tail { data_end: at, next_valid: None };
+            let tail = Tail { data_end: at, next_valid: None, certain: true };
             if trusted_clean && at == from && matches!(what, Corruption::Magic { found: 0 }) {
                 // Zeros behind it, but perhaps a segment that was prepared and never used.
                 self.cut(file, at, what, &tail, false)?;
@@ -331,7 +337,7 @@ impl Recovery<'_> {
                 }
                 RecoveryMode::Salvage => {
                     scan.finish(self, at)?;
-                    if self.fill_hole(at, next_valid, what.clone())? {
+                    if tail.certain && self.fill_hole(at, next_valid, what.clone())? {
                         at = self.after_hole(at, next_valid);
                         scan = Scan::new(self, at, rewrite_from.max(at));
                         continue;
@@ -398,7 +404,34 @@ impl Recovery<'_> {
 
     /// Looks for bytes other than zero, and for a valid record, behind the damage at `at`.
     fn probe(&self, at: u64) -> Result<Tail> {
-        let mut tail = Tail { data_end: at, next_valid: None };
+        let tail = self.search(at, at)?;
+        // What looks like a record inside of the damaged one may be part of its body.
+        match tail.next_valid {
+            Some(found) => match self.stated_end(at)? {
+                Some(end) if found < end => self.search(at, end - 1),
+                _ => Ok(tail),
+            },
+            None => Ok(tail),
+        }
+    }
+
+    /// Where the damaged record at `at` ends, if all of its lengths agree on that.
+    fn stated_end(&self, at: u64) -> Result<Option<u64>> {
+        let end = self.segment_of(at) + self.size;
+        let head = self.read_range(at, (at + HEADER).min(end))?;
+        let needed = match RecordRef::decode(&head) {
+            Ok(record) => return Ok(Some(at + record.size() as u64)),
+            Err(Corruption::Truncated { needed, .. }) if needed <= end - at => needed,
+            Err(_) => return Ok(None),
+        };
+        let record = self.read_range(at, at + needed)?;
+        Ok(RecordRef::decode(&record).is_ok().then_some(at + needed))
+    }
+
+    /// Looks for bytes other than zero behind `at`, and for a valid record behind `after`.
+    fn search(&self, at: u64, after: u64) -> Result<Tail> {
+        let mut tail = Tail { data_end: at, next_valid: None, certain: true };
+        let mut budget = CANDIDATES_MAX;
         let mut bytes = vec![0; STEP];
         for &base in self.bases.iter().filter(|base| **base + self.size > at) {
             let (file, path) = self.open(base)?;
@@ -414,7 +447,10 @@ impl Recovery<'_> {
                     let Some(last) = last_nonzero(chunk) else { continue };
                     tail.data_end = tail.data_end.max(base + from + last as u64 + 1);
                     if tail.next_valid.is_none() {
-                        tail.next_valid = self.find_record(&*file, base, from, chunk, at)?;
+                        let place = (base, from);
+                        tail.next_valid =
+                            self.find_record(&*file, place, chunk, after, &mut budget)?;
+                        tail.certain = budget > 0;
                     }
                 }
             }
@@ -423,27 +459,35 @@ impl Recovery<'_> {
     }
 
     /// The first valid record that begins in `chunk`, which lies at `data` of the segment, behind
-    /// `after`.
+    /// `after`. When the budget is used up, what may be one is taken for one.
     fn find_record(
         &self,
         file: &dyn DiskFile,
-        base: u64,
-        data: u64,
+        (base, data): (u64, u64),
         chunk: &[u8],
         after: u64,
+        budget: &mut u64,
     ) -> Result<Option<u64>> {
         for at in message::candidates(chunk, base + data).filter(|at| *at > after) {
-            if self.is_record(file, base, at - base, at)? {
+            if self.is_record(file, base, at - base, at, budget)? || *budget == 0 {
                 return Ok(Some(at));
             }
         }
         Ok(None)
     }
 
-    fn is_record(&self, file: &dyn DiskFile, base: u64, inside: u64, at: u64) -> Result<bool> {
+    fn is_record(
+        &self,
+        file: &dyn DiskFile,
+        base: u64,
+        inside: u64,
+        at: u64,
+        budget: &mut u64,
+    ) -> Result<bool> {
         let remaining = base + self.size - at;
         let mut want = HEADER.min(remaining);
         loop {
+            *budget = budget.saturating_sub(want);
             let mut bytes = vec![0; want as usize];
             let got =
                 file.read_at(&mut bytes, inside).at(IoOp::Read, self.directory.commitlog())?;
@@ -452,7 +496,7 @@ impl Recovery<'_> {
             match message::verified_frame(bytes, at, remaining, RecordCheck::Body) {
                 Ok(Frame::Record(_)) => return Ok(true),
                 Err(Corruption::Truncated { needed, .. })
-                    if needed > want && needed <= remaining =>
+                    if needed > want && needed <= remaining && *budget > 0 =>
                 {
                     want = needed;
                 }
@@ -579,10 +623,15 @@ impl Recovery<'_> {
         Ok(true)
     }
 
-    /// Syncs every segment from the one that holds `from`.
+    /// Syncs every segment from the one that holds `from`, and their names: whoever made the last of
+    /// them may have been killed before it could.
     fn sync_from(&self, from: u64) -> Result<()> {
         if self.config.read_only || cfg!(canary = "recovery_sync") {
             return Ok(());
+        }
+        let dir = self.directory.commitlog();
+        if !cfg!(canary = "recovery_dir_sync") {
+            self.disk.sync_dir(dir).at(IoOp::SyncDir, dir)?;
         }
         for &base in self.bases.iter().filter(|base| **base + self.size > from) {
             let (file, path) = self.open(base)?;
@@ -610,6 +659,8 @@ struct Tail {
     /// Physical offset behind the last byte that is not zero.
     data_end: u64,
     next_valid: Option<u64>,
+    /// `next_valid` was checked to the end.
+    certain: bool,
 }
 
 /// A pass over the records, which writes back what it accepted as it goes.

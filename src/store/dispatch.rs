@@ -5,7 +5,7 @@ use super::Shared;
 use super::stats::QueueWork;
 use crate::config::RecoveryMode;
 use crate::error::{Error, Result};
-use crate::log::{Located, QueueEntry, QueueTable, RecoveryReport};
+use crate::log::{Hole, Located, QueueEntry, QueueTable, RecoveryReport};
 use crate::message::format::RECORD_SIZE_MIN;
 use crate::message::{RecordCheck, RecordRef};
 use crate::worker::{Alarm, Next};
@@ -28,18 +28,10 @@ const QUEUE_SYNCS_PER_SECOND: u32 = 200;
 /// Where the dispatcher is. One at a time holds it.
 #[derive(Debug, Default)]
 pub(super) struct Dispatcher {
-    /// Records of which no queue entry could be made: a topic that is no directory name.
-    skipped: u64,
     /// It has dispatched since it last slept.
     worked: bool,
     /// The last attempt failed.
     failed: bool,
-}
-
-impl Dispatcher {
-    pub(super) fn skipped(&self) -> u64 {
-        self.skipped
-    }
 }
 
 /// When the queues were last made durable.
@@ -127,8 +119,15 @@ impl Shared {
                         report.redispatched_records += 1;
                     }
                     None => break records.offset().max(until),
-                    Some(Err(Error::Corrupt { .. })) if salvage => {
-                        break self.core.resync(records.offset(), end);
+                    Some(Err(Error::Corrupt { what, .. })) if salvage => {
+                        let (offset, next) =
+                            (records.offset(), self.core.resync(records.offset(), end));
+                        let known = report.salvaged.iter().any(|hole| hole.offset == offset);
+                        if !known {
+                            let bytes = next - offset;
+                            report.salvaged.push(Hole { offset, bytes, what, copy: None });
+                        }
+                        break next;
                     }
                     Some(Err(error)) => return Err(error),
                 }
@@ -160,8 +159,7 @@ impl Shared {
             let dispatched = records.next_with(|located| self.dispatch(located));
             let Some(dispatched) = dispatched else { break };
             match dispatched.flatten() {
-                Ok(Dispatched::Skipped) => dispatcher.skipped += 1,
-                Ok(_) => {}
+                Ok(()) => {}
                 // The disk may have room again; the log is not touched by any of this.
                 Err(error @ (Error::DiskFull { .. } | Error::Io { .. })) => {
                     progress.set_dispatched(reached);
@@ -210,10 +208,11 @@ impl Shared {
             && (waiting >= self.config.queue_checkpoint_bytes || self.queues.wants_checkpoint())
     }
 
-    fn dispatch(&self, located: &Located<'_>) -> Result<Dispatched> {
+    fn dispatch(&self, located: &Located<'_>) -> Result<()> {
         let record = &located.record;
+        // Prepared and rolled-back messages are in no queue.
         if !record.sys_flag().takes_queue_offset() {
-            return Ok(Dispatched::Unqueued);
+            return Ok(());
         }
         let queue = match self.queues.get(record.topic(), record.queue_id()) {
             Some(queue) => queue,
@@ -221,22 +220,24 @@ impl Shared {
                 Ok(queue) => queue,
                 // No directory can have that name.
                 Err(Error::InvalidMessage(_) | Error::TooLarge { .. }) => {
-                    return Ok(Dispatched::Skipped);
+                    self.stats.skip_record();
+                    return Ok(());
                 }
                 Err(other) => return Err(other),
             },
         };
         let offset = record.queue_offset().cast_unsigned();
         if !self.is_plausible(offset, located.physical_offset) {
-            return Ok(Dispatched::Skipped);
+            self.stats.skip_record();
+            return Ok(());
         }
         match queue.append(offset, entry(located.physical_offset, record)) {
             Ok(_) => {}
             // A queue offset that no queue can have; another program wrote it.
-            Err(Error::Corrupt { .. }) => return Ok(Dispatched::Skipped),
+            Err(Error::Corrupt { .. }) => self.stats.skip_record(),
             Err(other) => return Err(other),
         }
-        Ok(Dispatched::Queued)
+        Ok(())
     }
 
     /// Whether so many messages can have come before in one queue. Asked of records without a checksum
@@ -298,18 +299,6 @@ impl Shared {
             finished => finished,
         }
     }
-
-    pub(super) fn skipped_records(&self) -> u64 {
-        self.dispatcher.lock().skipped()
-    }
-}
-
-/// What became of a record.
-enum Dispatched {
-    Queued,
-    /// Prepared and rolled-back messages are in no queue.
-    Unqueued,
-    Skipped,
 }
 
 /// The queue entry of a record.

@@ -24,7 +24,7 @@ use crate::log::{
     CLOSE_THREAD, CommitLog, Core, GroupCommit, IntervalFlush, QueueOptions, Queues, RecoveryReport,
 };
 use crate::replication::{Epoch, LogSlice, Refusal, ReplicatedLog, Replicator, StartPoint};
-use crate::worker::{Doorbell, Next, Worker, run_bounded};
+use crate::worker::{Doorbell, Next, Worker, is_worker, run_bounded};
 use deadline::Deadlines;
 use dispatch::Dispatcher;
 use parking_lot::Mutex;
@@ -70,10 +70,16 @@ impl fmt::Debug for Store {
 /// What handles own: dropping the last one closes the store.
 struct Inner {
     shared: Arc<Shared>,
+    engine: Arc<Engine>,
+    report: RecoveryReport,
+}
+
+/// What runs while the store is open, and is stopped when it closes.
+struct Engine {
+    shared: Arc<Shared>,
     log: CommitLog,
     flush: Flush,
     workers: Mutex<Vec<Worker>>,
-    report: RecoveryReport,
 }
 
 /// What handles, tickets and threads share.
@@ -174,9 +180,10 @@ impl Store {
             }
         };
         let workers = Mutex::new(Vec::new());
-        let store = Self { inner: Arc::new(Inner { shared, log, flush, workers, report }) };
-        if threads == Threads::Own && !store.inner.shared.core.config.read_only {
-            store.inner.start_threads()?;
+        let engine = Arc::new(Engine { shared: shared.clone(), log, flush, workers });
+        let store = Self { inner: Arc::new(Inner { shared, engine, report }) };
+        if threads == Threads::Own && !store.shared().core.config.read_only {
+            store.inner.engine.start_threads()?;
         }
         Ok(store)
     }
@@ -197,34 +204,39 @@ impl Store {
     /// # Errors
     /// [`Error::Latched`] if a write or sync failed; [`Error::FlushTimeout`] if it takes longer.
     pub fn flush(&self) -> Result<()> {
-        self.inner.flush_all()
+        self.inner.engine.flush_all()
     }
 
     /// Refuses further puts, makes everything durable, stops the threads and marks the store clean.
     /// All clones are closed with it; a second call returns at once. Views that were handed out stay
     /// valid, and a handle that is still there goes on reading; files are closed with the last one.
     ///
+    /// Dropping the last handle does the same as well as it can, in the background if a [`Waker`] drops
+    /// it on a thread of the store. Not to be called there: it would wait for its own thread.
+    ///
+    /// [`Waker`]: std::task::Waker
+    ///
     /// # Errors
     /// The first thing that failed. What was acknowledged is safe nonetheless.
     /// [`Error::CloseTimeout`] if a thread hangs in the operating system: the call does not hang with
     /// it.
     pub fn close(&self) -> Result<()> {
-        self.inner.close()
+        self.inner.engine.close()
     }
 
     /// Runs one step of a worker. For a store opened with [`Threads::Stepped`].
     pub fn step(&self, worker: StoreWorker) -> Next {
-        let inner = &self.inner;
+        let engine = &self.inner.engine;
         match worker {
-            StoreWorker::Flush => match &inner.flush {
+            StoreWorker::Flush => match &engine.flush {
                 Flush::Group(group_commit) => group_commit.step(),
                 Flush::Interval(interval_flush) => interval_flush.step(),
                 Flush::Never => Next::Idle,
             },
-            StoreWorker::Upkeep => inner.log.step(),
-            StoreWorker::Dispatch => inner.shared.dispatch_step(),
-            StoreWorker::Checkpoint => inner.shared.checkpoint_step(),
-            StoreWorker::Deadline => inner.shared.deadline_step(),
+            StoreWorker::Upkeep => engine.log.step(),
+            StoreWorker::Dispatch => engine.shared.dispatch_step(),
+            StoreWorker::Checkpoint => engine.shared.checkpoint_step(),
+            StoreWorker::Deadline => engine.shared.deadline_step(),
         }
     }
 
@@ -254,7 +266,7 @@ impl Flush {
     }
 }
 
-impl Inner {
+impl Engine {
     fn start_threads(&self) -> Result<()> {
         let mut workers = self.workers.lock();
         let (bell, heard) = Doorbell::new();
@@ -302,8 +314,9 @@ impl Inner {
         if self.shared.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        let mut first = Ok(());
+        let (mut first, mut hangs) = (Ok(()), false);
         let mut note = |outcome: Result<()>| {
+            hangs |= matches!(outcome, Err(Error::CloseTimeout { .. }));
             if first.is_ok() {
                 first = outcome;
             }
@@ -340,9 +353,10 @@ impl Inner {
             } else {
                 finish()
             };
+            hangs |= matches!(first, Err(Error::CloseTimeout { .. }));
         }
         // Not to be let go while a thread may yet write, and not to be called clean after a failure.
-        self.log.abandon(matches!(first, Err(Error::CloseTimeout { .. })));
+        self.log.abandon(hangs);
         // Puts that still wait get their last answer.
         self.shared.core.progress.end();
         first
@@ -352,7 +366,15 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         // Best effort; `close` is how a caller hears of errors.
-        let _ = self.close();
+        if !is_worker() {
+            let _ = self.engine.close();
+            return;
+        }
+        // A task that one of our threads woke let go of the last handle: that thread cannot wait for
+        // itself. If there is no other to be had, the next open recovers.
+        let engine = self.engine.clone();
+        let close = move || drop(engine.close());
+        let _ = std::thread::Builder::new().name(CLOSE_THREAD.to_owned()).spawn(close);
     }
 }
 
@@ -462,5 +484,37 @@ impl ReplicatedLog for LogHandle {
         let core = self.core.upgrade().ok_or(Error::Closed)?;
         core.progress.set_confirmed(end.min(core.progress.appended()));
         Ok(())
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::disk::SimDisk;
+    use crate::message::Message;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_latched_store_whose_thread_hangs_keeps_its_lock() {
+        let disk = SimDisk::new(1);
+        let open = || {
+            let mut config = StoreConfig::new("/s").segment_size(64 << 10);
+            config.log.close_timeout = Duration::from_millis(100);
+            Store::open_in(config, Environment::on(disk.shared()))
+        };
+        let store = open().unwrap();
+        disk.hang_syncs(true);
+        let ticket = store.submit(Message::new("t", "x")).unwrap();
+        let started = Instant::now();
+        while disk.hanging_syncs() == 0 {
+            assert!(started.elapsed() < Duration::from_secs(60), "no sync began");
+            std::thread::yield_now();
+        }
+        // The first thing that goes wrong is another one.
+        store.shared().core.latch(Error::Closed);
+        assert!(matches!(store.close(), Err(Error::Latched { .. })));
+        assert!(matches!(open(), Err(Error::Locked { .. })), "a thread may yet write");
+        drop((store, ticket));
+        disk.hang_syncs(false);
     }
 }

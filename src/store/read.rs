@@ -1,5 +1,6 @@
 //! Reading: by queue offset, by time, and waiting for what is not there yet.
 
+use super::dispatch::entry;
 use super::{Shared, Store};
 use crate::config::RecoveryMode;
 use crate::error::{Corruption, Error, Result};
@@ -213,11 +214,36 @@ impl Store {
         if physical_offset >= shared.core.progress.visible() {
             return Ok(None);
         }
-        shared.core.read(physical_offset, true)
+        let Some(view) = shared.core.read(physical_offset, true)? else { return Ok(None) };
+        if shared.is_whole(&view)? {
+            Ok(Some(view))
+        } else {
+            Err(shared.core.corrupt_at(physical_offset, Corruption::QueueEntry))
+        }
     }
 }
 
 impl Shared {
+    /// Whether a record begins here, and not in the middle of another one whose body looks like one.
+    fn is_whole(&self, view: &MessageView) -> Result<bool> {
+        let record = view.record();
+        let at = view.physical_offset();
+        if record.sys_flag().takes_queue_offset()
+            && let Some(queue) = self.queue(record.topic(), record.queue_id())
+            && queue.entry(record.queue_offset().cast_unsigned())? == Some(entry(at, &record))
+        {
+            return Ok(true);
+        }
+        // In no queue, or not in this one: only a walk tells.
+        let mut records = self.core.records(self.core.segment_start(at), at + 1);
+        while let Some(found) = records.next_with(|located| located.physical_offset) {
+            if found? == at {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The queue, with everything in it that is visible now.
     fn queue(&self, topic: &str, queue_id: i32) -> Option<Arc<ConsumeQueue>> {
         self.catch_up();

@@ -27,6 +27,7 @@ pub(crate) struct Meters {
     put_nanos: [AtomicU64; BUCKETS],
     put_nanos_max: AtomicU64,
     queue_errors: Mutex<[Option<Error>; 3]>,
+    skipped_records: AtomicU64,
 }
 
 /// What is done with the consume queues, and may fail and be tried again.
@@ -45,6 +46,7 @@ impl Default for Meters {
             put_nanos: std::array::from_fn(|_| AtomicU64::new(0)),
             put_nanos_max: AtomicU64::new(0),
             queue_errors: Mutex::default(),
+            skipped_records: AtomicU64::new(0),
         }
     }
 }
@@ -94,6 +96,11 @@ impl Meters {
         if let Some(place) = self.queue_errors.lock().get_mut(work as usize) {
             *place = error;
         }
+    }
+
+    /// Counts a record of which no queue entry could be made.
+    pub(super) fn skip_record(&self) {
+        self.skipped_records.fetch_add(1, Relaxed);
     }
 
     fn put_latency(&self) -> Latency {
@@ -180,8 +187,8 @@ pub struct Stats {
     pub topics: usize,
     /// Consume queues.
     pub queues: usize,
-    /// Messages that are in no queue because their topic is no directory name; another program
-    /// wrote them.
+    /// Messages that are in no queue because their topic is no directory name, or because they claim a
+    /// place in their queue that they cannot have; another program wrote them.
     pub undispatchable: u64,
     /// Segments that views keep in memory.
     pub pins: Vec<Pin>,
@@ -264,7 +271,7 @@ impl Shared {
             segments: self.core.segment_count(),
             topics: self.queues.topics().len(),
             queues: self.queues.len(),
-            undispatchable: self.skipped_records(),
+            undispatchable: self.stats.skipped_records.load(Relaxed),
             pins: self
                 .core
                 .pins()

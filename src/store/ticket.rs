@@ -92,16 +92,17 @@ impl Future for Ticket {
             self.registered = true;
         }
         let appended = self.pending.appended;
+        // Looked at once more with the waker in place: a deadline that passed before woke nobody.
+        let mut armed = false;
         loop {
             match self.shared.outlook(&self.pending) {
                 Err(error) => return Poll::Ready(Err(error)),
                 Ok(Outlook::Answer(result)) => return Poll::Ready(Ok(result)),
+                Ok(Outlook::Open { .. }) if armed => return Poll::Pending,
                 Ok(Outlook::Open { need, .. }) => {
                     let progress = &self.shared.core.progress;
                     let moved = progress.poll(appended.end, need, appended.group, context.waker());
-                    if moved.is_none() {
-                        return Poll::Pending;
-                    }
+                    armed = moved.is_none();
                 }
             }
         }

@@ -331,10 +331,14 @@ impl Core {
                 }
             };
             let Patience::For(limit) = patience else { return Err(refused) };
-            // The clock is read only by those who have to wait.
-            let deadline = *deadline.get_or_insert_with(|| self.clock.now() + limit);
-            if self.changed.wait_until(append, deadline).timed_out() {
-                return Err(refused);
+            // The clock is read only by those who have to wait. A limit too far away to be told is
+            // none.
+            match *deadline.get_or_insert_with(|| self.clock.now().checked_add(limit)) {
+                Some(deadline) if self.changed.wait_until(append, deadline).timed_out() => {
+                    return Err(refused);
+                }
+                Some(_) => {}
+                None => self.changed.wait(append),
             }
         }
     }

@@ -295,8 +295,10 @@ impl Core {
                 .at(IoOp::SyncDir, self.directory.commitlog())?;
         }
         let durable = self.progress.durable();
+        let timestamp = self.append.lock().last_timestamp;
         self.checkpoint.update(true, |checkpoint| {
             checkpoint.durable = durable;
+            checkpoint.last_timestamp = checkpoint.last_timestamp.max(timestamp);
             checkpoint.clean = true;
         })?;
         self.directory.remove_abort(&*self.disk)

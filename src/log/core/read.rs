@@ -187,6 +187,11 @@ impl Core {
         Ok(region)
     }
 
+    /// Where the segment that holds `physical_offset` begins.
+    pub(crate) fn segment_start(&self, physical_offset: u64) -> u64 {
+        physical_offset / self.segment_size * self.segment_size
+    }
+
     pub(crate) fn check_at(&self, physical_offset: u64) -> RecordCheck {
         let ours = self.checksummed.iter().any(|range| range.contains(&physical_offset));
         if ours { RecordCheck::Record } else { RecordCheck::Body }
@@ -212,9 +217,20 @@ impl Core {
         Records { reader: self.reader(true), at: from, until }
     }
 
+    /// Where the damaged record at `offset` ends, if all of its lengths agree on that: what looks like a
+    /// record before may be part of its body.
+    fn stated_end(&self, offset: u64) -> Option<u64> {
+        let end = self.segment_start(offset) + self.segment_size;
+        let slice = self.slice(offset, end - offset).ok()?;
+        RecordRef::decode(slice.bytes()).ok().map(|record| offset + record.size() as u64)
+    }
+
     /// The first offset behind the damage at `offset` where a valid record begins; `until` if there is
     /// none.
     pub(crate) fn resync(&self, offset: u64, until: u64) -> u64 {
+        if let Some(end) = self.stated_end(offset) {
+            return end.min(until);
+        }
         let mut from = offset + 1;
         while from < until {
             let end = (offset.max(from) / self.segment_size + 1) * self.segment_size;

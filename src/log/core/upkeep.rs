@@ -203,7 +203,8 @@ impl Core {
         let due = self.checkpoint.saved_at().is_none_or(|at| now >= at + CHECKPOINT_INTERVAL);
         if rolled || due || durable - saved >= CHECKPOINT_BYTES {
             // A roll forces it to the disk, so that no closed segment is ever in doubt.
-            if let Err(error) = self.checkpoint.save(rolled, now, durable) {
+            let timestamp = self.append.lock().last_timestamp;
+            if let Err(error) = self.checkpoint.save(rolled, now, durable, timestamp) {
                 self.latch(error);
             }
             return Next::Idle;

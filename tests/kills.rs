@@ -1,0 +1,103 @@
+//! A process that is killed leaves directory entries that nobody has made durable, and a power cut may
+//! take them from its successor.
+
+#[path = "support/sim.rs"]
+mod sim;
+
+use duralog::disk::{Cut, CutMoment, SimDisk};
+use duralog::{Acknowledged, Error, Store, StoreConfig, StoreWorker};
+use sim::*;
+
+fn put_stepped(store: &Store, id: u64) -> Acknowledged {
+    let ticket = loop {
+        match store.try_submit(message(id)) {
+            Ok(ticket) => break ticket,
+            Err(Error::SegmentNotReady { .. }) => drop(store.step(StoreWorker::Upkeep)),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    store.step(StoreWorker::Flush);
+    ticket.try_get().expect("no failure").expect("answered").ok().expect("acknowledged")
+}
+
+/// The disk after a kill that was planned, or after one now if the calls were too few for that.
+fn killed(disk: &SimDisk) -> (bool, SimDisk) {
+    let reached = disk.is_down();
+    (reached, if reached { disk.reboot(Cut::losing_all()) } else { disk.kill() })
+}
+
+#[test]
+fn what_is_put_after_a_kill_in_the_first_open_survives_a_power_cut() {
+    for call in 1.. {
+        let disk = SimDisk::new(7);
+        disk.kill_at(call, CutMoment::Middle);
+        drop(open_stepped(&disk, config()));
+        let (reached, disk) = killed(&disk);
+        let store = open_stepped(&disk, config()).expect("the store opens");
+        put_stepped(&store, 1);
+        let next = disk.cut_power(Cut::losing_all());
+        drop(store);
+        let store = open_stepped(&next, config()).expect("the store opens");
+        assert_eq!(ids(&store), [1], "killed at call {call}: {:?}", disk.cuts());
+        if !reached {
+            assert!(call > 20, "only {call} calls");
+            break;
+        }
+    }
+}
+
+/// Opens, puts and rolls, until the disk goes down or there is enough; what was acknowledged.
+fn work(disk: &SimDisk, config: StoreConfig) -> Vec<u64> {
+    let mut acknowledged = Vec::new();
+    let Ok(store) = open_stepped(disk, config) else { return acknowledged };
+    for id in 5..40 {
+        if let Ok(ticket) = store.try_submit(message(id)) {
+            store.step(StoreWorker::Flush);
+            let answer = ticket.try_get().ok().flatten();
+            // Not what the dead say.
+            if answer.is_some_and(|put| put.ok().is_ok()) && !disk.is_down() {
+                acknowledged.push(id);
+            }
+        }
+        for worker in [StoreWorker::Upkeep, StoreWorker::Dispatch, StoreWorker::Checkpoint] {
+            store.step(worker);
+        }
+    }
+    acknowledged
+}
+
+#[test]
+fn what_is_put_after_a_kill_anywhere_survives_a_power_cut() {
+    let config = config().segment_size(4096);
+    for call in 1.. {
+        let disk = SimDisk::new(call);
+        let store = open_stepped(&disk, config.clone()).expect("the store opens");
+        for id in 0..5 {
+            put_stepped(&store, id);
+        }
+        let disk = {
+            let next = disk.kill();
+            drop(store);
+            next
+        };
+        disk.kill_at(call, CutMoment::Middle);
+        let acknowledged = work(&disk, config.clone());
+        let (reached, disk) = killed(&disk);
+        let store = open_stepped(&disk, config.clone()).expect("the store opens");
+        let mut expected = ids(&store);
+        assert!(acknowledged.iter().all(|id| expected.contains(id)), "killed at call {call}");
+        for id in 100..103 {
+            put_stepped(&store, id);
+            expected.push(id);
+        }
+        let next = disk.cut_power(Cut::losing_all());
+        drop(store);
+        let store = open_stepped(&next, config.clone()).expect("the store opens");
+        assert_eq!(ids(&store), expected, "killed at call {call}: {:?}", disk.cuts());
+        assert!(store.verify().expect("the log can be read").is_ok());
+        if !reached {
+            assert!(call > 100, "only {call} calls");
+            break;
+        }
+    }
+}
