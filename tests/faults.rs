@@ -810,7 +810,9 @@ fn a_reader_that_meets_a_bad_entry_does_not_wait_for_a_checkpoint() {
     let tickets: Vec<_> = (0..100)
         .map(|id| store.submit(Message::new("many", body(id)).queue(id as i32)).expect("room"))
         .collect();
-    tickets.into_iter().for_each(|put| drop(put.wait().expect("no failure").ok().expect("ok")));
+    for ticket in tickets {
+        ticket.wait().expect("no failure").ok().expect("acknowledged");
+    }
     disk.hang_syncs(true);
     eventually("a sync of the log and one of a queue hang", || {
         let _ = store.submit(Message::new("many", body(1)));

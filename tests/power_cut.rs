@@ -351,11 +351,12 @@ impl Scenario {
 
     /// Looks at all tickets, and writes down what was promised.
     fn collect(&mut self) {
-        if self.disk.is_down() {
-            // The dead promise nothing, even if their memory still answers here.
+        let is_sync = matches!(self.config.flush_mode, FlushMode::Sync { .. });
+        if self.disk.is_down() && !is_sync {
+            // The dead promise nothing, even if their memory still answers here. Where a put waits for
+            // a sync, it fails.
             return;
         }
-        let is_sync = matches!(self.config.flush_mode, FlushMode::Sync { .. });
         for (ids, ticket) in std::mem::take(&mut self.tickets) {
             match ticket.try_get() {
                 Ok(None) => self.tickets.push((ids, ticket)),
