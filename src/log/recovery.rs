@@ -405,9 +405,9 @@ impl Recovery<'_> {
     /// Looks for bytes other than zero, and for a valid record, behind the damage at `at`.
     fn probe(&self, at: u64) -> Result<Tail> {
         let tail = self.search(at, at)?;
-        // What looks like a record inside of the damaged one may be part of its body.
+        // What looks like a record inside of the damaged one's body is part of it.
         match tail.next_valid {
-            Some(found) => match self.stated_end(at)? {
+            Some(found) => match self.whole_body_end(at)? {
                 Some(end) if found < end => self.search(at, end - 1),
                 _ => Ok(tail),
             },
@@ -415,17 +415,16 @@ impl Recovery<'_> {
         }
     }
 
-    /// Where the damaged record at `at` ends, if all of its lengths agree on that.
-    fn stated_end(&self, at: u64) -> Result<Option<u64>> {
+    /// Where the body of the damaged record at `at` ends, if it is whole.
+    fn whole_body_end(&self, at: u64) -> Result<Option<u64>> {
         let end = self.segment_of(at) + self.size;
-        let head = self.read_range(at, (at + HEADER).min(end))?;
-        let needed = match RecordRef::decode(&head) {
-            Ok(record) => return Ok(Some(at + record.size() as u64)),
-            Err(Corruption::Truncated { needed, .. }) if needed <= end - at => needed,
-            Err(_) => return Ok(None),
-        };
-        let record = self.read_range(at, at + needed)?;
-        Ok(RecordRef::decode(&record).is_ok().then_some(at + needed))
+        let mut bytes = self.read_range(at, (at + HEADER).min(end))?;
+        if let Err(Corruption::Truncated { needed, .. }) = RecordRef::decode(&bytes)
+            && needed <= end - at
+        {
+            bytes = self.read_range(at, at + needed)?;
+        }
+        Ok(message::whole_body_end(&bytes).map(|end| at + end as u64))
     }
 
     /// Looks for bytes other than zero behind `at`, and for a valid record behind `after`.

@@ -101,6 +101,14 @@ pub(crate) fn candidates(bytes: &[u8], start: u64) -> impl Iterator<Item = u64> 
     })
 }
 
+/// Where the body of the record at the front of `bytes` ends, if the body is whole, though the record
+/// may be damaged elsewhere: then nothing else begins before. Properties are text, which no record is.
+pub(crate) fn whole_body_end(bytes: &[u8]) -> Option<usize> {
+    let record = RecordRef::decode(bytes).ok()?;
+    record.verify(RecordCheck::Body).ok()?;
+    Some(record.body_end())
+}
+
 /// Whether a record leaves room for a blank.
 fn fits(record_size: u64, remaining: u64) -> bool {
     record_size.checked_add(BLANK_SIZE as u64).is_some_and(|end| end <= remaining)

@@ -31,7 +31,7 @@ pub use batch::{BatchEntry, decode_batch, encode_batch};
 pub use draft::{Draft, RecordLayout, Stamp};
 pub(crate) use filler::filler;
 pub use frame::{Frame, blank, frame};
-pub(crate) use frame::{candidates, verified_frame};
+pub(crate) use frame::{candidates, verified_frame, whole_body_end};
 pub use header::RecordVersion;
 pub use host::Host;
 pub use ids::{OffsetMessageId, UniqueKey};

@@ -165,6 +165,11 @@ impl<'a> RecordRef<'a> {
         self.bytes
     }
 
+    /// Where in the record the body ends.
+    pub(crate) fn body_end(&self) -> usize {
+        self.parts.body as usize + self.body().len()
+    }
+
     /// Bytes of the record.
     pub fn size(&self) -> usize {
         self.bytes.len()

@@ -217,21 +217,18 @@ impl Core {
         Records { reader: self.reader(true), at: from, until }
     }
 
-    /// Where the damaged record at `offset` ends, if all of its lengths agree on that: what looks like a
-    /// record before may be part of its body.
-    fn stated_end(&self, offset: u64) -> Option<u64> {
+    /// Where the body of the damaged record at `offset` ends, if it is whole: what looks like a record
+    /// before is part of it.
+    fn whole_body_end(&self, offset: u64) -> Option<u64> {
         let end = self.segment_start(offset) + self.segment_size;
         let slice = self.slice(offset, end - offset).ok()?;
-        RecordRef::decode(slice.bytes()).ok().map(|record| offset + record.size() as u64)
+        message::whole_body_end(slice.bytes()).map(|end| offset + end as u64)
     }
 
     /// The first offset behind the damage at `offset` where a valid record begins; `until` if there is
     /// none.
     pub(crate) fn resync(&self, offset: u64, until: u64) -> u64 {
-        if let Some(end) = self.stated_end(offset) {
-            return end.min(until);
-        }
-        let mut from = offset + 1;
+        let mut from = self.whole_body_end(offset).unwrap_or(offset + 1);
         while from < until {
             let end = (offset.max(from) / self.segment_size + 1) * self.segment_size;
             let found = self.slice(from, end - from).ok().and_then(|slice| {
