@@ -831,3 +831,21 @@ fn a_reader_that_meets_a_bad_entry_does_not_wait_for_a_checkpoint() {
         !disk.files().contains(&Path::new(DIR).join("duralog/queues"))
     });
 }
+
+#[test]
+fn a_queue_file_whose_sync_failed_is_whole_after_a_reopen_and_a_power_cut() {
+    let disk = disk();
+    let config = config().consume_queue_file_size(200);
+    let store = open(&disk, config.clone());
+    (0..25).for_each(|id| assert_eq!(put(&store, id), id));
+    let second = format!("consumequeue/{TOPIC}/0/{:020}", 200);
+    disk.inject(Fault::sync(SyncFailure::KeepNew).path(second));
+    assert!(store.close().is_err());
+    drop(store);
+    let store = open(&disk, config.clone());
+    assert_eq!(ids(&store), (0..25).collect::<Vec<_>>());
+    store.close().expect("closed");
+    drop(store);
+    let next = disk.cut_power(Cut::losing_all());
+    assert_eq!(ids(&open(&next, config)), (0..25).collect::<Vec<_>>());
+}

@@ -6,6 +6,7 @@ use super::queue_entry::ENTRY_SIZE;
 use super::queue_entry::QueueEntry;
 use super::queue_table::{self, Row, Table, TableWriter};
 use super::quick_hash::QuickHash;
+use super::segment::{file_name, parse_file_name};
 use crate::disk::{Allocation, Disk, OpenAccess, SyncMethod};
 use crate::error::{Error, IoContext, IoOp, Result};
 use parking_lot::{Mutex, MutexGuard, RwLock};
@@ -134,8 +135,7 @@ impl Queues {
         queue_table::read(&*self.shared.disk, &self.own_dir())
     }
 
-    /// Whether the first and the last file of every queue are there, and the last entry is the one
-    /// the table remembers.
+    /// Whether the files of every queue are there, and the last entry is the one the table remembers.
     fn verify(&self, table: &Table) -> Result<(), String> {
         let mut path = self.queues_dir();
         for row in table.rows.iter().filter(|row| row.min < row.max) {
@@ -154,23 +154,24 @@ impl Queues {
         let last = place - place % row.file_size;
         let first = row.min * ENTRY_SIZE;
         let first = first - first % row.file_size;
-        let open = |base: u64| {
-            let name = format!("{base:020}");
-            let file = self.shared.disk.open(&dir.join(&name), OpenAccess::Read);
-            let file = file.map_err(|error| format!("file {name} cannot be opened: {error}"))?;
-            if file.len() != row.file_size {
-                return Err(format!(
-                    "file {name} has {} bytes instead of {}",
-                    file.len(),
-                    row.file_size
-                ));
+        let files = self.shared.disk.list(dir);
+        let files = files.map_err(|error| format!("its directory cannot be read: {error}"))?;
+        let mut expected = first;
+        for file in &files {
+            if parse_file_name(&file.name) == Some(expected) {
+                if file.len != row.file_size {
+                    let (name, len) = (&file.name, file.len);
+                    return Err(format!("file {name} has {len} bytes, not {}", row.file_size));
+                }
+                expected += row.file_size;
             }
-            Ok(file)
-        };
-        if first != last {
-            open(first)?;
         }
-        let file = open(last)?;
+        if expected <= last {
+            return Err(format!("file {} is missing", file_name(expected)));
+        }
+        let name = file_name(last);
+        let file = self.shared.disk.open(&dir.join(&name), OpenAccess::Read);
+        let file = file.map_err(|error| format!("file {name} cannot be opened: {error}"))?;
         let mut bytes = [0; ENTRY_SIZE as usize];
         let got = file.read_at(&mut bytes, place - last);
         got.map_err(|error| format!("the last entry cannot be read: {error}"))?;
