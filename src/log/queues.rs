@@ -158,7 +158,7 @@ impl Queues {
         let files = files.map_err(|error| format!("its directory cannot be read: {error}"))?;
         let mut expected = first;
         for file in &files {
-            if parse_file_name(&file.name) == Some(expected) {
+            if expected <= last && parse_file_name(&file.name) == Some(expected) {
                 if file.len != row.file_size {
                     let (name, len) = (&file.name, file.len);
                     return Err(format!("file {name} has {len} bytes, not {}", row.file_size));

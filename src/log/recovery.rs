@@ -131,6 +131,7 @@ pub(super) fn recover(
         size: known.as_ref().map_or(0, |known| known.segment_size),
         checkpoint: known.unwrap_or_default(),
         ours_until: 0,
+        names_durable: false,
         bases: Vec::new(),
         report: RecoveryReport {
             unclean: directory.was_open() || left_open,
@@ -198,6 +199,8 @@ struct Recovery<'a> {
     checkpoint: Checkpoint,
     /// The durable offset as it was told: no other program wrote before it.
     ours_until: u64,
+    /// The names of the segments have been synced.
+    names_durable: bool,
     size: u64,
     bases: Vec<u64>,
     report: RecoveryReport,
@@ -563,6 +566,7 @@ impl Recovery<'_> {
         if !cfg!(canary = "cut_dir_sync") {
             self.disk.sync_dir(dir).at(IoOp::SyncDir, dir)?;
         }
+        self.names_durable = true;
         cutting.cut = None;
         file.update(true, |checkpoint| *checkpoint = cutting.clone())?;
         self.checkpoint = cutting;
@@ -629,7 +633,7 @@ impl Recovery<'_> {
             return Ok(());
         }
         let dir = self.directory.commitlog();
-        if !cfg!(canary = "recovery_dir_sync") {
+        if !self.names_durable && !cfg!(canary = "recovery_dir_sync") {
             self.disk.sync_dir(dir).at(IoOp::SyncDir, dir)?;
         }
         for &base in self.bases.iter().filter(|base| **base + self.size > from) {
