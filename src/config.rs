@@ -64,7 +64,7 @@ impl FlushMode {
 }
 
 /// What recovery does with damage above the durable offset. Below it, in the two stricter modes, a
-/// damaged record is an error when it is read.
+/// damaged record is an error when it is read: by a consumer, or at open to fill the queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum RecoveryMode {
