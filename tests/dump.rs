@@ -3,28 +3,17 @@
 #[allow(dead_code, reason = "its `main` is not called")]
 #[path = "../examples/dump.rs"]
 mod dump;
+#[path = "support/fixtures.rs"]
+mod fixtures;
 
+use fixtures::{cases, manifest};
 use serde_json::Value;
-use std::fs;
-use std::path::{Path, PathBuf};
-
-fn cases() -> Vec<PathBuf> {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/rocketmq");
-    let mut cases: Vec<_> = ["4.9.8", "5.3.3"]
-        .iter()
-        .flat_map(|version| fs::read_dir(fixtures.join(version)).unwrap())
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    cases.sort();
-    cases
-}
 
 #[test]
 fn every_message_is_printed_as_the_manifests_have_it() {
     let mut printed = 0;
     for case in cases() {
-        let manifest: Value =
-            serde_json::from_slice(&fs::read(case.join("manifest.json")).unwrap()).unwrap();
+        let manifest = manifest(&case);
         let Some(expected) = manifest["messages"].as_array() else { continue };
         let mut out = Vec::new();
         dump::dump(&case.join("store"), &mut out).unwrap();

@@ -1,32 +1,19 @@
 //! Commit logs that RocketMQ itself wrote, against what RocketMQ itself says is in them.
 
+#[path = "support/fixtures.rs"]
+mod fixtures;
 #[path = "support/sha256.rs"]
 mod sha256;
 
 use duralog::message::{
     Draft, Frame, Host, Message, RecordCheck, RecordLayout, RecordRef, RecordVersion, Stamp, frame,
 };
+use fixtures::{cases, manifest};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-
-/// The cases of every version, each a directory with `store` and `manifest.json`.
-fn cases() -> Vec<PathBuf> {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/rocketmq");
-    let mut cases: Vec<_> = ["4.9.8", "5.3.3"]
-        .iter()
-        .flat_map(|version| fs::read_dir(fixtures.join(version)).unwrap())
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    cases.sort();
-    cases
-}
-
-fn manifest(case: &Path) -> Value {
-    serde_json::from_slice(&fs::read(case.join("manifest.json")).unwrap()).unwrap()
-}
+use std::path::Path;
 
 /// The segments of a case, oldest first, each with the physical offset at which it begins.
 fn segments(case: &Path) -> Vec<(u64, Vec<u8>)> {
