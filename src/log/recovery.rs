@@ -334,26 +334,19 @@ impl Recovery<'_> {
             if !tolerated && self.config.recovery_mode != RecoveryMode::Salvage {
                 return Err(self.corrupt(at, what));
             }
-            match self.config.recovery_mode {
-                RecoveryMode::Strict => {
-                    return Err(self.corrupt(at, Corruption::SuspectedRot { next_valid }));
-                }
-                RecoveryMode::Salvage => {
-                    scan.finish(self, at)?;
-                    if tail.certain && self.fill_hole(at, next_valid, what.clone())? {
-                        at = self.after_hole(at, next_valid);
-                        scan = Scan::new(self, at, rewrite_from.max(at));
-                        continue;
-                    }
-                    self.cut(file, at, what, &tail, true)?;
-                    break at;
-                }
-                RecoveryMode::TolerateTail => {
-                    scan.finish(self, at)?;
-                    self.cut(file, at, what, &tail, true)?;
-                    break at;
-                }
+            let mode = self.config.recovery_mode;
+            if mode == RecoveryMode::Strict {
+                return Err(self.corrupt(at, Corruption::SuspectedRot { next_valid }));
             }
+            scan.finish(self, at)?;
+            let salvages = mode == RecoveryMode::Salvage && tail.certain;
+            if salvages && self.fill_hole(at, next_valid, what.clone())? {
+                at = self.after_hole(at, next_valid);
+                scan = Scan::new(self, at, rewrite_from.max(at));
+                continue;
+            }
+            self.cut(file, at, what, &tail, true)?;
+            break at;
         };
         scan.finish(self, end)?;
         self.sync_from(if foreign { first } else { from })?;
@@ -449,9 +442,8 @@ impl Recovery<'_> {
                     let Some(last) = last_nonzero(chunk) else { continue };
                     tail.data_end = tail.data_end.max(base + from + last as u64 + 1);
                     if tail.next_valid.is_none() {
-                        let place = (base, from);
                         tail.next_valid =
-                            self.find_record(&*file, place, chunk, after, &mut budget)?;
+                            self.find_record(&*file, base + from, chunk, after, &mut budget)?;
                         tail.certain = budget > 0;
                     }
                 }
@@ -460,39 +452,33 @@ impl Recovery<'_> {
         Ok(tail)
     }
 
-    /// The first valid record that begins in `chunk`, which lies at `data` of the segment, behind
-    /// `after`. When the budget is used up, what may be one is taken for one.
+    /// The first valid record that begins in `chunk`, which lies at `start` of the log, behind `after`.
+    /// When the budget is used up, what may be one is taken for one.
     fn find_record(
         &self,
         file: &dyn DiskFile,
-        (base, data): (u64, u64),
+        start: u64,
         chunk: &[u8],
         after: u64,
         budget: &mut u64,
     ) -> Result<Option<u64>> {
-        for at in message::candidates(chunk, base + data).filter(|at| *at > after) {
-            if self.is_record(file, base, at - base, at, budget)? || *budget == 0 {
+        for at in message::candidates(chunk, start).filter(|at| *at > after) {
+            if self.is_record(file, at, budget)? || *budget == 0 {
                 return Ok(Some(at));
             }
         }
         Ok(None)
     }
 
-    fn is_record(
-        &self,
-        file: &dyn DiskFile,
-        base: u64,
-        inside: u64,
-        at: u64,
-        budget: &mut u64,
-    ) -> Result<bool> {
+    fn is_record(&self, file: &dyn DiskFile, at: u64, budget: &mut u64) -> Result<bool> {
+        let base = self.segment_of(at);
         let remaining = base + self.size - at;
         let mut want = HEADER.min(remaining);
         loop {
             *budget = budget.saturating_sub(want);
             let mut bytes = vec![0; want as usize];
             let got =
-                file.read_at(&mut bytes, inside).at(IoOp::Read, self.directory.commitlog())?;
+                file.read_at(&mut bytes, at - base).at(IoOp::Read, self.directory.commitlog())?;
             let bytes = bytes.get(..got).unwrap_or_default();
             // By its body alone: as evidence it need not be one of ours.
             match message::verified_frame(bytes, at, remaining, RecordCheck::Body) {
@@ -608,15 +594,15 @@ impl Recovery<'_> {
     fn fill_hole(&mut self, at: u64, next_valid: u64, what: Corruption) -> Result<bool> {
         let base = self.segment_of(at);
         let to = self.after_hole(at, next_valid);
+        if self.config.read_only {
+            self.report.salvaged.push(Hole { offset: at, bytes: to - at, what, copy: None });
+            return Ok(true);
+        }
         let filler = if to == base + self.size {
             Some(message::blank((to - at) as u32).to_vec())
         } else {
             message::filler(at, (to - at) as usize, self.check_at(at) == RecordCheck::Record)
         };
-        if self.config.read_only {
-            self.report.salvaged.push(Hole { offset: at, bytes: to - at, what, copy: None });
-            return Ok(true);
-        }
         let Some(filler) = filler else { return Ok(false) };
         let damaged = self.read_range(at, to)?;
         let copy = self.directory.keep_copy(self.disk, &format!("cut-{at}"), &damaged)?;

@@ -100,17 +100,16 @@ impl Shared {
     /// about its place in it, so that the records behind it would not find theirs.
     fn redispatch_from(&self, from: u64, end: u64, report: &mut RecoveryReport) -> Result<()> {
         let salvage = self.core.recovery_mode() == RecoveryMode::Salvage;
+        // What lies behind has been checked by recovery just now. A store that is only read has its
+        // holes still.
+        let checked_from =
+            if report.salvaged.is_empty() { report.scanned_from.min(end) } else { end };
         let mut at = from;
         while at < end {
-            // What lies behind has been checked by recovery just now. A store that is only read has
-            // its holes still.
-            let holes = !report.salvaged.is_empty();
-            let unchecked = at < report.scanned_from || holes;
-            let until = if unchecked && !holes { report.scanned_from.min(end) } else { end };
-            let mut records = if unchecked {
-                self.core.verified_records(at, until)
+            let (until, mut records) = if at < checked_from {
+                (checked_from, self.core.verified_records(at, checked_from))
             } else {
-                self.core.records(at, until)
+                (end, self.core.records(at, end))
             };
             at = loop {
                 match records.next_with(|located| self.dispatch(located)) {
@@ -120,8 +119,8 @@ impl Shared {
                     }
                     None => break records.offset().max(until),
                     Some(Err(Error::Corrupt { what, .. })) if salvage => {
-                        let (offset, next) =
-                            (records.offset(), self.core.resync(records.offset(), end));
+                        let offset = records.offset();
+                        let next = self.core.resync(offset, end);
                         let known = report.salvaged.iter().any(|hole| hole.offset == offset);
                         if !known {
                             let bytes = next - offset;

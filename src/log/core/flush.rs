@@ -183,8 +183,9 @@ impl Core {
             if cfg!(canary = "ack_before_sync") {
                 self.progress.set_durable(end, woken);
             }
-            *self.counts.sync_began.lock() = Some(self.clock.now());
-            let synced = self.sync_segments(segments, end);
+            let started = self.clock.now();
+            *self.counts.sync_began.lock() = Some(started);
+            let synced = self.sync_segments(segments, end, started);
             *self.counts.sync_began.lock() = None;
             if let Err(error) = synced {
                 // No retry, ever: the system reports a lost page once and then calls it clean.
@@ -223,8 +224,7 @@ impl Core {
         (covered.end, covered.group) = (written.end, written.group);
     }
 
-    fn sync_segments(&self, segments: &[Arc<Segment>], end: u64) -> Result<()> {
-        let started = self.clock.now();
+    fn sync_segments(&self, segments: &[Arc<Segment>], end: u64, started: Instant) -> Result<()> {
         for segment in segments {
             if !cfg!(canary = "data_sync") {
                 let attempt = segment.sync(self.config.sync_method);

@@ -230,7 +230,7 @@ impl Core {
     pub(crate) fn resync(&self, offset: u64, until: u64) -> u64 {
         let mut from = self.whole_body_end(offset).unwrap_or(offset + 1);
         while from < until {
-            let end = (offset.max(from) / self.segment_size + 1) * self.segment_size;
+            let end = self.segment_start(from) + self.segment_size;
             let found = self.slice(from, end - from).ok().and_then(|slice| {
                 let valid = |at: &u64| matches!(self.read(*at, true), Ok(Some(_)));
                 message::candidates(slice.bytes(), from).find(valid)
