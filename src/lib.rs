@@ -15,6 +15,7 @@ pub mod log;
 pub mod message;
 pub mod replication;
 pub mod store;
+mod sync;
 mod worker;
 
 pub use config::{FlushMode, LogConfig, RecoveryMode, StoreConfig, Visibility, WriteMode};

@@ -5,11 +5,11 @@
 //! whatever order it likes.
 
 use crate::error::{Error, IoOp};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use crate::sync::{AtomicBool, Receiver, RecvTimeoutError, Sender, TrySendError, channel};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ pub(crate) struct Doorbell {
 
 impl Doorbell {
     pub(crate) fn new() -> (Self, Receiver<()>) {
-        let (ring, heard) = bounded(1);
+        let (ring, heard) = channel(1);
         (Self { ring }, heard)
     }
 
@@ -93,7 +93,7 @@ pub(crate) fn run_bounded(
     timeout: Duration,
     work: impl FnOnce() -> Result<(), Error> + Send + 'static,
 ) -> Result<(), Error> {
-    let (done, answer) = bounded(1);
+    let (done, answer) = channel(1);
     let body = move || {
         // Nobody listens any more if the time was up.
         let _ = done.send(work());
@@ -137,7 +137,7 @@ impl Worker {
         on_panic: impl FnOnce(Error) + Send + 'static,
     ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (alive, gone) = bounded::<()>(0);
+        let (alive, gone) = channel::<()>(0);
         let (stopped, thread_name) = (stop.clone(), name.to_owned());
         let body = move || {
             IS_WORKER.set(true);

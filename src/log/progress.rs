@@ -1,11 +1,13 @@
 //! How far the log has come, told in five offsets, and waiting for it.
 
+#[cfg(all(test, shuttle))]
+mod model;
+
 use crate::error::Error;
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, current_thread, fence};
 use crate::worker::Alarm;
-use parking_lot::{Condvar, Mutex};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::Instant;
@@ -22,7 +24,7 @@ pub(crate) fn thread_number() -> usize {
     thread_local! {
         static NUMBER: usize = {
             let mut hasher = DefaultHasher::new();
-            std::thread::current().id().hash(&mut hasher);
+            current_thread().id().hash(&mut hasher);
             hasher.finish() as usize
         };
     }

@@ -3,8 +3,8 @@
 use super::{Admission, Epoch, Refusal, ReplicatedLog, Replicator, StartPoint};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, IoContext, IoOp, Result};
+use crate::sync::Receiver;
 use crate::worker::{Doorbell, Next, Worker};
-use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::path::Path;

@@ -24,6 +24,7 @@ use crate::log::{
     CLOSE_THREAD, CommitLog, Core, GroupCommit, IntervalFlush, QueueOptions, Queues, RecoveryReport,
 };
 use crate::replication::{Epoch, LogSlice, Refusal, ReplicatedLog, Replicator, StartPoint};
+use crate::sync::Receiver;
 use crate::worker::{Doorbell, Next, Worker, is_worker, run_bounded};
 use deadline::Deadlines;
 use dispatch::Dispatcher;
@@ -284,7 +285,7 @@ impl Engine {
     fn spawn(
         &self,
         name: &str,
-        doorbell: (Doorbell, crossbeam_channel::Receiver<()>),
+        doorbell: (Doorbell, Receiver<()>),
         step: fn(&Shared) -> Next,
     ) -> Result<Worker> {
         let (stepped, latched) = (self.shared.clone(), self.shared.core.clone());

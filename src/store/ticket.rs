@@ -116,3 +116,42 @@ impl fmt::Debug for Ticket {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use crate::disk::SimDisk;
+    use crate::{Environment, Message, Store, StoreConfig};
+    use std::future::Future;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Poll, Wake, Waker};
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn the_first_group_is_woken_though_a_sync_covers_the_second_with_it() {
+        let disk = SimDisk::new(1);
+        let config = StoreConfig::new("/s").segment_size(64 << 10);
+        let store = Store::open_in(config, Environment::on(disk.shared()).stepped()).unwrap();
+        let mut ticket = pin!(store.submit(Message::new("t", "waits")).unwrap());
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut context = Context::from_waker(&waker);
+        assert!(ticket.as_mut().poll(&mut context).is_pending());
+        let core = &store.shared().core;
+        core.write().unwrap();
+        // Written by itself: a group of its own between the write and the sync.
+        drop(store.submit(Message::new("t", "does not").wait(false)).unwrap());
+        core.sync().unwrap();
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+        assert!(matches!(ticket.as_mut().poll(&mut context), Poll::Ready(Ok(_))));
+    }
+}

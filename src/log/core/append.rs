@@ -142,7 +142,8 @@ impl Appender {
             segment,
             next: NextSegment::Pending { wanted: false },
             staged: Staged::default(),
-            group: 0,
+            // None is 0: that is the last one synced when nothing has been.
+            group: 1,
             waiting: 0,
             last_timestamp,
             offsets: QueueOffsets::default(),
