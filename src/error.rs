@@ -149,6 +149,8 @@ pub enum InvalidMessage {
     MixedBatch,
     /// A batch without messages.
     EmptyBatch,
+    /// The draft was made for a log with another layout of records.
+    ForeignDraft,
     /// The queue has no offset left: a record of another program claims one near the largest there
     /// can be. Use another queue.
     QueueFull {
@@ -397,6 +399,7 @@ impl fmt::Display for InvalidMessage {
             },
             Self::MixedBatch => f.write_str("the messages of a batch must share topic and queue"),
             Self::EmptyBatch => f.write_str("a batch needs at least one message"),
+            Self::ForeignDraft => f.write_str("the draft was made for the layout of another log"),
             Self::QueueFull { queue_id } => {
                 write!(f, "queue {queue_id} has no offset left, use another queue")
             }

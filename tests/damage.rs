@@ -5,10 +5,10 @@ mod rng;
 #[path = "support/sim.rs"]
 mod sim;
 
-use duralog::disk::SimDisk;
+use duralog::disk::{Cut, SimDisk, Survival};
 use duralog::{
     Acknowledged, Corruption, Error, Message, PutStatus, RecoveryMode, Store, StoreConfig,
-    StoreWorker,
+    StoreWorker, WriteMode,
 };
 use rng::Rng;
 use sim::*;
@@ -654,4 +654,98 @@ fn any_bytes_are_a_log_or_a_typed_error() {
         assert_eq!(put.status, PutStatus::PutOk, "seed {seed}");
     }
     assert!(opened > 1000 && refused > 100 && records > 1000, "{opened} {refused} {records}");
+}
+
+#[test]
+fn a_queue_file_that_loses_its_length_holds_dispatch_up_and_says_so() {
+    let disk = disk();
+    let mut config = config();
+    config.max_open_queue_files = 4;
+    config.consume_queue_file_size = 20 * 100_000;
+    config.queue_checkpoint_bytes = 4096;
+    let store = open(&disk, config.clone());
+    let put_in = |queue, id| {
+        let message = Message::new(TOPIC, body(id)).queue(queue);
+        store.put(message).expect("accepted").ok().expect("safe").queue_offset
+    };
+    for id in 0..300 {
+        put_in(0, id);
+    }
+    // Others push the file out of the cache.
+    for (queue, id) in (1..12).flat_map(|queue| (0..220).map(move |id| (queue, id))) {
+        put_in(queue, id);
+    }
+    let file = || {
+        let mut files = disk.files().into_iter();
+        files.find(|path| path.starts_with(format!("{DIR}/consumequeue/{TOPIC}/0")))
+    };
+    eventually("the queue has a file", || file().is_some());
+    disk.truncate(file().expect("it has"), 4096).expect("there is such a file");
+    let last = (300..1000).map(|id| put_in(0, id)).last().expect("there are some");
+    // It depends on the cache whether the file is opened again.
+    eventually("they are found, or somebody is told", || {
+        let found = store.get(TOPIC, 0, last, 1).is_ok_and(|found| !found.messages.is_empty());
+        found || store.health().queue_error.is_some()
+    });
+    drop(store);
+    let store = open(&disk, config);
+    assert_eq!(store.max_offset(TOPIC, 0), Some(last + 1));
+}
+
+#[test]
+fn an_older_checkpoint_that_says_clean_is_not_believed_beside_an_abort_file() {
+    let mut cut = 0;
+    for seed in 0..200 {
+        let disk = disk();
+        open(&disk, unsynced()).close().expect("the store closes");
+        let store = open(&disk, unsynced());
+        let message = |id: u8| Message::new(TOPIC, vec![id; 700]);
+        for id in 1..=3 {
+            let result = store.put(message(id)).expect("accepted");
+            assert_eq!(result.status, PutStatus::PutOk);
+        }
+        let disk = {
+            let next = disk.cut_power(Cut::seeded(seed).sectors(Survival::Coin));
+            drop(store);
+            next
+        };
+        // The newest slot of the checkpoint rots; the other one is from before.
+        let path = format!("{DIR}/duralog/checkpoint");
+        let bytes = disk.bytes(&path).expect("there is a checkpoint");
+        let [first, second] = [8, 512 + 8].map(|at| bytes[at..at + 8].to_vec());
+        let newest = if second > first { 512 } else { 0 };
+        disk.flip_bit(&path, newest + 20, 0).expect("there is a checkpoint");
+        // In place, so that what lies behind stays as it is.
+        let mapped = || config().write_mode(WriteMode::Mmap);
+        let store = open(&disk, mapped());
+        if !all(&store).is_empty() {
+            continue;
+        }
+        cut += u64::from(store.recovery().cut_bytes() > 0);
+        store.put(message(9)).expect("accepted").ok().expect("safe");
+        let next = disk.kill();
+        drop(store);
+        let bodies: Vec<_> = all(&open(&next, mapped())).iter().map(|m| m.body[0]).collect();
+        assert_eq!(bodies, [9], "what was cut came back, seed {seed}");
+    }
+    assert!(cut > 0, "nothing was ever left over");
+}
+
+#[test]
+fn a_copy_that_finds_the_disk_full_leaves_nothing_behind() {
+    let (disk, puts) = unsynced_tail(50);
+    disk.flip_bit(segment(0), puts[3].physical_offset + 95, 0).expect("there is a log");
+    disk.set_capacity(disk.used() + 2 * 4096);
+    let copies = |disk: &SimDisk| {
+        let files = disk.files().into_iter();
+        files.filter(|path| path.to_string_lossy().contains("cut-")).count()
+    };
+    for _ in 0..3 {
+        assert!(matches!(try_open(&disk, config()), Err(Error::DiskFull { .. })));
+        assert_eq!(copies(&disk), 0);
+    }
+    disk.set_capacity(1 << 40);
+    let store = open(&disk, config());
+    assert_eq!(store.recovery().cut.as_ref().map(|cut| cut.copies.len()), Some(1));
+    assert_eq!(copies(&disk), 1);
 }

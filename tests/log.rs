@@ -180,3 +180,16 @@ fn waiting_without_end_is_no_overflow() {
     log.append(&[draft], Patience::None).expect("nothing was latched");
     log.close().expect("nothing was latched");
 }
+
+#[test]
+fn a_draft_made_for_another_log_is_refused() {
+    let disk = disk();
+    let mut plain = LogConfig::new("/plain").segment_size(4096);
+    plain.record_crc = false;
+    let plain = CommitLog::open_in(plain, Environment::on(disk.shared())).expect("it opens");
+    let log = open_log(&disk);
+    let message = message(1);
+    let draft = Draft::new(&message, plain.layout()).expect("a valid message");
+    let refused = log.append(&[draft], Patience::None);
+    assert!(matches!(refused, Err(Error::InvalidMessage(InvalidMessage::ForeignDraft))));
+}

@@ -1,24 +1,25 @@
 //! A thread of the store that panics: everyone hears of it, and nobody is told a lie.
 
+#[path = "support/future.rs"]
+mod future;
+#[path = "support/hooked.rs"]
+mod hooked;
 #[path = "support/sim.rs"]
 mod sim;
 
-use duralog::disk::{
-    Allocation, DirEntry, Disk, DiskFile, DiskLock, DiskSpace, FileSystemKind, LockError,
-    MapAccess, OpenAccess, Region,
-};
+use duralog::disk::SimCall;
 use duralog::replication::{
     Admission, Epoch, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator, ScriptedReplica,
     StartPoint,
 };
-use duralog::{Environment, Error, Message, PutStatus, Reached, Store, SyncMethod};
+use duralog::{Environment, Error, Message, PutStatus, Reached, Store};
+use hooked::{Hook, Hooked};
 use sim::*;
-use std::fmt;
+use std::future::Future;
 use std::io;
-use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 /// Panics in the thread of this name, once it is told to.
@@ -37,117 +38,14 @@ impl Bomb {
     }
 }
 
-/// Another disk, but for one call that panics.
-#[derive(Debug)]
-struct Mined {
-    below: Arc<dyn Disk>,
-    bomb: Arc<Bomb>,
-}
-
-struct MinedFile {
-    below: Arc<dyn DiskFile>,
-    bomb: Arc<Bomb>,
-}
-
-impl fmt::Debug for MinedFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MinedFile").finish_non_exhaustive()
-    }
-}
-
-impl Mined {
-    fn file(&self, below: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(MinedFile { below, bomb: self.bomb.clone() })
-    }
-}
-
-impl Disk for Mined {
-    fn create(
-        &self,
-        path: &Path,
-        len: u64,
-        allocation: Allocation,
-    ) -> io::Result<Arc<dyn DiskFile>> {
-        self.bomb.tick();
-        self.below.create(path, len, allocation).map(|file| self.file(file))
-    }
-
-    fn open(&self, path: &Path, access: OpenAccess) -> io::Result<Arc<dyn DiskFile>> {
-        self.bomb.tick();
-        self.below.open(path, access).map(|file| self.file(file))
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.below.rename(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.below.remove(path)
-    }
-
-    fn create_dir(&self, path: &Path) -> io::Result<bool> {
-        self.bomb.tick();
-        self.below.create_dir(path)
-    }
-
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.below.remove_dir(path)
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
-        self.below.list(path)
-    }
-
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.below.sync_dir(path)
-    }
-
-    fn lock(&self, path: &Path) -> Result<DiskLock, LockError> {
-        self.below.lock(path)
-    }
-
-    fn space(&self, path: &Path) -> io::Result<DiskSpace> {
-        self.below.space(path)
-    }
-
-    fn kind(&self, path: &Path) -> io::Result<FileSystemKind> {
-        self.below.kind(path)
-    }
-}
-
-impl DiskFile for MinedFile {
-    fn len(&self) -> u64 {
-        self.below.len()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.below.read_at(buf, offset)
-    }
-
-    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.bomb.tick();
-        self.below.write_at(bytes, offset)
-    }
-
-    fn sync(&self, method: SyncMethod) -> io::Result<()> {
-        self.bomb.tick();
-        self.below.sync(method)
-    }
-
-    fn allocate(&self, len: u64) -> io::Result<()> {
-        self.below.allocate(len)
-    }
-
-    fn prewrite(&self, range: Range<u64>) -> io::Result<()> {
-        self.below.prewrite(range)
-    }
-
-    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        self.below.next_data(offset)
-    }
-
-    fn map(&self, access: MapAccess) -> io::Result<Region> {
-        self.below.map(access)
+impl Hook for Bomb {
+    fn before(&self, call: SimCall) -> io::Result<()> {
+        let changes =
+            [SimCall::Create, SimCall::Open, SimCall::CreateDir, SimCall::Write, SimCall::Sync];
+        if changes.contains(&call) {
+            self.tick();
+        }
+        Ok(())
     }
 }
 
@@ -164,7 +62,7 @@ fn assert_panicked(error: &Error, name: &str) {
 fn panic_in(thread: &'static str) {
     let disk = disk();
     let bomb = Arc::new(Bomb { thread, armed: AtomicBool::new(false) });
-    let mined = Arc::new(Mined { below: disk.shared(), bomb: bomb.clone() });
+    let mined = Hooked::over(disk.shared(), bomb.clone());
     let mut config = config().segment_size(4096).consume_queue_file_size(40);
     config.queue_checkpoint_bytes = 4096;
     let store = Store::open_in(config.clone(), Environment::on(mined)).expect("the store opens");
@@ -217,7 +115,7 @@ fn a_panic_while_dispatching_or_checkpointing_latches_the_store() {
 fn waiters_are_woken_by_a_panic() {
     let disk = disk();
     let bomb = Arc::new(Bomb { thread: "duralog-sync", armed: AtomicBool::new(false) });
-    let mined = Arc::new(Mined { below: disk.shared(), bomb: bomb.clone() });
+    let mined = Hooked::over(disk.shared(), bomb.clone());
     let config = config().sync_flush_timeout(LONG);
     let store = Store::open_in(config, Environment::on(mined)).expect("the store opens");
     put(&store, 0);
@@ -289,4 +187,44 @@ fn a_replicator_that_panics_latches_the_store() {
         other => panic!("{other}"),
     }
     assert!(store.close().is_err());
+}
+
+/// Notes that it was woken, and panics if it is to.
+#[derive(Default)]
+struct Startled {
+    woken: AtomicBool,
+    panics: bool,
+}
+
+impl Wake for Startled {
+    fn wake(self: Arc<Self>) {
+        self.woken.store(true, Ordering::SeqCst);
+        if self.panics {
+            panic!("planted");
+        }
+    }
+}
+
+#[test]
+fn a_waker_that_panics_strands_nobody_else() {
+    let disk = disk();
+    let store = open(&disk, config());
+    disk.hang_syncs(true);
+    let tickets = (0..4).map(|id| Box::pin(store.submit(message(id)).expect("accepted")));
+    let mut tickets: Vec<_> = tickets.collect();
+    let wakers: Vec<_> =
+        (0..4).map(|n| Arc::new(Startled { panics: n == 0, ..Startled::default() })).collect();
+    for (ticket, startled) in tickets.iter_mut().zip(&wakers) {
+        let waker = Waker::from(startled.clone());
+        assert!(ticket.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    }
+    disk.hang_syncs(false);
+    for startled in &wakers {
+        eventually("it is woken", || startled.woken.load(Ordering::SeqCst));
+    }
+    for ticket in tickets {
+        let result = future::block_on(ticket).expect("no failure");
+        assert_eq!(result.status, PutStatus::PutOk);
+    }
+    assert!(store.health().is_ok());
 }

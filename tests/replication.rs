@@ -5,12 +5,18 @@ mod future;
 #[path = "support/sim.rs"]
 mod sim;
 
-use duralog::disk::SimDisk;
-use duralog::replication::{Refusal, ReplicaBehaviour, ScriptedReplica};
-use duralog::{Environment, Error, PutResult, PutStatus, Reached, Store, StoreConfig, Ticket};
+use duralog::disk::{Fault, SimCall, SimDisk};
+use duralog::replication::{
+    Admission, Epoch, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator, ScriptedReplica,
+    StartPoint,
+};
+use duralog::{
+    Environment, Error, PutResult, PutStatus, Reached, Store, StoreConfig, StoreWorker, Ticket,
+    WriteMode,
+};
 use future::block_on;
 use sim::*;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -293,4 +299,90 @@ fn a_replica_that_comes_and_goes_loses_nothing() {
     replica.behave(AT_ONCE);
     assert!(store.wait_for(TOPIC, 0, 29, LONG).expect("the store is open"));
     assert_eq!(ids(&store), (0..30).collect::<Vec<_>>());
+}
+
+/// Leaves everything to the test.
+#[derive(Debug, Default)]
+struct Manual {
+    log: Mutex<Option<Arc<dyn ReplicatedLog>>>,
+    epoch: u64,
+}
+
+impl Manual {
+    fn log(&self) -> Arc<dyn ReplicatedLog> {
+        self.log.lock().expect("nobody panics").clone().expect("it was started")
+    }
+}
+
+impl Replicator for Manual {
+    fn start(&self, log: Arc<dyn ReplicatedLog>, _: StartPoint) -> duralog::Result<Epoch> {
+        *self.log.lock().expect("nobody panics") = Some(log);
+        Ok(Epoch(self.epoch))
+    }
+
+    fn admit(&self) -> Result<Admission, Refusal> {
+        Ok(Admission { epoch: Epoch(self.epoch), replicas_available: true })
+    }
+
+    fn on_written(&self, _: u64) {}
+
+    fn on_durable(&self, _: u64) {}
+
+    fn stop(&self) {}
+}
+
+#[test]
+fn a_message_that_is_half_confirmed_is_not_seen() {
+    let (disk, replica) = (disk(), Arc::new(Manual::default()));
+    let environment = Environment::on(disk.shared());
+    let store = Store::open_replicated(impatient(config()), environment, replica.clone())
+        .expect("the store opens");
+    let put = store.put(message(1)).expect("accepted");
+    assert_eq!(put.status, PutStatus::FlushReplicaTimeout);
+    let log = replica.log();
+    let half = (put.physical_offset + put.end_offset) / 2;
+    log.confirm(half, Epoch(0)).expect("the epoch is right");
+    assert_eq!(ids(&store), []);
+    assert!(store.get_at(put.physical_offset).expect("no damage").is_none());
+    assert!(store.stats().watermarks.dispatched <= half);
+    log.confirm(put.end_offset, Epoch(0)).expect("the epoch is right");
+    assert_eq!(ids(&store), [1]);
+    assert!(store.get_at(put.physical_offset).expect("no damage").is_some());
+}
+
+#[test]
+fn a_replicator_reads_nothing_behind_the_end_of_the_log() {
+    let (disk, replica) = (disk(), Arc::new(Manual::default()));
+    let config = config().write_mode(WriteMode::Pwrite);
+    let environment = Environment::on(disk.shared()).stepped();
+    let store = Store::open_replicated(config, environment, replica.clone()).expect("it opens");
+    let log = replica.log();
+    // A group that goes over to the next segment, where its second write fails.
+    let mut at = 0;
+    while at < 16 << 10 {
+        match store.try_submit(message(at)) {
+            Ok(ticket) => at = ticket.physical_offset(),
+            Err(_) => drop(store.step(StoreWorker::Upkeep)),
+        }
+    }
+    disk.inject(on_log(Fault::on(SimCall::Write)).nth(2));
+    store.step(StoreWorker::Flush);
+    assert!(store.health().latched.is_some());
+    let slice = log.read(0, u64::MAX).expect("it can be read");
+    assert!(slice.offset() + slice.bytes().len() as u64 <= log.end());
+}
+
+#[test]
+fn an_epoch_does_not_fall() {
+    let disk = disk();
+    let open = |epoch| {
+        let replica = Arc::new(Manual { epoch, ..Manual::default() });
+        Store::open_replicated(config(), Environment::on(disk.shared()), replica)
+    };
+    open(7).expect("the first epoch").close().expect("the store closes");
+    match open(3) {
+        Err(Error::Refused(Refusal::EpochFell { was: Epoch(7), is: Epoch(3), .. })) => {}
+        other => panic!("{other:?}"),
+    }
+    open(7).expect("the same epoch").close().expect("the store closes");
 }

@@ -249,3 +249,27 @@ fn a_waiting_reader_is_woken_by_the_message() {
     let other = Message::new("other", "x");
     assert_eq!(store.put(other).expect("accepted").status, PutStatus::PutOk);
 }
+
+#[test]
+fn a_read_only_reader_sees_no_more_than_is_durable() {
+    let disk = disk();
+    let store = open(&disk, config());
+    put(&store, 0);
+    disk.hang_syncs(true);
+    let ticket = store.submit(message(1)).expect("accepted");
+    eventually("its sync hangs", || disk.hanging_syncs() > 0);
+    let put = store.put(message(2).wait(false)).expect("accepted");
+    assert_eq!(put.status, PutStatus::PutOk);
+    let seen = ids(&open(&disk, config().read_only(true)));
+    let everything = config().read_only(true).visibility(Visibility::Appended);
+    assert_eq!(ids(&open(&disk, everything)), [0, 1, 2]);
+    let (_disk, store) = reopen_after_power_cut(&disk, store, config());
+    drop(ticket);
+    assert!(ids(&store).starts_with(&seen), "seen: {seen:?}");
+}
+
+#[test]
+fn a_read_only_reader_sees_all_of_a_store_that_was_closed() {
+    let (disk, _) = filled(5);
+    assert_eq!(ids(&open(&disk, config().read_only(true))), [0, 1, 2, 3, 4]);
+}

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Name of the thread that prepares segments and saves the checkpoint.
 const UPKEEP_THREAD: &str = "duralog-upkeep";
@@ -98,7 +99,7 @@ impl CommitLog {
     /// Nothing was appended: [`Error::TooLarge`] if the records do not fit a segment together,
     /// [`Error::Full`] or [`Error::SegmentNotReady`] when `patience` ends, [`Error::DiskFull`],
     /// [`Error::Latched`], [`Error::Closed`], [`Error::ReadOnly`], [`Error::InvalidMessage`] without a
-    /// draft or for a queue that is full.
+    /// draft, for one made for another [`layout`](Self::layout), or for a queue that is full.
     pub fn append(&self, drafts: &[Draft<'_>], patience: Patience) -> Result<Appended> {
         let appended = self.core.append(drafts, patience, false)?;
         self.core.wake_flusher();
@@ -131,7 +132,9 @@ impl CommitLog {
     /// # Errors
     /// [`Error::Corrupt`] if no valid record begins there. `Ok(None)` outside of what is written.
     pub fn read(&self, physical_offset: u64) -> Result<Option<MessageView>> {
-        self.core.read(physical_offset, true)
+        let written = self.core.progress.written();
+        let found = self.core.read(physical_offset, true)?;
+        Ok(found.filter(|view| physical_offset + view.size() as u64 <= written))
     }
 
     /// Every record from `physical_offset` on that is in the page cache, in log order.
@@ -170,7 +173,7 @@ impl CommitLog {
         }
         self.core.close_appends();
         let timeout = self.core.config.close_timeout;
-        self.stop_upkeep()?;
+        self.stop_upkeep(timeout)?;
         let core = self.core.clone();
         if self.threads == Threads::Stepped {
             return core.shut();
@@ -183,7 +186,7 @@ impl CommitLog {
     pub(crate) fn abandon(&self, keep_lock: bool) {
         self.closed.store(true, Ordering::Release);
         self.core.close_appends();
-        let stopped = self.stop_upkeep();
+        let stopped = self.stop_upkeep(self.core.config.close_timeout);
         if !keep_lock && stopped.is_ok() {
             self.core.directory().unlock();
         }
@@ -193,9 +196,9 @@ impl CommitLog {
         &self.core
     }
 
-    pub(crate) fn stop_upkeep(&self) -> Result<()> {
+    pub(crate) fn stop_upkeep(&self, timeout: Duration) -> Result<()> {
         let worker = self.worker.lock().take();
-        worker.map_or(Ok(()), |mut worker| worker.stop(self.core.config.close_timeout))
+        worker.map_or(Ok(()), |mut worker| worker.stop(timeout))
     }
 }
 

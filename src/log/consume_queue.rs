@@ -282,7 +282,7 @@ impl ConsumeQueue {
     }
 
     fn discard(&self, path: PathBuf, what: &'static str) -> Result<()> {
-        let remove = !self.shared.options.read_only;
+        let remove = !self.shared.is_read_only();
         if remove {
             self.shared.remove_file(&path)?;
         }
@@ -499,8 +499,7 @@ impl ConsumeQueue {
 
     fn readable(&self, key: FileKey, file_size: u64) -> Result<Arc<CachedFile>> {
         // A writer may find the file in the cache, so it is opened for both where that is allowed.
-        let access =
-            if self.shared.options.read_only { OpenAccess::Read } else { OpenAccess::Write };
+        let access = if self.shared.is_read_only() { OpenAccess::Read } else { OpenAccess::Write };
         self.shared.files.get(key, || {
             let path = self.path(key.index, file_size);
             let file = self.shared.disk.open(&path, access).at(IoOp::Open, &path)?;
@@ -681,7 +680,7 @@ impl ConsumeQueue {
             let crowded = state.tail.len() >= CROWDED_TAIL.min(options.tail_size)
                 && self.shared.tail_bytes() > options.tail_memory;
             let small = need <= options.tail_size;
-            if options.read_only || (!crowded && (small || self.would_sync(&state))) {
+            if self.shared.is_read_only() || (!crowded && (small || self.would_sync(&state))) {
                 self.grow_tail(&mut state, if small { options.tail_size } else { usize::MAX });
                 return Ok(());
             }
@@ -757,7 +756,7 @@ impl ConsumeQueue {
     /// # Errors
     /// [`Error::DiskFull`] or [`Error::Io`]; the entries stay in memory and can be read.
     pub fn flush(&self) -> Result<()> {
-        if self.shared.options.read_only {
+        if self.shared.is_read_only() {
             return Ok(());
         }
         // Upgradable: readers go on during the writes, appends and other flushes wait.
@@ -898,7 +897,7 @@ impl ConsumeQueue {
     /// set, now and ever after: what is in the files is then in doubt until they are opened again
     /// and written from the log once more.
     pub fn sync(&self) -> Result<()> {
-        if self.shared.options.read_only {
+        if self.shared.is_read_only() {
             return Err(Error::ReadOnly);
         }
         self.make_durable(&mut || Ok(()))?;
@@ -990,7 +989,7 @@ impl ConsumeQueue {
     /// # Errors
     /// [`Error::ReadOnly`]; [`Error::Io`] with the queue cut in memory, but perhaps not on disk.
     pub fn truncate(&self, max_offset: u64) -> Result<()> {
-        if self.shared.options.read_only {
+        if self.shared.is_read_only() {
             return Err(Error::ReadOnly);
         }
         self.cut_tail(max_offset)?;
@@ -1119,7 +1118,7 @@ impl ConsumeQueue {
     /// # Errors
     /// [`Error::ReadOnly`]; [`Error::Io`] with some of the files removed.
     pub fn remove_expired(&self) -> Result<u64> {
-        if self.shared.options.read_only {
+        if self.shared.is_read_only() {
             return Err(Error::ReadOnly);
         }
         let state = self.state.upgradable_read();

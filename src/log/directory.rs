@@ -2,7 +2,7 @@
 
 use super::queue_dir::non_empty;
 use crate::config::{LogConfig, RecoveryMode};
-use crate::disk::{Allocation, Disk, DiskLock, LockError, OpenAccess, SyncMethod};
+use crate::disk::{Allocation, Disk, DiskFile, DiskLock, LockError, OpenAccess, SyncMethod};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
 use parking_lot::Mutex;
 use std::hash::{BuildHasher, RandomState};
@@ -118,23 +118,15 @@ impl Directory {
     /// Gives `path` this content at once: a crash leaves the old file or the new one. The caller
     /// syncs the directory.
     fn replace(&self, disk: &dyn Disk, name: &str, path: &Path, bytes: &[u8]) -> Result<()> {
-        let temporary = self.temporary(name);
-        remove_if_there(disk, &temporary)?;
-        let file = disk.create(&temporary, 0, Allocation::Sparse).at(IoOp::Create, &temporary);
-        let written = file.and_then(|file| {
-            file.write_at(bytes, 0).at(IoOp::Write, &temporary)?;
-            file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &temporary)
-        });
-        written.map_err(|error| self.full(disk, error, bytes.len() as u64))?;
-        disk.rename(&temporary, path).at(IoOp::Rename, path)
+        self.make(disk, name, path, |file, temporary| {
+            file.write_at(bytes, 0).map_err(|error| write_failed(temporary, bytes.len(), error))
+        })
     }
 
-    /// The error for a file that could not get so many bytes.
-    fn full(&self, disk: &dyn Disk, error: Error, needed: u64) -> Error {
+    /// The error for a file of ours that could not be written, with the room there is.
+    fn full(&self, disk: &dyn Disk, error: Error) -> Error {
         match error {
-            Error::Io { path, source, .. }
-                if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
-            {
+            Error::DiskFull { path, needed, .. } => {
                 let available = disk.space(&self.root).ok().map(|space| space.available);
                 Error::DiskFull { path, needed, available }
             }
@@ -147,18 +139,46 @@ impl Directory {
         disk.sync_dir(&self.root).at(IoOp::SyncDir, &self.root)
     }
 
-    /// Stores `bytes` under `name` in `duralog/`, or under the first free name after it.
-    pub(crate) fn keep_copy(&self, disk: &dyn Disk, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+    /// Stores what `fill` writes under `name` in `duralog/`, or under the first free name after it.
+    /// A crash or a failure leaves the whole copy or none.
+    pub(crate) fn keep_copy(
+        &self,
+        disk: &dyn Disk,
+        name: &str,
+        fill: impl FnOnce(&dyn DiskFile, &Path) -> Result<()>,
+    ) -> Result<PathBuf> {
         let taken: Vec<_> = disk.list(&self.duralog).at(IoOp::List, &self.duralog)?;
         let free = |name: &String| taken.iter().all(|entry| entry.name != *name);
         let mut names =
             std::iter::once(name.to_owned()).chain((1u32..).map(|n| format!("{name}.{n}")));
         let path = self.duralog.join(names.find(free).unwrap_or_else(|| name.to_owned()));
-        let file = disk.create(&path, 0, Allocation::Sparse).at(IoOp::Create, &path)?;
-        file.write_at(bytes, 0).at(IoOp::Write, &path)?;
-        file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &path)?;
+        self.make(disk, name, &path, fill)?;
         disk.sync_dir(&self.duralog).at(IoOp::SyncDir, &self.duralog)?;
         Ok(path)
+    }
+
+    /// Gives `path` at once what `fill` writes, which is called `name` until then. The caller syncs the
+    /// directory.
+    fn make(
+        &self,
+        disk: &dyn Disk,
+        name: &str,
+        path: &Path,
+        fill: impl FnOnce(&dyn DiskFile, &Path) -> Result<()>,
+    ) -> Result<()> {
+        let temporary = self.temporary(name);
+        remove_if_there(disk, &temporary)?;
+        let file = disk.create(&temporary, 0, Allocation::Sparse).at(IoOp::Create, &temporary);
+        let written = file.and_then(|file| {
+            fill(&*file, &temporary)?;
+            file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &temporary)
+        });
+        if let Err(error) = written {
+            // What there is of it takes up room that is wanted elsewhere.
+            let _ = disk.remove(&temporary);
+            return Err(self.full(disk, error));
+        }
+        disk.rename(&temporary, path).at(IoOp::Rename, path)
     }
 
     fn check_format(&self, disk: &dyn Disk, config: &LogConfig) -> Result<()> {
@@ -200,6 +220,16 @@ impl Directory {
             }
         }
         Ok(())
+    }
+}
+
+/// The error for `len` bytes that could not be written to `path`.
+pub(crate) fn write_failed(path: &Path, len: usize, error: std::io::Error) -> Error {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            Error::DiskFull { path: path.to_owned(), needed: len as u64, available: None }
+        }
+        _ => Error::io(IoOp::Write, path, None, error),
     }
 }
 

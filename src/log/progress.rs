@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, current_thread, fence};
 use crate::worker::Alarm;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
@@ -142,7 +143,10 @@ impl Slot {
         let woken = std::mem::take(&mut *wakers);
         self.moved.notify_all();
         drop(wakers);
-        woken.into_iter().for_each(Waker::wake);
+        for waker in woken {
+            // A stranger's code: if it panics, that is told by then, and the others are woken still.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
     }
 
     /// Sleeps until `done` answers or the deadline passes; `done` is asked once more then.
@@ -184,14 +188,14 @@ impl Slot {
 }
 
 impl Progress {
-    /// A log whose bytes before `end` are all durable and whose replicas are at `confirmed`.
-    pub(crate) fn at(end: u64, dispatched: u64) -> Self {
+    /// A log that ends at `end`, durable and dispatched up to `durable`.
+    pub(crate) fn at(end: u64, durable: u64) -> Self {
         let new = Self::default();
         new.producers.0.appended.store(end, SeqCst);
         new.producers.0.written.store(end, SeqCst);
-        new.durable.0.store(end, SeqCst);
+        new.durable.0.store(durable, SeqCst);
         new.confirmed.store(u64::MAX, SeqCst);
-        new.dispatched.0.store(dispatched, SeqCst);
+        new.dispatched.0.store(durable, SeqCst);
         new
     }
 

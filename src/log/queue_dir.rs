@@ -95,6 +95,8 @@ pub(crate) struct Shared {
     pub(crate) repairs: Mutex<Vec<QueueRepair>>,
     pub(crate) tail_bytes: AtomicUsize,
     pub(crate) next_key: AtomicU64,
+    /// The directory may be someone else's by now.
+    sealed: AtomicBool,
 }
 
 impl Shared {
@@ -117,7 +119,17 @@ impl Shared {
             repairs: Mutex::default(),
             tail_bytes: AtomicUsize::new(0),
             next_key: AtomicU64::new(0),
+            sealed: AtomicBool::new(false),
         }
+    }
+
+    /// Whether nothing may be written, ever or any more.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.options.read_only || self.sealed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn seal(&self) {
+        self.sealed.store(true, Ordering::Release);
     }
 
     pub(crate) fn new_key(&self) -> u64 {

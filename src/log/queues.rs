@@ -213,7 +213,7 @@ impl Queues {
     /// Removes the table for good before anything it might describe is written over: half rebuilt
     /// queues could agree with it.
     fn forget_table(&self) -> Result<()> {
-        if self.shared.options.read_only {
+        if self.shared.is_read_only() {
             return Ok(());
         }
         let dir = self.own_dir();
@@ -272,7 +272,7 @@ impl Queues {
     /// # Errors
     /// [`Error::Io`]; calling it again continues.
     pub fn finish_recovery(&self, cut: bool, log_min: u64) -> Result<()> {
-        if !self.shared.options.read_only {
+        if !self.shared.is_read_only() {
             let cut = cut || self.rebuilding.load(Ordering::Relaxed);
             for queue in self.snapshot() {
                 if cut || queue.is_listed() {
@@ -427,6 +427,12 @@ impl Queues {
         self.shared.tail_bytes()
     }
 
+    /// From here on nothing is written: the directory may be someone else's. What is in the queues can
+    /// be read.
+    pub(crate) fn seal(&self) {
+        self.shared.seal();
+    }
+
     /// Whether a checkpoint should come soon: queues hold half the memory they may, and when it is
     /// used up appends wait for syncs.
     pub fn wants_checkpoint(&self) -> bool {
@@ -446,7 +452,7 @@ impl Queues {
     /// [`Error::DiskFull`]. Once a sync of queue files has failed, every checkpoint returns its
     /// error until the queues are opened again.
     pub fn checkpoint(&self, dispatched: u64, pace: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        if self.shared.options.read_only {
+        if self.shared.is_read_only() {
             return Err(Error::ReadOnly);
         }
         let result = self.checkpoint_holding(self.saved.lock(), dispatched, pace);

@@ -5,7 +5,7 @@
 //! page cache alone), and cuts off the rest so that no stale byte can come back.
 
 use super::checkpoint::{Checkpoint, CheckpointFile};
-use super::directory::{Directory, remove_if_there};
+use super::directory::{Directory, remove_if_there, write_failed};
 use super::queue_table;
 use super::segment::{file_name, parse_file_name};
 use crate::config::{LogConfig, RecoveryMode};
@@ -105,6 +105,8 @@ pub(super) struct Recovered {
     pub(super) bases: Vec<u64>,
     pub(super) segment_size: u64,
     pub(super) end: u64,
+    /// Known to be durable: everything, but in a log that is only read.
+    pub(super) durable: u64,
     pub(super) last_timestamp: i64,
     pub(super) checkpoint: CheckpointFile,
     pub(super) report: RecoveryReport,
@@ -182,10 +184,14 @@ pub(super) fn recover(
     } else {
         file.assume(recovery.checkpoint.clone());
     }
+    // Whoever is writing, or was when it died, may not have synced all that can be read.
+    let in_doubt = config.read_only && recovery.report.unclean && !foreign;
+    let durable = if in_doubt { recovery.checkpoint.durable.min(end) } else { end };
     Ok(Recovered {
         bases: recovery.bases,
         segment_size: recovery.size,
         end,
+        durable,
         last_timestamp: recovery.last_timestamp,
         checkpoint: file,
         report: recovery.report,
@@ -293,7 +299,8 @@ impl Recovery<'_> {
         // ones need a sync, not a second write.
         let rewrite_from =
             if foreign { last.saturating_sub(2 * self.size).max(first) } else { from };
-        let trusted_clean = self.checkpoint.clean && !foreign;
+        // An older slot of the checkpoint may say so where the newest has rotted.
+        let trusted_clean = self.checkpoint.clean && !foreign && !self.directory.was_open();
         if trusted_clean {
             // What lies behind a clean end was not written by this crate.
             self.forget_checksums_from(self.ours_until);
@@ -506,7 +513,7 @@ impl Recovery<'_> {
         let beyond: Vec<_> = self.bases.iter().copied().filter(|base| *base > at).collect();
         let mut copies = Vec::new();
         if copy && !self.config.read_only {
-            copies = self.copy_tail(at)?;
+            copies = self.copy_tail(at, tail.data_end)?;
         }
         if bytes > 0 {
             let next_valid = tail.next_valid;
@@ -559,15 +566,11 @@ impl Recovery<'_> {
         Ok(())
     }
 
-    /// Copies everything from `at` on to `duralog/cut-<offset>`, a file per segment.
-    fn copy_tail(&self, at: u64) -> Result<Vec<PathBuf>> {
+    /// Copies everything from `at` to `end` to `duralog/cut-<offset>`, a file per segment.
+    fn copy_tail(&self, at: u64, end: u64) -> Result<Vec<PathBuf>> {
         let mut copies = Vec::new();
-        for &base in self.bases.iter().filter(|base| **base + self.size > at) {
-            let from = at.max(base);
-            let bytes = self.read_range(from, base + self.size)?;
-            let Some(last) = last_nonzero(&bytes) else { continue };
-            let bytes = bytes.get(..=last).unwrap_or(&bytes);
-            copies.push(self.directory.keep_copy(self.disk, &format!("cut-{from}"), bytes)?);
+        for &base in self.bases.iter().filter(|base| **base + self.size > at && **base < end) {
+            copies.push(self.copy(at.max(base), end.min(base + self.size))?);
         }
         Ok(copies)
     }
@@ -580,6 +583,23 @@ impl Recovery<'_> {
             file.read_at(&mut bytes, from - base).at_offset(IoOp::Read, &path, from - base)?;
         bytes.truncate(got);
         Ok(bytes)
+    }
+
+    /// Copies the bytes from `from` to `to`, which lie in one segment.
+    fn copy(&self, from: u64, to: u64) -> Result<PathBuf> {
+        let base = self.segment_of(from);
+        let (segment, path) = self.open(base)?;
+        self.directory.keep_copy(self.disk, &format!("cut-{from}"), |copy, copy_path| {
+            let mut bytes = vec![0; STEP.min((to - from) as usize)];
+            for at in (from..to).step_by(STEP) {
+                let piece = bytes.get_mut(..STEP.min((to - at) as usize)).unwrap_or_default();
+                let got =
+                    segment.read_at(piece, at - base).at_offset(IoOp::Read, &path, at - base)?;
+                let read = piece.get(..got).unwrap_or_default();
+                copy.write_at(read, at - from).map_err(|e| write_failed(copy_path, got, e))?;
+            }
+            Ok(())
+        })
     }
 
     /// Where reading goes on after the hole from `at`.
@@ -604,8 +624,7 @@ impl Recovery<'_> {
             message::filler(at, (to - at) as usize, self.check_at(at) == RecordCheck::Record)
         };
         let Some(filler) = filler else { return Ok(false) };
-        let damaged = self.read_range(at, to)?;
-        let copy = self.directory.keep_copy(self.disk, &format!("cut-{at}"), &damaged)?;
+        let copy = self.copy(at, to)?;
         let (file, path) = self.open(base)?;
         file.write_at(&filler, at - base).at_offset(IoOp::Write, &path, at - base)?;
         self.report.salvaged.push(Hole { offset: at, bytes: to - at, what, copy: Some(copy) });

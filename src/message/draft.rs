@@ -12,7 +12,7 @@ use super::wire::{Sink, StackBuffer};
 use crate::error::{Error, InvalidMessage};
 
 /// How a store encodes its messages.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordLayout {
     /// The store host of messages that bring none.
     pub store_host: Host,
@@ -86,6 +86,12 @@ impl<'a> Draft<'a> {
     /// Bytes of the record.
     pub fn size(&self) -> usize {
         self.size
+    }
+
+    /// Whether it was made for `layout`, or one like it.
+    #[inline]
+    pub(crate) fn is_for(&self, layout: &RecordLayout) -> bool {
+        std::ptr::eq(self.layout, layout) || self.layout == layout
     }
 
     /// Whether the message gets a queue offset and a queue entry.

@@ -36,6 +36,13 @@ pub enum Refusal {
     NotPrimary,
     /// The replicator was stopped.
     Stopped,
+    /// The replicator began with an older epoch than the log was last written under.
+    EpochFell {
+        /// The epoch of the log.
+        was: Epoch,
+        /// The replicator's.
+        is: Epoch,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -46,6 +53,13 @@ impl fmt::Display for Refusal {
             }
             Self::NotPrimary => f.write_str("this node is not the primary"),
             Self::Stopped => f.write_str("the replicator is stopped"),
+            Self::EpochFell { was, is } => {
+                write!(
+                    f,
+                    "the log was written under epoch {}, the replicator is at {}",
+                    was.0, is.0
+                )
+            }
         }
     }
 }
@@ -85,8 +99,11 @@ pub trait Replicator: Send + Sync + fmt::Debug + 'static {
     /// Begins replicating `log`, and says the epoch in which it may be written. The backend starts
     /// its own threads here. From now on puts wait for [`ReplicatedLog::confirm`].
     ///
+    /// What the log holds by then counts as confirmed, and readers see it: a backend that knows better
+    /// brings the replicas that far first, or fails.
+    ///
     /// # Errors
-    /// The store is then not opened.
+    /// The store is then not opened; nor is it with an epoch below `at.epoch`.
     fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<Epoch>;
 
     /// Whether a put may go ahead. Nothing was written yet.

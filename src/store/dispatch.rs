@@ -4,7 +4,7 @@
 use super::Shared;
 use super::stats::QueueWork;
 use crate::config::RecoveryMode;
-use crate::error::{Error, Result};
+use crate::error::{Corruption, Error, Result};
 use crate::log::{Hole, Located, QueueEntry, QueueTable, RecoveryReport};
 use crate::message::format::RECORD_SIZE_MIN;
 use crate::message::{RecordCheck, RecordRef};
@@ -66,7 +66,7 @@ impl Checkpointer {
 impl Shared {
     /// Fills the queues with what they lack, before anyone uses them.
     pub(super) fn redispatch(&self, table: &QueueTable, report: &mut RecoveryReport) -> Result<()> {
-        let end = self.core.progress.durable();
+        let end = self.core.progress.visible();
         let min = self.core.min_offset();
         let lost = table.offset > end;
         if lost {
@@ -102,7 +102,7 @@ impl Shared {
         let salvage = self.core.recovery_mode() == RecoveryMode::Salvage;
         // What lies behind has been checked by recovery just now. A store that is only read has its
         // holes still.
-        let checked_from =
+        let mut checked_from =
             if report.salvaged.is_empty() { report.scanned_from.min(end) } else { end };
         let mut at = from;
         while at < end {
@@ -116,6 +116,11 @@ impl Shared {
                     Some(Ok(dispatched)) => {
                         dispatched?;
                         report.redispatched_records += 1;
+                    }
+                    // One that reaches over to where recovery began is in no doubt.
+                    None if records.offset() < until && until < end => {
+                        checked_from = records.offset();
+                        break checked_from;
                     }
                     None => break records.offset().max(until),
                     Some(Err(Error::Corrupt { what, .. })) if salvage => {
@@ -159,8 +164,14 @@ impl Shared {
             let Some(dispatched) = dispatched else { break };
             match dispatched.flatten() {
                 Ok(()) => {}
-                // The disk may have room again; the log is not touched by any of this.
-                Err(error @ (Error::DiskFull { .. } | Error::Io { .. })) => {
+                // The disk may have room again, and a damaged file is made anew by the next open; the
+                // log is not touched by any of this.
+                Err(
+                    error @ (Error::DiskFull { .. } | Error::Io { .. } | Error::Corrupt { .. }),
+                ) => {
+                    if matches!(error, Error::Corrupt { .. }) {
+                        self.distrust_queues(&error);
+                    }
                     progress.set_dispatched(reached);
                     dispatcher.failed = true;
                     self.stats.queue_work(QueueWork::Dispatch, Some(error));
@@ -173,6 +184,10 @@ impl Shared {
                 }
             }
             reached = records.offset();
+        }
+        if records.offset() == from {
+            // What is visible ends in the middle of a record.
+            return progress.visible_alarm().sleep_unless(|| progress.visible() > until);
         }
         progress.set_dispatched(records.offset());
         if std::mem::take(&mut dispatcher.failed) {
@@ -188,13 +203,15 @@ impl Shared {
     pub(super) fn catch_up(&self) {
         let progress = &self.core.progress;
         let visible = progress.visible();
-        if progress.dispatched() >= visible {
+        if progress.dispatched() >= visible || !self.is_open() {
             return;
         }
         // A reader does not wait long for a dispatcher that hangs in the operating system.
         let Some(mut dispatcher) = self.dispatcher.try_lock_for(CATCH_UP_MAX) else { return };
-        while progress.dispatched() < visible && self.dispatch_batch(&mut dispatcher) == Next::Now {
-        }
+        while progress.dispatched() < visible
+            && self.is_open()
+            && self.dispatch_batch(&mut dispatcher) == Next::Now
+        {}
     }
 
     fn wants_checkpoint(&self) -> bool {
@@ -233,7 +250,7 @@ impl Shared {
         match queue.append(offset, entry(located.physical_offset, record)) {
             Ok(_) => {}
             // A queue offset that no queue can have; another program wrote it.
-            Err(Error::Corrupt { .. }) => self.stats.skip_record(),
+            Err(Error::Corrupt { what: Corruption::QueueEntry, .. }) => self.stats.skip_record(),
             Err(other) => return Err(other),
         }
         Ok(())

@@ -35,6 +35,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+/// How long a reader may take to notice that the store is closed.
+const SEAL_TIME: Duration = Duration::from_millis(100);
 const DISPATCH_THREAD: &str = "duralog-dispatch";
 const CHECKPOINT_THREAD: &str = "duralog-checkpoint";
 const DEADLINE_THREAD: &str = "duralog-deadline";
@@ -340,7 +342,7 @@ impl Engine {
         if let Some(replicator) = &self.shared.replicator {
             replicator.stop();
         }
-        note(self.log.stop_upkeep());
+        note(self.log.stop_upkeep(left()));
         if first.is_ok() {
             let shared = self.shared.clone();
             // With many queues that would take longer: half of the time is theirs, and what is not
@@ -356,6 +358,9 @@ impl Engine {
             };
             hangs |= matches!(first, Err(Error::CloseTimeout { .. }));
         }
+        // A reader may be filling the queues: afterwards, they may be someone else's.
+        self.shared.queues.seal();
+        hangs |= self.shared.dispatcher.try_lock_for(left().max(SEAL_TIME)).is_none();
         // Not to be let go while a thread may yet write, and not to be called clean after a failure.
         self.log.abandon(hangs);
         // Puts that still wait get their last answer.
@@ -412,14 +417,12 @@ impl Shared {
             queues,
             config,
         });
-        let mut report = log.recovery().clone();
-        shared.redispatch(&table, &mut report)?;
-        let by_durable =
-            shared.config.visibility == Visibility::Safe && shared.is_sync() && !read_only;
-        let visible_by = if by_durable { VisibleBy::Durable } else { VisibleBy::Written };
         if shared.config.visibility == Visibility::Safe {
+            let visible_by = if shared.is_sync() { VisibleBy::Durable } else { VisibleBy::Written };
             shared.core.progress.set_visible_by(visible_by);
         }
+        let mut report = log.recovery().clone();
+        shared.redispatch(&table, &mut report)?;
         let flush =
             if read_only { Flush::Never } else { Flush::start(log, &shared.config, threads)? };
         if let Some(replicator) = &replicator {
@@ -438,6 +441,10 @@ impl Shared {
         let at =
             StartPoint { min_offset: self.core.min_offset(), end, epoch: Epoch(self.core.epoch()) };
         let epoch = replicator.start(log.clone(), at)?;
+        if epoch < at.epoch {
+            replicator.stop();
+            return Err(Error::Refused(Refusal::EpochFell { was: at.epoch, is: epoch }));
+        }
         log.epoch.store(epoch.0, Ordering::Release);
         // Durable before anything is written under it.
         self.core.begin_epoch(epoch.0).inspect_err(|_| replicator.stop())?;

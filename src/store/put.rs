@@ -53,7 +53,8 @@ impl Store {
     /// with a replicator, `sync_replica_timeout`, counted from the call; the other statuses mean
     /// *stored, but not known to be as safe as asked*. Where it has to wait for its place, behind
     /// `max_in_flight_bytes` that the disk does not take or for the next segment, that ends with an
-    /// error after `put_timeout`. A message with `wait(false)` is answered once it is in the page cache.
+    /// error after `put_timeout`. A message with `wait(false)` is answered once it is in the page cache,
+    /// with `FlushDiskTimeout` if that takes longer than `put_timeout`, too.
     ///
     /// # Errors
     /// Nothing was stored: [`Error::InvalidMessage`], [`Error::TooLarge`], [`Error::DiskFull`],
@@ -114,8 +115,9 @@ impl Store {
         Ok(Ticket::new(shared.clone(), pending))
     }
 
-    /// [`submit`](Self::submit) without waiting for anyone. A put that does not wait for the disk, one
-    /// with `wait(false)` or under async flush, still writes to the page cache.
+    /// [`submit`](Self::submit) without waiting for a place. A put that does not wait for the disk, one
+    /// with `wait(false)` or under async flush, still writes to the page cache, or waits up to
+    /// `put_timeout` for who is writing to it.
     ///
     /// # Errors
     /// As [`put`](Self::put): [`Error::Full`] where `submit` would wait for room,
@@ -215,9 +217,10 @@ impl Shared {
             return Ok(());
         }
         let physical_offset = appended.physical_offset;
-        match self.core.write() {
-            // Whoever took the bytes along has written them by now.
-            Ok(()) => Ok(()),
+        match self.core.write_within(self.core.config.put_timeout) {
+            // Whoever took the bytes along has written them by now; if the time was up, the answer
+            // says so.
+            Ok(_) => Ok(()),
             Err(Error::Latched { first }) => Err(Error::Unknown { physical_offset, first }),
             Err(error) => Err(Error::Unknown { physical_offset, first: Arc::new(error) }),
         }
@@ -278,7 +281,7 @@ impl Shared {
             PutStatus::FlushReplicaTimeout
         } else if !pending.replicas_available {
             PutStatus::ReplicaNotAvailable
-        } else if need.durable && progress.durable() < end {
+        } else if need.durable && progress.durable() < end || progress.written() < end {
             PutStatus::FlushDiskTimeout
         } else {
             PutStatus::PutOk

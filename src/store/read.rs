@@ -211,10 +211,15 @@ impl Store {
     /// As [`get`](Self::get); [`Error::Corrupt`] also if no record begins there.
     pub fn get_at(&self, physical_offset: u64) -> Result<Option<MessageView>> {
         let shared = self.shared();
-        if physical_offset >= shared.core.progress.visible() {
+        let visible = shared.core.progress.visible();
+        if physical_offset >= visible {
             return Ok(None);
         }
-        let Some(view) = shared.core.read(physical_offset, true)? else { return Ok(None) };
+        let found = shared.core.read(physical_offset, true)?;
+        let Some(view) = found.filter(|view| physical_offset + view.size() as u64 <= visible)
+        else {
+            return Ok(None);
+        };
         if shared.is_whole(&view)? {
             Ok(Some(view))
         } else {
@@ -318,8 +323,7 @@ impl Shared {
                                 // The message is good, the entry is not: the next open writes all
                                 // entries anew.
                                 self.distrust_queues(&error);
-                            }
-                            if self.core.recovery_mode() == RecoveryMode::Salvage {
+                            } else if self.core.recovery_mode() == RecoveryMode::Salvage {
                                 fetched.skipped_damaged += 1;
                                 continue;
                             }

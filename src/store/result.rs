@@ -12,7 +12,8 @@ pub enum PutStatus {
     /// The guarantees that were asked for hold: with sync flush, the message survives a power cut; with
     /// async flush, or where it did not wait, the process.
     PutOk,
-    /// Stored, but not durable within `sync_flush_timeout`: it may become so later.
+    /// Stored, but not durable within `sync_flush_timeout`, or, where it did not wait for that, not in
+    /// the page cache within `put_timeout`: it may become so later.
     FlushDiskTimeout,
     /// Stored, but not confirmed by replicas within `sync_replica_timeout`. RocketMQ's
     /// `FLUSH_SLAVE_TIMEOUT`.

@@ -9,6 +9,7 @@ use crate::error::{Error, InvalidMessage, Result};
 use crate::message::format::BLANK_SIZE;
 use crate::message::{self, Draft, Sink, Stamp};
 use parking_lot::MutexGuard;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,6 +81,15 @@ impl Staged {
         if end.next_multiple_of(BLOCK) - BLOCK >= from {
             self.bytes.resize(self.bytes.len() + (block_end - end) as usize, 0);
         }
+    }
+
+    /// Whether any of it lies in `piece`, where the last run ends at `end`; one that ends its segment
+    /// counts as all of the rest.
+    pub(super) fn touches(&self, piece: &Range<u64>, end: u64) -> bool {
+        self.runs.iter().any(|run| {
+            let run_end = if run.ends_segment { run.segment.end_offset() } else { end };
+            run.physical_offset < piece.end && piece.start < run_end
+        })
     }
 
     /// Readies it for other records. Far more memory than the `usual` is given back: it was for one
@@ -182,6 +192,9 @@ impl Core {
         }
         if drafts.is_empty() {
             return Err(Error::InvalidMessage(InvalidMessage::EmptyBatch));
+        }
+        if !drafts.iter().all(|draft| draft.is_for(&self.layout)) {
+            return Err(Error::InvalidMessage(InvalidMessage::ForeignDraft));
         }
         let total: usize = drafts.iter().map(Draft::size).sum();
         let size = total as u64;

@@ -3,14 +3,14 @@
 use super::super::progress::Group;
 use super::super::segment::Segment;
 use super::Core;
-use super::append::Staged;
+use super::append::{Appender, Staged};
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::worker::{Doorbell, Next};
 use parking_lot::MutexGuard;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The write side, in the order of writing.
 #[derive(Debug, Default)]
@@ -73,27 +73,40 @@ impl Core {
 
     /// Brings everything staged into the page cache.
     pub(crate) fn write(&self) -> Result<()> {
-        self.write_holding(self.written.lock())
+        self.write_holding(self.written.lock(), None).map(|_| ())
     }
 
-    /// The same, but gives up when another thread's write does not end by `deadline`.
-    fn write_until(&self, deadline: Instant) -> Result<()> {
-        match self.written.try_lock_until(deadline) {
-            Some(written) => self.write_holding(written),
-            None => Err(Error::CloseTimeout { thread: "that writes the log".to_owned() }),
+    /// The same, but gives up after `patience` behind other threads whose writes do not end; whether it
+    /// did not have to.
+    pub(crate) fn write_within(&self, patience: Duration) -> Result<bool> {
+        let deadline = self.clock.now().checked_add(patience);
+        match deadline {
+            Some(deadline) => self.write_until(deadline),
+            None => self.write().map(|()| true),
         }
     }
 
-    fn write_holding(&self, mut written: MutexGuard<'_, Written>) -> Result<()> {
+    fn write_until(&self, deadline: Instant) -> Result<bool> {
+        match self.written.try_lock_until(deadline) {
+            Some(written) => self.write_holding(written, Some(deadline)),
+            None => Ok(false),
+        }
+    }
+
+    fn write_holding(
+        &self,
+        mut written: MutexGuard<'_, Written>,
+        deadline: Option<Instant>,
+    ) -> Result<bool> {
         // Before anything else: whoever waited here while a write failed had its bytes in it.
         if let Some(first) = self.progress.latched() {
             return Err(Error::Latched { first: first.clone() });
         }
         let (mut staged, group, end) = {
-            let mut append = self.append.lock();
+            let Some(mut append) = self.append_when_prepared(deadline) else { return Ok(false) };
             self.progress.expect_group(std::mem::take(&mut append.waiting));
             if append.staged.runs.is_empty() {
-                return Ok(());
+                return Ok(true);
             }
             let spare = std::mem::take(&mut written.spare);
             let group = append.group;
@@ -116,7 +129,7 @@ impl Core {
         written.group = group;
         self.progress.set_written(end);
         self.tell_written(end);
-        Ok(())
+        Ok(true)
     }
 
     fn write_runs(
@@ -131,7 +144,6 @@ impl Core {
             let segment = &run.segment;
             let at = run.physical_offset - segment.base_offset();
             let file = segment.file(&*self.disk)?;
-            self.await_prepared(run.physical_offset..run.physical_offset + bytes.len() as u64);
             if unsynced.last().is_none_or(|last| !Arc::ptr_eq(last, segment)) {
                 unsynced.push(segment.clone());
             }
@@ -144,14 +156,26 @@ impl Core {
         Ok(())
     }
 
-    /// Waits while upkeep zeroes any of `range`.
-    fn await_prepared(&self, range: Range<u64>) {
-        let mut preparing = self.preparing.lock();
-        while preparing
-            .as_ref()
-            .is_some_and(|piece| piece.start < range.end && range.start < piece.end)
-        {
-            self.prepared.wait(&mut preparing);
+    /// The append side, when upkeep zeroes nothing of what is to be written or published: what it will
+    /// zero next lies behind. `None` if it does not end by `deadline`.
+    fn append_when_prepared(&self, deadline: Option<Instant>) -> Option<MutexGuard<'_, Appender>> {
+        loop {
+            let append = self.append.lock();
+            let mut preparing = self.preparing.lock();
+            let touches = |piece: &Range<u64>| append.staged.touches(piece, append.end);
+            if !preparing.as_ref().is_some_and(touches) {
+                drop(preparing);
+                return Some(append);
+            }
+            drop(append);
+            match deadline {
+                None => self.prepared.wait(&mut preparing),
+                Some(deadline) => {
+                    if self.prepared.wait_until(&mut preparing, deadline).timed_out() {
+                        return None;
+                    }
+                }
+            }
         }
     }
 
@@ -252,7 +276,9 @@ impl Core {
         if self.config.read_only || self.progress.appended() == self.progress.durable() {
             return Ok(());
         }
-        self.write_until(deadline)?;
+        if !self.write_until(deadline)? {
+            return Err(Error::CloseTimeout { thread: "that writes the log".to_owned() });
+        }
         self.sync_until(deadline).map(|_| ())
     }
 }

@@ -113,7 +113,7 @@ impl Core {
             max_record_size: size as usize - BLANK_SIZE,
         };
         let core = Arc::new(Self {
-            progress: Arc::new(Progress::at(end, end)),
+            progress: Arc::new(Progress::at(end, recovered.durable)),
             layout,
             counts: Counts::default(),
             segment_size: size,

@@ -109,7 +109,7 @@ impl Records<'_> {
         self.at
     }
 
-    /// What `each` makes of the next record; an error of the log ends the iteration.
+    /// What `each` makes of the next record that ends in time; an error of the log ends the iteration.
     pub(crate) fn next_with<T>(
         &mut self,
         each: impl FnOnce(&Located<'_>) -> T,
@@ -117,7 +117,11 @@ impl Records<'_> {
         while self.at < self.until {
             match self.reader.frame(self.at) {
                 Ok(Some(Found::Record(located))) => {
-                    self.at += located.record.size() as u64;
+                    let end = self.at + located.record.size() as u64;
+                    if end > self.until {
+                        return None;
+                    }
+                    self.at = end;
                     return Some(Ok(each(&located)));
                 }
                 Ok(Some(Found::Blank { next })) => self.at = next,
@@ -205,7 +209,9 @@ impl Core {
         };
         let region = self.readable(&segment)?;
         let at = from - segment.base_offset();
-        let to = region.published().min(at.saturating_add(max));
+        // More is published while a group is being written: its write may yet fail.
+        let readable = region.published().min(written - segment.base_offset());
+        let to = readable.min(at.saturating_add(max));
         Ok(LogSlice::new(region, at..to.max(at), from))
     }
 
