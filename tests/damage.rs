@@ -681,7 +681,7 @@ fn a_queue_file_that_loses_its_length_holds_dispatch_up_and_says_so() {
     };
     eventually("the queue has a file", || file().is_some());
     disk.truncate(file().expect("it has"), 4096).expect("there is such a file");
-    let last = (300..1000).map(|id| put_in(0, id)).last().expect("there are some");
+    let last = (300..1000).map(|id| put_in(0, id)).next_back().expect("there are some");
     // It depends on the cache whether the file is opened again.
     eventually("they are found, or somebody is told", || {
         let found = store.get(TOPIC, 0, last, 1).is_ok_and(|found| !found.messages.is_empty());

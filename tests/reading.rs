@@ -12,7 +12,7 @@ use duralog::disk::SimDisk;
 use duralog::message::java_string_hash;
 use duralog::{
     Corruption, Environment, Error, FetchStatus, FlushMode, Message, MessageView, PutStatus,
-    RecoveryMode, Store, StoreConfig, StoreWorker, TagFilter, TimeBound,
+    RecoveryMode, Store, StoreConfig, StoreWorker, TagFilter, TimeBound, Visibility,
 };
 use future::block_on;
 use sim::*;
@@ -25,6 +25,11 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 use temp::TempDir;
+
+/// Read-only, and shown what may not be durable, too.
+fn looking(config: StoreConfig) -> StoreConfig {
+    config.read_only(true).visibility(Visibility::Appended)
+}
 
 /// Uses a read-only store in every way that there is.
 fn read_everything(store: &Store, count: u64) {
@@ -42,7 +47,7 @@ fn read_everything(store: &Store, count: u64) {
 
 fn read_only_changes_nothing(disk: &SimDisk, count: u64) {
     let (files, mutations) = (contents(disk), disk.mutations());
-    let store = open(disk, config().read_only(true));
+    let store = open(disk, looking(config()));
     read_everything(&store, count);
     store.close().expect("there is nothing to do");
     drop(store);
@@ -67,7 +72,7 @@ fn a_read_only_store_changes_nothing_where_a_tail_is_torn() {
     let (from, to) = (puts[4].physical_offset as usize + 60, puts[4].end_offset as usize);
     disk.edit(segment(0), |bytes| bytes[from..to].fill(0)).expect("the log is there");
     let files = contents(&disk);
-    let store = open(&disk, config().read_only(true));
+    let store = open(&disk, looking(config()));
     assert_eq!(ids(&store), [0, 1, 2, 3]);
     let cut = store.recovery().cut.as_ref().expect("it says what it left out");
     assert_eq!((cut.offset, cut.next_valid), (puts[4].physical_offset, None));
@@ -80,7 +85,7 @@ fn a_read_only_store_says_that_messages_follow_the_damage() {
     let (disk, puts) = unsynced_tail(6);
     disk.flip_bit(segment(0), puts[2].end_offset - 40, 3).expect("the log is there");
     let files = contents(&disk);
-    let read_only = |mode| try_open(&disk, config().read_only(true).recovery_mode(mode));
+    let read_only = |mode| try_open(&disk, looking(config()).recovery_mode(mode));
 
     let error = read_only(RecoveryMode::Strict).expect_err("damaged");
     let what = Corruption::SuspectedRot { next_valid: puts[3].physical_offset };
@@ -159,7 +164,7 @@ fn a_read_only_store_works_beside_a_live_writer() {
         for id in round * 30..(round + 1) * 30 {
             assert_eq!(put(&writer, id), id);
         }
-        let reader = Store::open(on_host(&dir).read_only(true)).expect("reading disturbs nobody");
+        let reader = Store::open(looking(on_host(&dir))).expect("reading disturbs nobody");
         let found = ids(&reader);
         assert_eq!(found, (0..(round + 1) * 30).collect::<Vec<_>>());
         let verified = reader.verify().expect("the log can be read");
@@ -178,7 +183,7 @@ fn a_read_only_store_meets_a_writer_in_full_flight() {
         std::thread::scope(|scope| {
             let busy = scope.spawn(|| (1..count).for_each(|id| assert_eq!(put(&writer, id), id)));
             for mode in modes().into_iter().cycle() {
-                let config = config.clone().read_only(true).recovery_mode(mode);
+                let config = looking(config.clone()).recovery_mode(mode);
                 let reader = Store::open(config).expect("no damage, and it disturbs nobody");
                 let found = ids(&reader);
                 assert!(!found.is_empty());
