@@ -427,6 +427,9 @@ impl fmt::Display for Error {
                 write!(f, "{} is corrupt at {offset}: {what}", path.display())?;
                 match what {
                     Corruption::Gap { .. } | Corruption::FileSize { .. } => Ok(()),
+                    Corruption::QueueEntry => {
+                        f.write_str("; reopen the store to rebuild its queues")
+                    }
                     _ => f.write_str("; `RecoveryMode::Salvage` keeps what is whole"),
                 }
             }

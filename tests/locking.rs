@@ -4,12 +4,13 @@
 #[path = "support/temp.rs"]
 mod temp;
 
-use duralog::{Error, Message, PutStatus, Store, StoreConfig};
+use duralog::{Error, Message, PutStatus, Store, StoreConfig, Visibility};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use temp::TempDir;
 
 /// Tells a copy of this program which directory to hold, and how.
@@ -195,9 +196,34 @@ fn a_process_started_meanwhile_does_not_inherit_the_lock() {
 fn a_read_only_opener_needs_no_lock() {
     let dir = TempDir::new();
     let holder = Holder::start("store", dir.path());
-    let store = Store::open(config(dir.path()).read_only(true)).expect("reading disturbs nobody");
+    // The last checkpoint of a store that has just begun knows of nothing durable.
+    let config = config(dir.path()).read_only(true).visibility(Visibility::Appended);
+    let store = Store::open(config).expect("reading disturbs nobody");
     let found = store.get("orders", 0, 0, 10).expect("readable").messages;
     assert_eq!(found[0].body, b"theirs");
     drop(store);
     holder.finish();
+}
+
+#[test]
+fn a_store_that_closed_is_let_go_though_another_thread_starts_processes() {
+    let (dir, stop) = (TempDir::new(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        // Between its fork and its program a process has every file of this one open.
+        scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                let status = Command::new("true").status();
+                assert!(status.expect("a process starts").success());
+            }
+        });
+        for _ in 0..100 {
+            let store = Store::open(config(dir.path()));
+            let closed = store.map(|store| store.close());
+            if !matches!(closed, Ok(Ok(()))) {
+                stop.store(true, Ordering::SeqCst);
+                panic!("{closed:?}");
+            }
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
 }

@@ -100,6 +100,32 @@ fn reserve(file: &File, from: u64, len: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// The lock on byte 0 of a file.
+#[derive(Debug)]
+struct HostLock(File);
+
+impl Drop for HostLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that another thread is about to start has the description
+        // open, and the lock with it, until it runs its program.
+        let mut range = lock_range(libc::F_UNLCK);
+        // SAFETY: the descriptor is open and `range` outlives the call.
+        let _ = retried(|| unsafe {
+            libc::fcntl(self.0.as_raw_fd(), libc::F_OFD_SETLK, &raw mut range)
+        });
+    }
+}
+
+/// Byte 0 of a file, to be locked or let go.
+fn lock_range(kind: libc::c_int) -> libc::flock {
+    // SAFETY: `flock` is plain data for which all zeros is a value.
+    let mut range: libc::flock = unsafe { std::mem::zeroed() };
+    range.l_type = kind as libc::c_short;
+    range.l_whence = libc::SEEK_SET as libc::c_short;
+    range.l_len = 1;
+    range
+}
+
 impl Disk for HostDisk {
     fn create(
         &self,
@@ -178,21 +204,18 @@ impl Disk for HostDisk {
             .truncate(false)
             .open(path)
             .map_err(LockError::Io)?;
-        // SAFETY: `flock` is plain data for which all zeros is a value.
-        let mut range: libc::flock = unsafe { std::mem::zeroed() };
-        range.l_type = libc::F_WRLCK as libc::c_short;
-        range.l_whence = libc::SEEK_SET as libc::c_short;
-        range.l_len = 1;
+        let mut range = lock_range(libc::F_WRLCK);
         // SAFETY: the descriptor is open and `range` outlives the call.
         let taken =
             retried(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw mut range) });
         match taken {
             Ok(_) => {
+                let lock = HostLock(file);
                 // What Java's broker writes, and behind it who we are: the system does not know.
                 // Always as long, so that a full disk does not keep an old store closed.
                 let holder = format!("{LOCK_TEXT}{:010}\n", std::process::id());
-                file.write_all_at(holder.as_bytes(), 0).map_err(LockError::Io)?;
-                Ok(Box::new(file))
+                lock.0.write_all_at(holder.as_bytes(), 0).map_err(LockError::Io)?;
+                Ok(Box::new(lock))
             }
             Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
                 range.l_pid = 0;

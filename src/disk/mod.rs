@@ -13,8 +13,8 @@ mod region;
 mod sim;
 
 pub use host::HostDisk;
-pub(crate) use region::Prefix;
-pub use region::{Region, RegionWriter};
+pub use region::Region;
+pub(crate) use region::{Prefix, RegionWriter};
 #[cfg(feature = "sim")]
 pub use sim::*;
 
@@ -52,7 +52,7 @@ pub enum Allocation {
 pub enum MapAccess {
     /// Reading alone; writes go through [`DiskFile::write_at`] and show up in the mapping.
     Read,
-    /// Reading, and writing through a [`RegionWriter`].
+    /// Reading, and writing through the mapping.
     Write,
 }
 

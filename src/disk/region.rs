@@ -39,7 +39,7 @@ impl Published {
 pub(super) trait Memory: Send + Sync {
     fn base(&self) -> *mut u8;
     fn len(&self) -> usize;
-    /// Called around a store through a [`RegionWriter`], and with an empty range around a change of
+    /// Called around a store through a `RegionWriter`, and with an empty range around a change of
     /// the published length; the real disk needs no such call.
     fn store(&self, range: Range<usize>, copy: &mut dyn FnMut());
     fn observes_stores(&self) -> bool;
@@ -49,7 +49,7 @@ pub(super) trait Memory: Send + Sync {
 /// A file mapped into memory.
 ///
 /// A prefix of it is *published*: those bytes never change again and may be borrowed as slices. The
-/// rest belongs to the one [`RegionWriter`], or to whoever writes the file. Cloning is cheap; the
+/// rest belongs to the one `RegionWriter`, or to whoever writes the file. Cloning is cheap; the
 /// mapping goes when its last clone goes, whatever happened to the file's name.
 #[derive(Clone)]
 pub struct Region {
@@ -106,7 +106,7 @@ impl Region {
     ///
     /// From here on [`bytes`](Self::bytes) hands them out and every way to change them is refused.
     /// The caller has written them, and no write to them is under way.
-    pub fn publish(&self, end: u64) {
+    pub(crate) fn publish(&self, end: u64) {
         assert!(end <= self.len(), "published beyond the mapping");
         let shared = &*self.shared;
         let mut raise = || {
@@ -146,13 +146,13 @@ impl Region {
     }
 
     /// The one writer of this mapping; `None` if it was taken before or the mapping is for reading.
-    pub fn writer(&self) -> Option<RegionWriter> {
+    pub(crate) fn writer(&self) -> Option<RegionWriter> {
         let taken = self.shared.has_writer.swap(true, Ordering::AcqRel);
         (!taken).then(|| RegionWriter { region: self.clone() })
     }
 
     /// Touches the pages of `range` so that later stores do not fault; changes no byte.
-    pub fn prefault(&self, range: Range<u64>) -> std::io::Result<()> {
+    pub(crate) fn prefault(&self, range: Range<u64>) -> std::io::Result<()> {
         let end = range.end.min(self.len());
         if range.start >= end {
             return Ok(());
@@ -198,20 +198,20 @@ impl fmt::Debug for Region {
 
 /// The right to store into the unpublished part of a [`Region`] that was mapped for writing.
 #[derive(Debug)]
-pub struct RegionWriter {
+pub(crate) struct RegionWriter {
     region: Region,
 }
 
 impl RegionWriter {
     /// Publishes the bytes before `end`, see [`Region::publish`].
-    pub fn publish(&self, end: u64) {
+    pub(crate) fn publish(&self, end: u64) {
         self.region.publish(end);
     }
 
     /// Brings the memory of `range` near, as far as that pays, for a store that is likely to come: it
     /// would have to wait for each line otherwise.
     #[inline]
-    pub fn prefetch(&self, range: Range<u64>) {
+    pub(crate) fn prefetch(&self, range: Range<u64>) {
         let end = range.end.min(range.start.saturating_add(PREFETCH_MAX)).min(self.region.len());
         for line in (range.start..end).step_by(CACHE_LINE) {
             // SAFETY: `line` is below the length of the mapping.
@@ -224,7 +224,7 @@ impl RegionWriter {
     /// # Panics
     /// If the range is not inside the mapping, or not above what is published: both would be errors
     /// of the caller that end in other people's memory.
-    pub fn copy_in(&mut self, offset: u64, bytes: &[u8]) {
+    pub(crate) fn copy_in(&mut self, offset: u64, bytes: &[u8]) {
         let shared = &*self.region.shared;
         let at = offset as usize;
         assert!(at <= shared.len && bytes.len() <= shared.len - at, "store outside the mapping");

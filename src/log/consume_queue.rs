@@ -641,6 +641,14 @@ impl ConsumeQueue {
         }
     }
 
+    /// The error for an entry that is wrong: where it stands.
+    pub(crate) fn corrupt_entry(&self, queue_offset: u64) -> Error {
+        let file_size = self.state.read().file_size;
+        let at = queue_offset.saturating_mul(ENTRY_SIZE);
+        let path = self.path(at / file_size, file_size);
+        Error::Corrupt { path, offset: at % file_size, what: Corruption::QueueEntry }
+    }
+
     fn refused(&self, queue_offset: u64) -> Error {
         Error::Corrupt { path: self.dir(), offset: queue_offset, what: Corruption::QueueEntry }
     }

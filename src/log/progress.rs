@@ -129,8 +129,23 @@ pub(crate) enum VisibleBy {
 struct Slot {
     /// Sleeping threads and parked wakers; lets a publisher skip the lock when it is 0.
     waiting: AtomicUsize,
-    wakers: Mutex<Vec<Waker>>,
+    parked: Mutex<Parked>,
     moved: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Parked {
+    /// How often all wakers were taken.
+    round: u64,
+    wakers: Vec<Waker>,
+}
+
+/// Where a task has left its waker.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    slot: usize,
+    round: u64,
+    waker: Waker,
 }
 
 impl Slot {
@@ -138,11 +153,12 @@ impl Slot {
         if self.waiting.load(SeqCst) == 0 {
             return;
         }
-        let mut wakers = self.wakers.lock();
-        self.waiting.fetch_sub(wakers.len(), SeqCst);
-        let woken = std::mem::take(&mut *wakers);
+        let mut parked = self.parked.lock();
+        self.waiting.fetch_sub(parked.wakers.len(), SeqCst);
+        let woken = std::mem::take(&mut parked.wakers);
+        parked.round += 1;
         self.moved.notify_all();
-        drop(wakers);
+        drop(parked);
         for waker in woken {
             // A stranger's code: if it panics, that is told by then, and the others are woken still.
             let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
@@ -155,7 +171,7 @@ impl Slot {
             return Some(answer);
         }
         self.waiting.fetch_add(1, SeqCst);
-        let mut guard = self.wakers.lock();
+        let mut guard = self.parked.lock();
         let answer = loop {
             if let Some(answer) = done() {
                 break Some(answer);
@@ -174,12 +190,22 @@ impl Slot {
         answer
     }
 
-    /// Leaves `waker` to be woken by the next move, unless `done` answers now.
-    fn register<T>(&self, waker: &Waker, done: impl Fn() -> Option<T>) -> Option<T> {
-        let mut wakers = self.wakers.lock();
-        if !wakers.iter().any(|other| other.will_wake(waker)) {
-            wakers.push(waker.clone());
+    /// Leaves `waker` to be woken by the next move, unless `done` answers now. `seat` remembers that it
+    /// is there: this slot is the one called `slot`.
+    fn register<T>(
+        &self,
+        (slot, seat): (usize, &mut Option<Seat>),
+        waker: &Waker,
+        done: impl Fn() -> Option<T>,
+    ) -> Option<T> {
+        let mut parked = self.parked.lock();
+        let round = parked.round;
+        let sits =
+            |seat: &Seat| seat.slot == slot && seat.round == round && seat.waker.will_wake(waker);
+        if !seat.as_ref().is_some_and(sits) {
+            parked.wakers.push(waker.clone());
             self.waiting.fetch_add(1, SeqCst);
+            *seat = Some(Seat { slot, round, waker: waker.clone() });
         }
         // Asked after announcing, and under the lock that `wake` takes: a move that this does not
         // see will find the waker.
@@ -354,11 +380,11 @@ impl Progress {
         if group.0.is_multiple_of(2) { even } else { odd }
     }
 
-    /// The one among them in which this thread sleeps.
-    fn slot(&self, group: Group) -> &Slot {
+    /// The one among them in which this thread sleeps, and its number.
+    fn slot(&self, group: Group) -> (usize, &Slot) {
         let slots @ [first, ..] = self.slots(group);
-        let used = self.last_slot.load(Relaxed) + 1;
-        slots.get(thread_number() % used).unwrap_or(first)
+        let number = thread_number() % (self.last_slot.load(Relaxed) + 1);
+        slots.get(number).map_or((0, first), |slot| (number, slot))
     }
 
     /// What a wait would answer now.
@@ -383,7 +409,7 @@ impl Progress {
         group: Group,
         deadline: Option<Instant>,
     ) -> Waited {
-        self.slot(group).wait(deadline, || self.met(end, need)).unwrap_or(Waited::TimedOut)
+        self.slot(group).1.wait(deadline, || self.met(end, need)).unwrap_or(Waited::TimedOut)
     }
 
     /// Blocks until everything before `end` is durable, for a waiter that belongs to no group.
@@ -392,9 +418,19 @@ impl Progress {
         self.flushes.wait(Some(deadline), || self.met(end, need)).unwrap_or(Waited::TimedOut)
     }
 
-    /// The same for a future: `None` after leaving its waker.
-    pub(crate) fn poll(&self, end: u64, need: Need, group: Group, waker: &Waker) -> Option<Waited> {
-        self.met(end, need).or_else(|| self.slot(group).register(waker, || self.met(end, need)))
+    /// The same for a future: `None` after leaving its waker, in a seat that it keeps.
+    pub(crate) fn poll(
+        &self,
+        end: u64,
+        need: Need,
+        group: Group,
+        waker: &Waker,
+        seat: &mut Option<Seat>,
+    ) -> Option<Waited> {
+        self.met(end, need).or_else(|| {
+            let (number, slot) = self.slot(group);
+            slot.register((number, seat), waker, || self.met(end, need))
+        })
     }
 
     /// Blocks until `done` answers, asking again whenever messages were dispatched.

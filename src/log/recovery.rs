@@ -58,7 +58,8 @@ pub struct RecoveryReport {
     pub ignored: Vec<String>,
     /// Messages whose queue entries were written again.
     pub redispatched_records: u64,
-    /// Why the consume queues were rebuilt from the whole log, if they were.
+    /// Why the table of the queues was not believed, if there was one: they were rebuilt from the whole
+    /// log, as they are where there is none.
     pub queues_rebuilt: Option<String>,
 }
 
@@ -306,7 +307,7 @@ impl Recovery<'_> {
             self.forget_checksums_from(self.ours_until);
         }
         self.report.scanned_from = from;
-        let mut scan = Scan::new(self, from, rewrite_from);
+        let mut scan = Scan::new(from, rewrite_from);
         let (mut at, mut looks) = (from, LOOKS_MAX);
         let end = loop {
             let (stopped, what) = scan.run(self, at)?;
@@ -320,7 +321,7 @@ impl Recovery<'_> {
             let tail = self.probe(at)?;
             if self.config.read_only && tail.next_valid.is_some() {
                 // A live writer may have written the record since, and those behind it.
-                scan = Scan::new(self, at, rewrite_from);
+                scan = Scan::new(at, rewrite_from);
                 let (stopped, _) = scan.run(self, at)?;
                 if stopped > at {
                     at = stopped;
@@ -349,7 +350,7 @@ impl Recovery<'_> {
             let salvages = mode == RecoveryMode::Salvage && tail.certain;
             if salvages && self.fill_hole(at, next_valid, what.clone())? {
                 at = self.after_hole(at, next_valid);
-                scan = Scan::new(self, at, rewrite_from.max(at));
+                scan = Scan::new(at, rewrite_from.max(at));
                 continue;
             }
             self.cut(file, at, what, &tail, true)?;
@@ -683,7 +684,7 @@ struct Scan {
 }
 
 impl Scan {
-    fn new(_recovery: &Recovery<'_>, from: u64, rewrite_from: u64) -> Self {
+    fn new(from: u64, rewrite_from: u64) -> Self {
         Self { bytes: Vec::new(), start: from, base: u64::MAX, file: None, rewritten: rewrite_from }
     }
 

@@ -99,6 +99,8 @@ pub trait Replicator: Send + Sync + fmt::Debug + 'static {
     /// Begins replicating `log`, and says the epoch in which it may be written. The backend starts
     /// its own threads here. From now on puts wait for [`ReplicatedLog::confirm`].
     ///
+    /// The log may be read at once, but nothing can be confirmed before this has returned.
+    ///
     /// What the log holds by then counts as confirmed, and readers see it: a backend that knows better
     /// brings the replicas that far first, or fails.
     ///

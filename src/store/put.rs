@@ -67,7 +67,7 @@ impl Store {
         let pending = shared.place_one(message.borrow(), true, true)?;
         let result = shared.wait(&pending);
         shared.stats.sample_end(&*shared.core.clock, started);
-        result
+        shared.counted(result)
     }
 
     /// Stores messages of one topic and queue next to each other, with consecutive queue offsets, and
@@ -79,7 +79,7 @@ impl Store {
     pub fn put_batch<M: Borrow<Message>>(&self, messages: &[M]) -> Result<PutResult> {
         let shared = self.shared();
         let pending = shared.place_batch(messages, true, true)?;
-        shared.wait(&pending)
+        shared.counted(shared.wait(&pending))
     }
 
     /// Gives `message` its place and returns without waiting for it to become safe; the ticket does.
@@ -271,6 +271,12 @@ impl Shared {
         })
     }
 
+    /// An answer that is given for the first time.
+    #[inline]
+    pub(crate) fn counted(&self, answer: Result<PutResult>) -> Result<PutResult> {
+        answer.inspect(|result| self.stats.count(result.status))
+    }
+
     /// The answer as of now, taken to be final.
     #[inline]
     pub(crate) fn result(&self, pending: &Pending) -> PutResult {
@@ -286,7 +292,6 @@ impl Shared {
         } else {
             PutStatus::PutOk
         };
-        self.stats.count(status);
         PutResult {
             status,
             reached: progress.reached(end),

@@ -87,14 +87,6 @@ impl TagFilter {
     }
 }
 
-/// What a message read through a queue must say of itself.
-#[derive(Clone, Copy)]
-struct Place<'a> {
-    topic: &'a str,
-    queue_id: i32,
-    queue_offset: u64,
-}
-
 impl Store {
     /// Up to `max` messages of a queue from `offset` on, copied out and verified.
     ///
@@ -311,8 +303,7 @@ impl Shared {
                 if entry.is_blank() || !filter.may_pass(entry.tags_code) {
                     continue;
                 }
-                let place = Place { topic, queue_id, queue_offset: at };
-                match self.locate(&mut reader, entry, place) {
+                match self.locate(&mut reader, entry, &queue, at) {
                     Ok(Some(located)) if filter.passes(&located.record) => {
                         fetched.messages.push(located.view());
                     }
@@ -359,31 +350,28 @@ impl Shared {
         error
     }
 
-    /// The verified message that a queue entry points to, checked to be the one it should be; `None`
-    /// if it is not there any more.
+    /// The verified message that an entry of `queue` points to, checked to be the one that belongs at
+    /// `queue_offset`; `None` if it is not there any more.
     #[inline]
     fn locate<'a>(
         &self,
         reader: &'a mut Reader<'_>,
         found: &QueueEntry,
-        place: Place<'_>,
+        queue: &ConsumeQueue,
+        queue_offset: u64,
     ) -> Result<Option<Located<'a>>> {
         let Some(located) = reader.record(found.physical_offset)? else {
             if found.physical_offset < self.core.min_offset() {
                 return Ok(None);
             }
             // What was dispatched is in the log: the entry points nowhere.
-            return Err(self.core.corrupt_at(found.physical_offset, Corruption::QueueEntry));
+            return Err(queue.corrupt_entry(queue_offset));
         };
         let record = &located.record;
-        let fits = record.topic() == place.topic
-            && record.queue_id() == place.queue_id
-            && record.queue_offset().cast_unsigned() == place.queue_offset
+        let fits = record.topic() == queue.topic()
+            && record.queue_id() == queue.queue_id()
+            && record.queue_offset().cast_unsigned() == queue_offset
             && record.size() == found.size as usize;
-        if fits {
-            Ok(Some(located))
-        } else {
-            Err(self.core.corrupt_at(found.physical_offset, Corruption::QueueEntry))
-        }
+        if fits { Ok(Some(located)) } else { Err(queue.corrupt_entry(queue_offset)) }
     }
 }

@@ -159,13 +159,13 @@ pub struct Stats {
     pub messages: u64,
     /// Their size as records, in bytes.
     pub message_bytes: u64,
-    /// Puts that ended as `PutOk`.
+    /// Puts that were answered with `PutOk`. A batch counts as one, a ticket once it is asked.
     pub put_ok: u64,
-    /// Puts that ended as `FlushDiskTimeout`.
+    /// The same with `FlushDiskTimeout`.
     pub flush_disk_timeouts: u64,
-    /// Puts that ended as `FlushReplicaTimeout`.
+    /// The same with `FlushReplicaTimeout`.
     pub flush_replica_timeouts: u64,
-    /// Puts that ended as `ReplicaNotAvailable`.
+    /// The same with `ReplicaNotAvailable`.
     pub replica_not_available: u64,
     /// How long `put` takes, one in 16 timed.
     pub put_latency: Latency,

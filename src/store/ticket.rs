@@ -3,10 +3,12 @@
 use super::put::{Outlook, Pending};
 use super::{PutResult, Shared};
 use crate::error::Result;
+use crate::log::progress::Seat;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,11 +21,22 @@ pub struct Ticket {
     shared: Arc<Shared>,
     pending: Pending,
     registered: bool,
+    seat: Option<Seat>,
+    /// It was answered before, and counts as one put.
+    counted: AtomicBool,
 }
 
 impl Ticket {
     pub(crate) fn new(shared: Arc<Shared>, pending: Pending) -> Self {
-        Self { shared, pending, registered: false }
+        Self { shared, pending, registered: false, seat: None, counted: AtomicBool::new(false) }
+    }
+
+    /// The answer for whoever asks, counted once.
+    fn answer(&self, answer: Result<PutResult>) -> Result<PutResult> {
+        if answer.is_err() || self.counted.swap(true, Ordering::Relaxed) {
+            return answer;
+        }
+        self.shared.counted(answer)
     }
 
     /// Blocks until the put is answered, at most until its deadline.
@@ -31,7 +44,7 @@ impl Ticket {
     /// # Errors
     /// [`Error::Unknown`](crate::Error::Unknown) if a write or sync failed before the message was safe.
     pub fn wait(self) -> Result<PutResult> {
-        self.shared.wait(&self.pending)
+        self.answer(self.shared.wait(&self.pending))
     }
 
     /// Blocks until the put is answered, at most for `timeout`: then `None`, and the ticket can be
@@ -45,7 +58,7 @@ impl Ticket {
         let limit = core.clock.now().checked_add(timeout);
         loop {
             match self.shared.outlook(&self.pending)? {
-                Outlook::Answer(result) => return Ok(Some(result)),
+                Outlook::Answer(result) => return self.answer(Ok(result)).map(Some),
                 Outlook::Open { need, until } => {
                     let until = limit.map_or(until, |limit| limit.min(until));
                     let appended = &self.pending.appended;
@@ -64,7 +77,7 @@ impl Ticket {
     /// As [`wait`](Self::wait).
     pub fn try_get(&self) -> Result<Option<PutResult>> {
         Ok(match self.shared.outlook(&self.pending)? {
-            Outlook::Answer(result) => Some(result),
+            Outlook::Answer(result) => Some(self.answer(Ok(result))?),
             Outlook::Open { .. } => None,
         })
     }
@@ -97,11 +110,12 @@ impl Future for Ticket {
         loop {
             match self.shared.outlook(&self.pending) {
                 Err(error) => return Poll::Ready(Err(error)),
-                Ok(Outlook::Answer(result)) => return Poll::Ready(Ok(result)),
+                Ok(Outlook::Answer(result)) => return Poll::Ready(self.answer(Ok(result))),
                 Ok(Outlook::Open { .. }) if armed => return Poll::Pending,
                 Ok(Outlook::Open { need, .. }) => {
-                    let progress = &self.shared.core.progress;
-                    let moved = progress.poll(appended.end, need, appended.group, context.waker());
+                    let Self { shared, seat, .. } = &mut *self;
+                    let (progress, waker) = (&shared.core.progress, context.waker());
+                    let moved = progress.poll(appended.end, need, appended.group, waker, seat);
                     armed = moved.is_none();
                 }
             }

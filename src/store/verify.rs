@@ -2,7 +2,7 @@
 
 use super::dispatch::entry;
 use super::{Shared, Store};
-use crate::error::{Corruption, Error, Result};
+use crate::error::{Error, Result};
 
 /// What [`Store::verify`] found.
 #[derive(Debug, Clone, Default)]
@@ -62,8 +62,7 @@ impl Shared {
                 && let Some(queue) = self.queues.get(record.topic(), record.queue_id())
                 && queue.entry(offset)? != Some(entry(view.physical_offset(), &record))
             {
-                let at = view.physical_offset();
-                report.damage.push(self.core.corrupt_at(at, Corruption::QueueEntry));
+                report.damage.push(queue.corrupt_entry(offset));
             }
         }
         Ok(report)

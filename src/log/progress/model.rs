@@ -144,11 +144,13 @@ fn awaiting_producer(log: &Arc<Log>) -> thread::JoinHandle<()> {
     let log = log.clone();
     thread::spawn(move || {
         let (end, group) = log.append();
-        let ticket =
-            poll_fn(|context| match log.progress.poll(end, DURABLE, group, context.waker()) {
+        let mut seat = None;
+        let ticket = poll_fn(|context| {
+            match log.progress.poll(end, DURABLE, group, context.waker(), &mut seat) {
                 Some(waited) => Poll::Ready(waited),
                 None => Poll::Pending,
-            });
+            }
+        });
         assert!(matches!(future::block_on(ticket), Waited::Met));
         assert!(log.progress.durable() >= end);
     })
