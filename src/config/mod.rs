@@ -1,7 +1,11 @@
 //! What can be chosen, with the defaults, and what is refused.
 
+mod broker_conf;
+mod broker_keys;
+mod properties;
 mod retention;
 
+pub use broker_conf::{BrokerConf, BrokerKey, Treatment};
 pub use retention::{Retention, Threshold};
 
 use crate::disk::SyncMethod;
