@@ -115,6 +115,11 @@ pub enum Corruption {
         /// Physical offset of the first valid record behind the damage.
         next_valid: u64,
     },
+    /// One of RocketMQ's tables is not JSON, or not the JSON that belongs there, and no backup helps.
+    Json {
+        /// What is wrong.
+        what: String,
+    },
     /// A file of duralog's own fails its checksum or has an unknown layout.
     StateFile {
         /// What does not fit.
@@ -373,6 +378,7 @@ impl fmt::Display for Corruption {
             Self::SuspectedRot { next_valid } => {
                 write!(f, "damaged record, yet a valid one follows at physical offset {next_valid}")
             }
+            Self::Json { what } => f.write_str(what),
             Self::StateFile { what } => write!(f, "duralog's own file is damaged: {what}"),
         }
     }
@@ -424,6 +430,9 @@ impl fmt::Display for Error {
                 write!(f, "{} is corrupt at {offset}: {what}", path.display())?;
                 match what {
                     Corruption::Gap { .. } | Corruption::FileSize { .. } => Ok(()),
+                    Corruption::Json { .. } => {
+                        f.write_str("; there is no usable backup, mend the file or remove it")
+                    }
                     _ => f.write_str("; `RecoveryMode::Salvage` keeps what is whole"),
                 }
             }

@@ -16,6 +16,7 @@ pub mod message;
 pub mod replication;
 pub mod store;
 mod sync;
+pub mod tables;
 mod worker;
 
 pub use config::{

@@ -341,9 +341,12 @@ pub(super) fn segment_size(wanted: &mut Wanted, given: Given<'_>) -> Result<Trea
 
 pub(super) fn queue_file_size(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {
     let asked = given.integer(1..=1_073_741_820, "1 to 1073741820")?;
-    let size = asked.next_multiple_of(20).into();
-    wanted.config.consume_queue_file_size = size;
-    Ok(if size == asked.into() { Treatment::Honoured } else { Treatment::Adjusted { to: size } })
+    let size = asked.next_multiple_of(20);
+    wanted.config.consume_queue_file_size = size.into();
+    match size == asked {
+        true => HONOURED,
+        false => Ok(Treatment::Adjusted { to: size.into() }),
+    }
 }
 
 pub(super) fn flush_type(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {

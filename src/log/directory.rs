@@ -119,27 +119,8 @@ impl Directory {
     /// syncs the directory.
     fn replace(&self, disk: &dyn Disk, name: &str, path: &Path, bytes: &[u8]) -> Result<()> {
         let temporary = self.temporary(name);
-        remove_if_there(disk, &temporary)?;
-        let file = disk.create(&temporary, 0, Allocation::Sparse).at(IoOp::Create, &temporary);
-        let written = file.and_then(|file| {
-            file.write_at(bytes, 0).at(IoOp::Write, &temporary)?;
-            file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &temporary)
-        });
-        written.map_err(|error| self.full(disk, error, bytes.len() as u64))?;
+        write_new(disk, &temporary, bytes)?;
         disk.rename(&temporary, path).at(IoOp::Rename, path)
-    }
-
-    /// The error for a file that could not get so many bytes.
-    fn full(&self, disk: &dyn Disk, error: Error, needed: u64) -> Error {
-        match error {
-            Error::Io { path, source, .. }
-                if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
-            {
-                let available = disk.space(&self.root).ok().map(|space| space.available);
-                Error::DiskFull { path, needed, available }
-            }
-            other => other,
-        }
     }
 
     pub(crate) fn remove_abort(&self, disk: &dyn Disk) -> Result<()> {
@@ -234,9 +215,33 @@ pub(crate) fn remove_if_there(disk: &dyn Disk, path: &Path) -> Result<()> {
     }
 }
 
+/// Stores `bytes` in a file of its own at `path`, whatever was there; durable but for its name.
+pub(crate) fn write_new(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+    remove_if_there(disk, path)?;
+    let file = disk.create(path, 0, Allocation::Sparse).at(IoOp::Create, path);
+    let written = file.and_then(|file| {
+        file.write_at(bytes, 0).at(IoOp::Write, path)?;
+        file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, path)
+    });
+    written.map_err(|error| full(disk, error, bytes.len() as u64))
+}
+
+/// The error for a file that could not get so many bytes.
+fn full(disk: &dyn Disk, error: Error, needed: u64) -> Error {
+    match error {
+        Error::Io { path, source, .. }
+            if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+        {
+            let space = path.parent().and_then(|dir| disk.space(non_empty(dir)).ok());
+            Error::DiskFull { path, needed, available: space.map(|space| space.available) }
+        }
+        other => other,
+    }
+}
+
 /// Makes the name of `dir` durable, and those of the directories above it as far as that is allowed:
 /// where it is not, nobody made one either.
-fn sync_ancestors(disk: &dyn Disk, dir: &Path) -> Result<()> {
+pub(crate) fn sync_ancestors(disk: &dyn Disk, dir: &Path) -> Result<()> {
     use ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
     for above in dir.ancestors().skip(1).map(non_empty) {
         match disk.sync_dir(above) {
