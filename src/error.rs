@@ -221,7 +221,8 @@ pub enum Error {
     },
     /// A message, or one part of it, is over its limit. Nothing was stored.
     TooLarge {
-        /// The part: `body`, `topic`, `properties`, `record` or `batch`.
+        /// The part: `body`, `topic`, `properties`, `record` or `batch`; or a `table` of
+        /// [`tables`](crate::tables).
         what: &'static str,
         /// Its length in bytes.
         len: usize,

@@ -164,7 +164,7 @@ impl Field for Object {
     }
 }
 
-pub(super) fn expect<T: Field>(name: &str, value: Value) -> Result<T, String> {
+pub(super) fn typed<T: Field>(name: &str, value: Value) -> Result<T, String> {
     T::read(value).map_err(|other| format!("`{name}` is {}, not {}", kind(&other), T::KIND))
 }
 
@@ -172,7 +172,7 @@ pub(super) fn expect<T: Field>(name: &str, value: Value) -> Result<T, String> {
 pub(super) fn take<T: Field>(object: &mut Object, name: &str, default: T) -> Result<T, String> {
     match object.remove(name) {
         None | Some(Value::Null) => Ok(default),
-        Some(value) => expect(name, value),
+        Some(value) => typed(name, value),
     }
 }
 
@@ -187,7 +187,7 @@ pub(super) fn named<T>(
     decode: impl Fn(Object) -> Result<T, String>,
 ) -> Result<BTreeMap<String, T>, String> {
     let entry = |(name, value): (String, Value)| {
-        let decoded = expect(&name, value).and_then(&decode);
+        let decoded = typed(&name, value).and_then(&decode);
         let decoded = decoded.map_err(|what| format!("{of} {name:?}: {what}"))?;
         Ok((name, decoded))
     };
@@ -197,7 +197,7 @@ pub(super) fn named<T>(
 /// An object whose keys are integers.
 pub(super) fn numbered(name: &str, object: Object) -> Result<BTreeMap<i32, i64>, String> {
     let entry = |(key, value): (String, Value)| match key.parse::<i32>() {
-        Ok(number) => Ok((number, expect(name, value)?)),
+        Ok(number) => Ok((number, typed(name, value)?)),
         Err(_) => Err(format!("`{name}` has the key {key:?}, not {}", i32::KIND)),
     };
     object.into_iter().map(entry).collect()

@@ -1,7 +1,7 @@
 //! `topics.json`: the topics and their queues.
 
 use super::codec::Codec;
-use super::json::{Object, expect, named, put, take};
+use super::json::{Object, named, put, take, typed};
 use super::{DataVersion, Table};
 use std::collections::BTreeMap;
 
@@ -78,7 +78,7 @@ impl TopicConfig {
 
 pub(super) fn take_attributes(object: &mut Object) -> Result<BTreeMap<String, String>, String> {
     let attributes = take(object, "attributes", Object::new())?;
-    let text = |(key, value): (String, _)| Ok((key, expect("attributes", value)?));
+    let text = |(key, value): (String, _)| Ok((key, typed("attributes", value)?));
     attributes.into_iter().map(text).collect()
 }
 

@@ -2,6 +2,7 @@ use super::*;
 use crate::clock::ManualClock;
 use crate::disk::{Cut, CutMoment, Fault, SimCall, SimDisk, SyncFailure};
 use crate::tables::{ConsumerOffsets, DelayOffsets, SubscriptionGroups, TopicConfig, TopicTable};
+use proptest::prelude::*;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -291,6 +292,22 @@ fn directories_of_a_killed_process_become_durable_with_the_first_save() {
         tables(&disk).save(&mut offsets(2)).unwrap();
         let disk = disk.cut_power(Cut::losing_all());
         assert_eq!(offset(&load(&disk).table), Some(2), "call {n}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_table_of_any_bytes_is_loaded_and_saved_or_refused(
+        text in r#"\{("?(offsetTable|dataVersion|counter|T@G|x|[0-3])"?:|[{},1\[\]"n]|null|-7){0,24}\}"#,
+    ) {
+        let disk = SimDisk::new(1);
+        put(&disk, FILE, &text);
+        let tables = tables(&disk);
+        if let Ok(Loaded { mut table, source }) = tables.load::<ConsumerOffsets>() {
+            prop_assert_eq!(source, Source::Main);
+            tables.save(&mut table).unwrap();
+            prop_assert_eq!(tables.load().unwrap(), Loaded { table, source: Source::Main });
+        }
     }
 }
 
