@@ -115,6 +115,11 @@ pub enum Corruption {
         /// Physical offset of the first valid record behind the damage.
         next_valid: u64,
     },
+    /// One of RocketMQ's tables is not JSON, or not the JSON that belongs there, and no backup helps.
+    Json {
+        /// What is wrong.
+        what: String,
+    },
     /// A file of duralog's own fails its checksum or has an unknown layout.
     StateFile {
         /// What does not fit.
@@ -218,7 +223,8 @@ pub enum Error {
     },
     /// A message, or one part of it, is over its limit. Nothing was stored.
     TooLarge {
-        /// The part: `body`, `topic`, `properties`, `record` or `batch`.
+        /// The part: `body`, `topic`, `properties`, `record` or `batch`; or a `table` of
+        /// [`tables`](crate::tables).
         what: &'static str,
         /// Its length in bytes.
         len: usize,
@@ -375,6 +381,7 @@ impl fmt::Display for Corruption {
             Self::SuspectedRot { next_valid } => {
                 write!(f, "damaged record, yet a valid one follows at physical offset {next_valid}")
             }
+            Self::Json { what } => f.write_str(what),
             Self::StateFile { what } => write!(f, "duralog's own file is damaged: {what}"),
         }
     }
@@ -429,6 +436,9 @@ impl fmt::Display for Error {
                     Corruption::Gap { .. } | Corruption::FileSize { .. } => Ok(()),
                     Corruption::QueueEntry => {
                         f.write_str("; reopen the store to rebuild its queues")
+                    }
+                    Corruption::Json { .. } => {
+                        f.write_str("; there is no usable backup, mend the file or remove it")
                     }
                     _ => f.write_str("; `RecoveryMode::Salvage` keeps what is whole"),
                 }

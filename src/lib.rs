@@ -16,9 +16,13 @@ pub mod message;
 pub mod replication;
 pub mod store;
 mod sync;
+pub mod tables;
 mod worker;
 
-pub use config::{FlushMode, LogConfig, RecoveryMode, StoreConfig, Visibility, WriteMode};
+pub use config::{
+    Compatibility, FlushMode, LogConfig, RecoveryMode, Retention, StoreConfig, Threshold,
+    Visibility, WriteMode,
+};
 pub use disk::SyncMethod;
 pub use environment::{Environment, Threads};
 pub use error::{Corruption, Error, InvalidMessage, IoOp, Result};

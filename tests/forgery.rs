@@ -21,6 +21,7 @@ fn put_crafted(store: &Store, zeros: usize) -> (u64, u64) {
         store_host: host,
         born_host: host,
         record_crc: true,
+        long_topics: true,
         max_message_size: 1 << 20,
         max_record_size: 1 << 14,
     };

@@ -5,7 +5,8 @@ mod sim;
 
 use duralog::disk::SimDisk;
 use duralog::{
-    Error, FetchStatus, FlushMode, InvalidMessage, Message, PutStatus, Store, StoreConfig,
+    Compatibility, Error, FetchStatus, FlushMode, InvalidMessage, Message, PutStatus, Store,
+    StoreConfig,
 };
 use sim::*;
 use std::path::PathBuf;
@@ -127,6 +128,14 @@ fn a_retry_topic_may_be_longer() {
     stored(&store, &Message::new(format!("%RETRY%{}", "t".repeat(248)), "x"));
     let error = refused(&disk, &store, &Message::new(format!("%RETRY%{}", "t".repeat(249)), "x"));
     assert_too_large(&error, "topic", 256, 255);
+}
+
+#[test]
+fn a_store_for_rocketmq_4_9_has_no_topics_that_break_it() {
+    let (disk, store) = settled(small().compatibility(Compatibility::Rocketmq49));
+    stored(&store, &Message::new(format!("%RETRY%{}", "t".repeat(120)), "x"));
+    let error = refused(&disk, &store, &Message::new(format!("%RETRY%{}", "t".repeat(121)), "x"));
+    assert_too_large(&error, "topic", 128, 127);
 }
 
 #[test]

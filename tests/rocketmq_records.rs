@@ -151,6 +151,7 @@ fn a_message_put_with_the_same_fields_becomes_the_same_bytes() {
         store_host: Host::new([0, 0, 0, 0], 0),
         born_host: Host::new([0, 0, 0, 0], 0),
         record_crc: false,
+        long_topics: true,
         max_message_size: 4 << 20,
         max_record_size: (1 << 30) - 8,
     };

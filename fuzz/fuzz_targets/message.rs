@@ -61,6 +61,7 @@ fuzz_target!(|input: Input<'_>| {
         store_host: Host::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10911),
         born_host: Host::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
         record_crc: input.record_crc,
+        long_topics: true,
         max_message_size: 4 << 20,
         max_record_size: 8 << 20,
     };

@@ -118,20 +118,9 @@ impl Directory {
     /// Gives `path` this content at once: a crash leaves the old file or the new one. The caller
     /// syncs the directory.
     fn replace(&self, disk: &dyn Disk, name: &str, path: &Path, bytes: &[u8]) -> Result<()> {
-        self.make(disk, name, path, |file, temporary| {
-            file.write_at(bytes, 0).map_err(|error| write_failed(temporary, bytes.len(), error))
-        })
-    }
-
-    /// The error for a file of ours that could not be written, with the room there is.
-    fn full(&self, disk: &dyn Disk, error: Error) -> Error {
-        match error {
-            Error::DiskFull { path, needed, .. } => {
-                let available = disk.space(&self.root).ok().map(|space| space.available);
-                Error::DiskFull { path, needed, available }
-            }
-            other => other,
-        }
+        let temporary = self.temporary(name);
+        write_new(disk, &temporary, bytes)?;
+        disk.rename(&temporary, path).at(IoOp::Rename, path)
     }
 
     pub(crate) fn remove_abort(&self, disk: &dyn Disk) -> Result<()> {
@@ -152,33 +141,11 @@ impl Directory {
         let mut names =
             std::iter::once(name.to_owned()).chain((1u32..).map(|n| format!("{name}.{n}")));
         let path = self.duralog.join(names.find(free).unwrap_or_else(|| name.to_owned()));
-        self.make(disk, name, &path, fill)?;
+        let temporary = self.temporary(name);
+        fill_new(disk, &temporary, fill)?;
+        disk.rename(&temporary, &path).at(IoOp::Rename, &path)?;
         disk.sync_dir(&self.duralog).at(IoOp::SyncDir, &self.duralog)?;
         Ok(path)
-    }
-
-    /// Gives `path` at once what `fill` writes, which is called `name` until then. The caller syncs the
-    /// directory.
-    fn make(
-        &self,
-        disk: &dyn Disk,
-        name: &str,
-        path: &Path,
-        fill: impl FnOnce(&dyn DiskFile, &Path) -> Result<()>,
-    ) -> Result<()> {
-        let temporary = self.temporary(name);
-        remove_if_there(disk, &temporary)?;
-        let file = disk.create(&temporary, 0, Allocation::Sparse).at(IoOp::Create, &temporary);
-        let written = file.and_then(|file| {
-            fill(&*file, &temporary)?;
-            file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &temporary)
-        });
-        if let Err(error) = written {
-            // What there is of it takes up room that is wanted elsewhere.
-            let _ = disk.remove(&temporary);
-            return Err(self.full(disk, error));
-        }
-        disk.rename(&temporary, path).at(IoOp::Rename, path)
     }
 
     fn check_format(&self, disk: &dyn Disk, config: &LogConfig) -> Result<()> {
@@ -225,11 +192,15 @@ impl Directory {
 
 /// The error for `len` bytes that could not be written to `path`.
 pub(crate) fn write_failed(path: &Path, len: usize, error: std::io::Error) -> Error {
+    refused(IoOp::Write, path, len, error)
+}
+
+fn refused(op: IoOp, path: &Path, len: usize, error: std::io::Error) -> Error {
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             Error::DiskFull { path: path.to_owned(), needed: len as u64, available: None }
         }
-        _ => Error::io(IoOp::Write, path, None, error),
+        _ => Error::io(op, path, None, error),
     }
 }
 
@@ -264,9 +235,41 @@ pub(crate) fn remove_if_there(disk: &dyn Disk, path: &Path) -> Result<()> {
     }
 }
 
+/// Stores `bytes` in a file of its own at `path`, whatever was there; durable but for its name.
+pub(crate) fn write_new(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+    fill_new(disk, path, |file, path| {
+        file.write_at(bytes, 0).map_err(|error| write_failed(path, bytes.len(), error))
+    })
+}
+
+/// The same with what `fill` writes.
+fn fill_new(
+    disk: &dyn Disk,
+    path: &Path,
+    fill: impl FnOnce(&dyn DiskFile, &Path) -> Result<()>,
+) -> Result<()> {
+    remove_if_there(disk, path)?;
+    let file = disk.create(path, 0, Allocation::Sparse);
+    let written = file.map_err(|error| refused(IoOp::Create, path, 0, error)).and_then(|file| {
+        fill(&*file, path)?;
+        file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, path)
+    });
+    written.map_err(|error| {
+        // What there is of it takes up room that is wanted elsewhere.
+        let _ = disk.remove(path);
+        match error {
+            Error::DiskFull { path, needed, .. } => {
+                let space = path.parent().and_then(|dir| disk.space(non_empty(dir)).ok());
+                Error::DiskFull { path, needed, available: space.map(|space| space.available) }
+            }
+            other => other,
+        }
+    })
+}
+
 /// Makes the name of `dir` durable, and those of the directories above it as far as that is allowed:
 /// where it is not, nobody made one either.
-fn sync_ancestors(disk: &dyn Disk, dir: &Path) -> Result<()> {
+pub(crate) fn sync_ancestors(disk: &dyn Disk, dir: &Path) -> Result<()> {
     use ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
     for above in dir.ancestors().skip(1).map(non_empty) {
         match disk.sync_dir(above) {

@@ -20,6 +20,8 @@ pub struct RecordLayout {
     pub born_host: Host,
     /// Whether records end in a checksum over all of them, RocketMQ's `enabledAppendPropCRC`.
     pub record_crc: bool,
+    /// Whether topics may be longer than a V1 record can hold.
+    pub long_topics: bool,
     /// Longest body.
     pub max_message_size: usize,
     /// Largest record: what one segment has room for, less its blank.
@@ -63,7 +65,7 @@ impl<'a> Draft<'a> {
         if let Some(invalid) = message.invalid() {
             return Err(Error::InvalidMessage(invalid.clone()));
         }
-        check_topic(message.topic())?;
+        check_topic(message.topic(), layout.long_topics)?;
         check_queue_id(message.queue_id())?;
         let tail = tail(message, layout);
         check_len("body", message.body().len(), layout.max_message_size)?;
@@ -184,12 +186,12 @@ fn write_tail(tail: &Tail<'_>, record_crc: &[u8], sink: &mut impl Sink) {
     }
 }
 
-fn check_topic(topic: &str) -> Result<(), Error> {
+fn check_topic(topic: &str, long_topics: bool) -> Result<(), Error> {
     if topic.is_empty() {
         return Err(Error::InvalidMessage(InvalidMessage::EmptyTopic));
     }
-    let max =
-        if topic.starts_with(RETRY_TOPIC_PREFIX) { RETRY_TOPIC_LEN_MAX } else { TOPIC_LEN_MAX };
+    let long = long_topics && topic.starts_with(RETRY_TOPIC_PREFIX);
+    let max = if long { RETRY_TOPIC_LEN_MAX } else { TOPIC_LEN_MAX };
     check_len("topic", topic.len(), max)?;
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '%' | '|' | '_' | '-');
     match topic.chars().find(|&c| !allowed(c)) {

@@ -15,6 +15,7 @@ pub(crate) fn filler(physical_offset: u64, size: usize, record_crc: bool) -> Opt
         store_host: host,
         born_host: host,
         record_crc,
+        long_topics: false,
         max_message_size: usize::MAX,
         max_record_size: usize::MAX,
     };

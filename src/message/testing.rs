@@ -27,6 +27,7 @@ pub(super) fn layout(record_crc: bool) -> RecordLayout {
         store_host: Host::new([127, 0, 0, 1], 10911),
         born_host: Host::new([127, 0, 0, 1], 50000),
         record_crc,
+        long_topics: true,
         max_message_size: 4 << 20,
         max_record_size: 1 << 30,
     }

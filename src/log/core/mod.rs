@@ -109,6 +109,7 @@ impl Core {
             store_host: host,
             born_host: host,
             record_crc: config.record_crc,
+            long_topics: config.long_topics,
             max_message_size: config.max_message_size,
             max_record_size: size as usize - BLANK_SIZE,
         };

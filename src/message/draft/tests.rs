@@ -101,6 +101,14 @@ fn topics_are_held_to_their_characters_and_length() {
 }
 
 #[test]
+fn without_long_topics_what_needs_the_second_version_is_refused() {
+    let short = RecordLayout { long_topics: false, ..layout(true) };
+    let topic = |len: usize| Message::new(format!("{:x<len$}", "%RETRY%"), "");
+    assert!(Draft::new(&topic(127), &short).is_ok());
+    assert_eq!(too_large(&topic(128), &short), ("topic", 128, 127));
+}
+
+#[test]
 fn long_topics_choose_the_second_version() {
     for (len, version) in [(127, RecordVersion::V1), (128, RecordVersion::V2)] {
         let message = Message::new(format!("{:x<len$}", "%RETRY%"), "b");

@@ -1,5 +1,13 @@
 //! What can be chosen, with the defaults, and what is refused.
 
+mod broker_conf;
+mod broker_keys;
+mod properties;
+mod retention;
+
+pub use broker_conf::{BrokerConf, BrokerKey, Treatment};
+pub use retention::{Retention, Threshold};
+
 use crate::disk::SyncMethod;
 use crate::error::{Error, Result};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -8,6 +16,8 @@ use std::time::Duration;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
+/// Java maps no more of a file.
+const INDEX_FILE_SIZE_MAX: u64 = i32::MAX as u64;
 
 /// How bytes reach the page cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -95,6 +105,24 @@ pub enum Visibility {
     Appended,
 }
 
+/// Which RocketMQ must be able to read what is written; [`StoreConfig::compatibility`] chooses the
+/// options.
+///
+/// Everything else that is written, both read. `__CRC32#` is one more property to RocketMQ 4.9, which
+/// keeps it, and copies it along where it stores a message again; this crate knows such a copy for
+/// what it is. Sizes of files are not in the files: a broker must be configured with
+/// `segment_size`, `consume_queue_file_size`, `index_slots` and `index_items` of the store; the
+/// defaults are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Compatibility {
+    /// RocketMQ 4.9: no [`long_topics`](LogConfig::long_topics), whose records make it cut the log
+    /// where the first one stands.
+    Rocketmq49,
+    /// RocketMQ 5.1 and later: whatever this crate writes. The default.
+    Rocketmq5,
+}
+
 /// Settings of a [`CommitLog`](crate::log::CommitLog).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -112,6 +140,10 @@ pub struct LogConfig {
     pub recovery_mode: RecoveryMode,
     /// Write RocketMQ 5's `__CRC32#` property, a checksum over the whole record. Default true.
     pub record_crc: bool,
+    /// Take topics of 128 to 255 bytes, which only those of retries, `%RETRY%<group>`, may have: they
+    /// need V2 records, which RocketMQ reads since 5.1. Otherwise a longer topic than 127 bytes is
+    /// [`Error::TooLarge`]. Default true.
+    pub long_topics: bool,
     /// Largest body in bytes. Default 4 MiB; 1 byte to 512 MiB. It must fit a segment, too.
     pub max_message_size: usize,
     /// Bytes that may wait to be written; a put then waits, `try_submit` answers `Full`. Default
@@ -142,6 +174,7 @@ impl LogConfig {
             sync_method: SyncMethod::Fdatasync,
             recovery_mode: RecoveryMode::TolerateTail,
             record_crc: true,
+            long_topics: true,
             max_message_size: 4 << 20,
             max_in_flight_bytes: 8 << 20,
             put_timeout: Duration::from_secs(5),
@@ -200,6 +233,15 @@ pub struct StoreConfig {
     /// The queues are made durable, so that the next open need not look at older messages, whenever
     /// this many bytes of messages have come. Default 64 MiB; at least 4 KiB.
     pub queue_checkpoint_bytes: u64,
+    /// Which messages may be deleted. Default `None`: none are.
+    pub retention: Option<Retention>,
+    /// Keep an index of keys, RocketMQ's `messageIndexEnable`. Default true.
+    pub index_enable: bool,
+    /// Hash slots of an index file, RocketMQ's `maxHashSlotNum`. Default 5,000,000; at least 1.
+    pub index_slots: u32,
+    /// Entries an index file has room for, RocketMQ's `maxIndexNum`: the first is never used. Default
+    /// 20,000,000; at least 2. The file must stay below 2 GiB.
+    pub index_items: u32,
 }
 
 impl StoreConfig {
@@ -215,6 +257,10 @@ impl StoreConfig {
             max_queues_per_topic: 65_536,
             sync_replica_timeout: Duration::from_secs(5),
             queue_checkpoint_bytes: 64 * MIB,
+            retention: None,
+            index_enable: true,
+            index_slots: 5_000_000,
+            index_items: 20_000_000,
         }
     }
 
@@ -265,6 +311,18 @@ impl StoreConfig {
         self
     }
 
+    /// Sets [`retention`](Self::retention).
+    pub fn retention(mut self, retention: Retention) -> Self {
+        self.retention = Some(retention);
+        self
+    }
+
+    /// Chooses the options whose default would break a reader of that version.
+    pub fn compatibility(mut self, compatibility: Compatibility) -> Self {
+        self.log.long_topics = compatibility != Compatibility::Rocketmq49;
+        self
+    }
+
     /// Opens without writing anything.
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.log.read_only = read_only;
@@ -307,7 +365,18 @@ impl StoreConfig {
         if self.queue_checkpoint_bytes < 4 * KIB {
             return refused("queue_checkpoint_bytes", self.queue_checkpoint_bytes, "at least 4096");
         }
-        Ok(())
+        if self.index_slots == 0 {
+            return refused("index_slots", 0, "at least 1");
+        }
+        let index_size = 40 + 4 * u64::from(self.index_slots) + 20 * u64::from(self.index_items);
+        if self.index_items < 2 || index_size > INDEX_FILE_SIZE_MAX {
+            return refused(
+                "index_items",
+                self.index_items,
+                "at least 2, with 40 + 4 * index_slots + 20 * index_items at most 2147483647",
+            );
+        }
+        self.retention.as_ref().map_or(Ok(()), Retention::validate)
     }
 }
 
@@ -320,4 +389,47 @@ fn check_duration(field: &'static str, value: Duration) -> Result<()> {
 
 fn refused<T>(field: &'static str, value: impl ToString, allowed: &'static str) -> Result<T> {
     Err(Error::Config { field, value: value.to_string(), allowed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused_field(config: StoreConfig) -> &'static str {
+        match config.validate() {
+            Err(Error::Config { field, .. }) => field,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_index_file_is_one_that_java_can_map() {
+        let index = |slots, items| StoreConfig {
+            index_slots: slots,
+            index_items: items,
+            ..StoreConfig::new("d")
+        };
+        assert!(index(1, 2).validate().is_ok());
+        assert_eq!(refused_field(index(0, 2)), "index_slots");
+        assert_eq!(refused_field(index(1, 1)), "index_items");
+        let most = ((INDEX_FILE_SIZE_MAX - 44) / 20) as u32;
+        assert!(index(1, most).validate().is_ok());
+        assert_eq!(refused_field(index(1, most + 1)), "index_items");
+        assert_eq!(refused_field(index(u32::MAX, u32::MAX)), "index_items");
+    }
+
+    #[test]
+    fn a_store_is_refused_with_a_retention_that_cannot_be_meant() {
+        let config = StoreConfig::new("d").retention(Retention::max_total_bytes(0));
+        assert_eq!(refused_field(config), "max_total_bytes");
+    }
+
+    #[test]
+    fn compatibility_chooses_whether_topics_may_be_long() {
+        let config = StoreConfig::new("d");
+        assert!(config.log.long_topics);
+        let older = config.compatibility(Compatibility::Rocketmq49);
+        assert!(!older.log.long_topics);
+        assert!(older.compatibility(Compatibility::Rocketmq5).log.long_topics);
+    }
 }
