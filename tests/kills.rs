@@ -4,7 +4,7 @@
 #[path = "support/sim.rs"]
 mod sim;
 
-use duralog::disk::{Cut, CutMoment, SimDisk};
+use duralog::disk::{Cut, CutMoment, Disk, SimDisk};
 use duralog::message::{Draft, Host, RecordLayout, Stamp};
 use duralog::{Acknowledged, Error, Store, StoreConfig, StoreWorker};
 use sim::*;
@@ -146,4 +146,27 @@ fn what_a_java_broker_wrote_between_two_kills_is_kept() {
         let lock = disk.durable_bytes("/store/lock").expect("the store is open");
         assert_ne!(&lock[..4], b"lock");
     }
+}
+
+/// A Java broker recovers before it sees the lock, and deletes segments in which there is nothing yet.
+#[test]
+fn a_segment_that_vanishes_before_its_first_record_is_made_again() {
+    let disk = SimDisk::new(7);
+    let store = open_stepped(&disk, config()).expect("the store opens");
+    let (mut id, next) = (0, segment(16 << 10));
+    while disk.bytes(&next).is_err() {
+        put_stepped(&store, id);
+        store.step(StoreWorker::Upkeep);
+        id += 1;
+    }
+    disk.remove(next.as_ref()).expect("it is there");
+    let mut end = 0;
+    while end < 40 << 10 {
+        end = put_stepped(&store, id).end_offset;
+        id += 1;
+    }
+    let next = disk.cut_power(Cut::losing_all());
+    drop(store);
+    let store = open_stepped(&next, config()).expect("the store opens");
+    assert_eq!(ids(&store), (0..id).collect::<Vec<_>>());
 }
