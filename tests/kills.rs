@@ -4,7 +4,8 @@
 #[path = "support/sim.rs"]
 mod sim;
 
-use duralog::disk::{Cut, CutMoment, SimDisk};
+use duralog::disk::{Cut, CutMoment, Disk, SimDisk};
+use duralog::message::{Draft, Host, RecordLayout, Stamp};
 use duralog::{Acknowledged, Error, Store, StoreConfig, StoreWorker};
 use sim::*;
 
@@ -100,4 +101,72 @@ fn what_is_put_after_a_kill_anywhere_survives_a_power_cut() {
             break;
         }
     }
+}
+
+/// What RocketMQ 4.9 does between its start and a kill: it says `lock` in the lock file, leaves an
+/// `abort` that it finds as it is, and writes records that have no checksum of the whole.
+fn java_writes(disk: &SimDisk, id: u64, after: &Acknowledged) {
+    let mut lock = disk.bytes("/store/lock").expect("the store was open");
+    lock[..4].copy_from_slice(b"lock");
+    disk.put_file("/store/lock", &lock).expect("there is room");
+    let layout = RecordLayout {
+        store_host: Host::new([127, 0, 0, 1], 10911),
+        born_host: Host::new([127, 0, 0, 1], 50000),
+        record_crc: false,
+        max_message_size: 4096,
+        max_record_size: 8192,
+    };
+    let stamp = Stamp {
+        physical_offset: after.end_offset,
+        queue_offset: after.queue_offset + 1,
+        store_timestamp: after.store_timestamp,
+    };
+    let message = message(id);
+    let mut record = Vec::new();
+    Draft::new(&message, &layout).expect("a message").encode(&stamp, &mut record);
+    let mut log = disk.bytes(segment(0)).expect("the log is there");
+    let at = after.end_offset as usize;
+    log[at..at + record.len()].copy_from_slice(&record);
+    disk.put_file(segment(0), &log).expect("there is room");
+}
+
+#[test]
+fn what_a_java_broker_wrote_between_two_kills_is_kept() {
+    for mode in modes() {
+        let disk = SimDisk::new(7);
+        let store = open_stepped(&disk, config()).expect("the store opens");
+        put_stepped(&store, 1);
+        let last = put_stepped(&store, 2);
+        let disk = disk.kill();
+        drop(store);
+        java_writes(&disk, 3, &last);
+        let store = open_stepped(&disk, config().recovery_mode(mode)).expect("the store opens");
+        assert_eq!(ids(&store), [1, 2, 3], "{mode:?}: {:?}", store.recovery());
+        // From here on the records are ours again, after a power cut, too.
+        let lock = disk.durable_bytes("/store/lock").expect("the store is open");
+        assert_ne!(&lock[..4], b"lock");
+    }
+}
+
+/// A Java broker recovers before it sees the lock, and deletes segments in which there is nothing yet.
+#[test]
+fn a_segment_that_vanishes_before_its_first_record_is_made_again() {
+    let disk = SimDisk::new(7);
+    let store = open_stepped(&disk, config()).expect("the store opens");
+    let (mut id, next) = (0, segment(16 << 10));
+    while disk.bytes(&next).is_err() {
+        put_stepped(&store, id);
+        store.step(StoreWorker::Upkeep);
+        id += 1;
+    }
+    disk.remove(next.as_ref()).expect("it is there");
+    let mut end = 0;
+    while end < 40 << 10 {
+        end = put_stepped(&store, id).end_offset;
+        id += 1;
+    }
+    let next = disk.cut_power(Cut::losing_all());
+    drop(store);
+    let store = open_stepped(&next, config()).expect("the store opens");
+    assert_eq!(ids(&store), (0..id).collect::<Vec<_>>());
 }

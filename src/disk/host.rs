@@ -62,14 +62,14 @@ fn offset(value: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(value).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// What a lock file begins with.
-const LOCK_TEXT: &str = "lock ";
+/// Where a holder of the lock names itself: the bytes before are the caller's.
+const HOLDER_AT: u64 = 4;
 
 /// The process that a holder of the lock wrote into its file.
 fn written_holder(file: &File) -> Option<u32> {
     let mut text = [0; 32];
-    let len = file.read_at(&mut text, 0).ok()?;
-    str::from_utf8(text.get(..len)?).ok()?.strip_prefix(LOCK_TEXT)?.trim().parse().ok()
+    let len = file.read_at(&mut text, HOLDER_AT).ok()?;
+    str::from_utf8(text.get(..len)?).ok()?.trim().parse().ok()
 }
 
 /// Reserves blocks for the first `len` bytes of `file`, holes included, and makes it that long; false
@@ -211,10 +211,11 @@ impl Disk for HostDisk {
         match taken {
             Ok(_) => {
                 let lock = HostLock(file);
-                // What Java's broker writes, and behind it who we are: the system does not know.
-                // Always as long, so that a full disk does not keep an old store closed.
-                let holder = format!("{LOCK_TEXT}{:010}\n", std::process::id());
-                lock.0.write_all_at(holder.as_bytes(), 0).map_err(LockError::Io)?;
+                // Who we are: the system does not know. Always as long, so that a full disk does not
+                // keep an old store closed.
+                let holder = format!(" {:010}
+", std::process::id());
+                lock.0.write_all_at(holder.as_bytes(), HOLDER_AT).map_err(LockError::Io)?;
                 Ok(Box::new(lock))
             }
             Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {

@@ -151,7 +151,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 
     /// Takes the exclusive lock on byte 0 of `path`, creating the file if needed. It excludes other
-    /// processes, a Java broker among them, and other stores in this process.
+    /// processes, a Java broker among them, and other stores in this process. The first four bytes
+    /// of the file stay as they are: there a Java broker that starts writes `lock`.
     fn lock(&self, path: &Path) -> Result<DiskLock, LockError>;
 
     /// Room on the file system that holds `path`.

@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 const FORMAT: &[u8] = b"duralog format 1\n";
 const FORMAT_NAME: &[u8] = b"duralog format ";
 const TEMPORARY: &str = ".tmp";
+/// What a lock file begins with once a Java broker has started, and once this crate has recovered.
+const LOCK_OF_JAVA: [u8; 4] = *b"lock";
+const LOCK_OF_OURS: [u8; 4] = *b"dura";
 
 /// The directories of a store, locked while this lives unless it is only read.
 #[derive(Debug)]
@@ -22,6 +25,7 @@ pub(crate) struct Directory {
     duralog: PathBuf,
     abort: PathBuf,
     was_open: bool,
+    lock_text: [u8; 4],
     owner: Option<u64>,
     token: u64,
     lock: Mutex<Option<Lock>>,
@@ -55,11 +59,13 @@ impl Directory {
             }
         }
         let was_open = exists(disk, &root, "abort")?;
+        let lock_text = read_lock_text(disk, &root)?;
         let owner = read_token(disk, &abort);
         // Process ids return, in containers above all.
         let token = RandomState::new().hash_one(std::process::id());
         let lock = Mutex::new(lock);
-        let directory = Self { root, commitlog, duralog, abort, was_open, owner, token, lock };
+        let directory =
+            Self { root, commitlog, duralog, abort, was_open, lock_text, owner, token, lock };
         directory.check_format(disk, config)?;
         if !config.read_only {
             directory.remove_temporaries(disk)?;
@@ -94,9 +100,11 @@ impl Directory {
         self.was_open
     }
 
-    /// The token of the opening that `abort` names, if it was one by this crate.
-    pub(crate) fn owner(&self) -> Option<u64> {
-        self.owner
+    /// Whether this crate was the last to have the directory, as the opening that `token` names. Of a
+    /// Java broker that was killed since, RocketMQ 4.9 leaves its mark in `lock` alone: it keeps an
+    /// `abort` that it finds.
+    pub(crate) fn was_left_by(&self, token: u64) -> bool {
+        self.owner == Some(token) && self.lock_text != LOCK_OF_JAVA
     }
 
     /// Names this opening of the store.
@@ -108,6 +116,15 @@ impl Directory {
     pub(crate) fn write_abort(&self, disk: &dyn Disk) -> Result<()> {
         let text = format!("{} {:020}", std::process::id(), self.token);
         self.replace(disk, "abort", &self.abort, text.as_bytes())?;
+        if self.lock_text != LOCK_OF_OURS {
+            // Durable before anything is put: a Java broker makes its own mark so.
+            let path = self.root.join("lock");
+            let file = disk.open(&path, OpenAccess::Write).at(IoOp::Open, &path)?;
+            file.write_at(&LOCK_OF_OURS, 0).at(IoOp::Write, &path)?;
+            if !cfg!(canary = "lock_sync") {
+                file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &path)?;
+            }
+        }
         if cfg!(canary = "root_dir_sync") {
             return Ok(());
         }
@@ -211,6 +228,17 @@ fn take_lock(disk: &dyn Disk, root: &Path) -> Result<Lock> {
         Err(LockError::Held { pid }) => Err(Error::Locked { path, pid }),
         Err(LockError::Io(e)) => Err(e).at(IoOp::Lock, &path),
     }
+}
+
+/// The beginning of the lock file; zeros where there is none.
+fn read_lock_text(disk: &dyn Disk, root: &Path) -> Result<[u8; 4]> {
+    let (path, mut text) = (root.join("lock"), [0; 4]);
+    match disk.open(&path, OpenAccess::Read) {
+        Ok(file) => drop(file.read_at(&mut text, 0).at(IoOp::Read, &path)?),
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(e).at(IoOp::Open, &path),
+    }
+    Ok(text)
 }
 
 /// The second word of `abort`; a Java broker writes its process id alone, or nothing.

@@ -142,9 +142,9 @@ pub(super) fn recover(
         },
         last_timestamp: 0,
     };
-    if left_open && directory.owner() != Some(recovery.checkpoint.owner) {
-        // Someone else recovered and closed this store since, or has it crashed: a Java broker, whose
-        // records need not carry a checksum.
+    if left_open && !directory.was_left_by(recovery.checkpoint.owner) {
+        // Someone else recovered and closed this store since, or crashed with it: a Java broker,
+        // whose records need not carry a checksum.
         recovery.forget_checksums_from(recovery.checkpoint.durable);
     }
     // The queues are made durable only as far as the log is.

@@ -553,11 +553,11 @@ impl Disk for SimDisk {
                 Some(Holder::Foreign(pid)) => return Ok(Err(LockError::Held { pid: Some(pid) })),
                 None => {}
             }
-            state.make_room(0, 4)?;
-            if state.fitting(0, 4, world.free_pages()) < 4 {
+            state.make_room(4, 8)?;
+            if state.fitting(4, 4, world.free_pages()) < 4 {
                 return Err(os(libc::ENOSPC));
             }
-            world.charged(&mut state, |state| state.write(0, b"lock"))?;
+            world.charged(&mut state, |state| state.write(4, b" sim"))?;
             state.holder = Some(Holder::Own);
             drop(state);
             let lock: DiskLock =

@@ -4,11 +4,12 @@ use super::super::progress::Group;
 use super::super::queue_offsets::QueueOffsets;
 use super::super::segment::Segment;
 use super::Core;
-use crate::disk::RegionWriter;
+use crate::disk::{OpenAccess, RegionWriter};
 use crate::error::{Error, InvalidMessage, Result};
 use crate::message::format::BLANK_SIZE;
 use crate::message::{self, Draft, Sink, Stamp};
 use parking_lot::MutexGuard;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -320,6 +321,10 @@ impl Core {
                 return Ok(deadline.is_some());
             } else {
                 match &mut append.next {
+                    NextSegment::Ready(next) if self.is_gone(next) => {
+                        append.next = NextSegment::Pending { wanted: true };
+                        continue;
+                    }
                     NextSegment::Ready(next) => {
                         let next = next.clone();
                         self.roll(append, next)?;
@@ -355,6 +360,13 @@ impl Core {
                 None => self.changed.wait(append),
             }
         }
+    }
+
+    /// Whether somebody removed a segment that was made ahead: a Java broker that is started on an open
+    /// store deletes it before it sees the lock. What is written to it then would be lost.
+    fn is_gone(&self, segment: &Segment) -> bool {
+        let opened = self.disk.open(segment.path(), OpenAccess::Read);
+        opened.is_err_and(|error| error.kind() == ErrorKind::NotFound)
     }
 
     /// Ends the current segment with RocketMQ's blank record and goes on in `next`.
