@@ -12,6 +12,13 @@ pub trait Clock: Send + Sync + fmt::Debug {
 
     /// Milliseconds since the Unix epoch, for store and born timestamps.
     fn unix_millis(&self) -> i64;
+
+    /// How many seconds local time is ahead of UTC at that time, for the names of index files and the
+    /// hours of retention. UTC itself unless the clock knows better.
+    fn utc_offset_seconds(&self, unix_millis: i64) -> i64 {
+        let _ = unix_millis;
+        0
+    }
 }
 
 /// The operating system's clocks.
@@ -26,6 +33,10 @@ impl Clock for SystemClock {
     fn unix_millis(&self) -> i64 {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
         since_epoch.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    fn utc_offset_seconds(&self, unix_millis: i64) -> i64 {
+        crate::disk::utc_offset_seconds(unix_millis.div_euclid(1000))
     }
 }
 

@@ -27,6 +27,8 @@ const LOG: &str = "/store/commitlog";
 const NEW: &str = "new";
 /// Calls made fewer times than this in a whole run need not have been interrupted.
 const RARE: u64 = 1000;
+/// How many different keys there are.
+const KEYS: u64 = 5;
 const TOPICS: [&str; 2] = ["orders", "payments"];
 /// Scenarios that failed once, run first for ever.
 const SEEDS: &str = include_str!("seeds/power_cut");
@@ -159,6 +161,8 @@ impl Scenario {
             .recovery_mode(RecoveryMode::TolerateTail)
             .consume_queue_file_size(rng.pick(&[40, 200, 2000]));
         config.queue_checkpoint_bytes = 4096;
+        // Several index files, with chains in them.
+        (config.index_slots, config.index_items) = (7, 24);
         config.max_open_queue_files = 4;
         let equal_size = rng.one_in(2).then(|| 8 + rng.below(600) as usize);
         Self {
@@ -252,7 +256,13 @@ impl Scenario {
             38..58 => self.step(StoreWorker::Flush),
             58..66 => self.step(StoreWorker::Upkeep),
             66..74 => self.step(StoreWorker::Dispatch),
-            74..78 => self.step(StoreWorker::Checkpoint),
+            74..78 => {
+                if self.rng.one_in(4) {
+                    let calls = 1 + self.rng.below(30);
+                    self.plan(calls);
+                }
+                self.step(StoreWorker::Checkpoint);
+            }
             78..84 => self.collect(),
             84..88 => self.read(),
             88..91 => self.clock.advance(Duration::from_millis(1 + self.rng.below(400))),
@@ -292,7 +302,8 @@ impl Scenario {
                 None => (8 + self.rng.below(300)) as usize,
             };
             ids.push((self.next_id, len));
-            messages.push(Message::new(topic, body(self.next_id, len)).queue(queue).tag("t"));
+            let message = Message::new(topic, body(self.next_id, len)).queue(queue).tag("t");
+            messages.push(message.key(key(self.next_id)));
             self.next_id += 1;
         }
         let submitted = match messages.as_slice() {
@@ -398,6 +409,10 @@ impl Scenario {
 
     fn close(&mut self) {
         self.collect();
+        if self.rng.one_in(3) {
+            let calls = 1 + self.rng.below(60);
+            self.plan(calls);
+        }
         let store = self.store.take().expect("open");
         let closed = store.close();
         self.collect();
@@ -571,6 +586,20 @@ impl Scenario {
         derived.map(|path| (path.clone(), self.disk.bytes(&path).expect("listed"))).collect()
     }
 
+    /// Every message is found by its key, once, and nothing else is.
+    fn check_index(&self, store: &Store) {
+        for (topic, n) in TOPICS.iter().flat_map(|topic| (0..KEYS).map(move |n| (topic, n))) {
+            let key = key(n);
+            let found = store.query(topic, &key, usize::MAX, 0..=i64::MAX).expect("an index");
+            let found: Vec<u64> = found.iter().map(|view| view.physical_offset()).collect();
+            let has_key =
+                self.puts.iter().filter(|(id, put)| put.topic == *topic && *id % KEYS == n);
+            let mut expected: Vec<u64> = has_key.map(|(_, put)| put.physical_offset).collect();
+            expected.sort_unstable();
+            assert_eq!(found, expected, "messages of {topic} with key {key}");
+        }
+    }
+
     fn check(&mut self, store: &Store, crash: Option<Crash>) {
         let mut found = BTreeMap::new();
         for topic in TOPICS {
@@ -627,11 +656,17 @@ impl Scenario {
             assert!(!behind, "message {id} is lost, but a later one is not: {put:?}");
         }
         self.puts.retain(|id, _| !missing.contains(id));
+        self.check_index(store);
         assert_eq!(store.recovery().queues_rebuilt, None, "the queue table did not survive");
         let report = store.verify().expect("readable");
         assert!(report.is_ok(), "{:?}", report.damage);
         assert_eq!(report.records, found.len() as u64, "the queues are not the log");
     }
+}
+
+/// Several messages have the same.
+fn key(id: u64) -> String {
+    format!("k{}", id % KEYS)
 }
 
 fn wanted_cuts() -> u64 {

@@ -58,6 +58,17 @@ fn c_path(path: &Path) -> io::Result<std::ffi::CString> {
         .map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
+/// How far local time is ahead of UTC at a time in seconds since the epoch; 0 where that is not known.
+pub(crate) fn utc_offset_seconds(unix_seconds: i64) -> i64 {
+    let time: libc::time_t = unix_seconds;
+    // SAFETY: a `tm` of zeros is a valid value: integers, and a pointer that may be null.
+    let mut local: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to live values of the right type; the call writes to the second alone
+    // and keeps neither.
+    let converted = unsafe { libc::localtime_r(&raw const time, &raw mut local) };
+    if converted.is_null() { 0 } else { local.tm_gmtoff }
+}
+
 fn offset(value: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(value).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
@@ -213,8 +224,11 @@ impl Disk for HostDisk {
                 let lock = HostLock(file);
                 // Who we are: the system does not know. Always as long, so that a full disk does not
                 // keep an old store closed.
-                let holder = format!(" {:010}
-", std::process::id());
+                let holder = format!(
+                    " {:010}
+",
+                    std::process::id()
+                );
                 lock.0.write_all_at(holder.as_bytes(), HOLDER_AT).map_err(LockError::Io)?;
                 Ok(Box::new(lock))
             }

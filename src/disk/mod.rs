@@ -13,6 +13,7 @@ mod region;
 mod sim;
 
 pub use host::HostDisk;
+pub(crate) use host::utc_offset_seconds;
 pub use region::Region;
 pub(crate) use region::{Prefix, RegionWriter};
 #[cfg(feature = "sim")]

@@ -176,10 +176,10 @@ impl CommitLog {
         self.stop_upkeep(timeout)?;
         let core = self.core.clone();
         if self.threads == Threads::Stepped {
-            return core.shut();
+            return core.shut(false);
         }
         // On a thread of its own: the disk may hang.
-        run_bounded(CLOSE_THREAD, timeout, move || core.shut())
+        run_bounded(CLOSE_THREAD, timeout, move || core.shut(false))
     }
 
     /// Closes without writing anything; `keep_lock` if a thread may yet write.

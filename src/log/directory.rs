@@ -132,6 +132,12 @@ impl Directory {
         disk.sync_dir(&self.root).at(IoOp::SyncDir, &self.root)
     }
 
+    /// Gives the file `name` of `duralog/` this content at once, durably.
+    pub(crate) fn save(&self, disk: &dyn Disk, name: &str, bytes: &[u8]) -> Result<()> {
+        self.replace(disk, name, &self.duralog.join(name), bytes)?;
+        disk.sync_dir(&self.duralog).at(IoOp::SyncDir, &self.duralog)
+    }
+
     /// Gives `path` this content at once: a crash leaves the old file or the new one. The caller
     /// syncs the directory.
     fn replace(&self, disk: &dyn Disk, name: &str, path: &Path, bytes: &[u8]) -> Result<()> {
@@ -193,8 +199,7 @@ impl Directory {
         if !cfg!(canary = "ancestors_sync") {
             sync_ancestors(disk, &self.root)?;
         }
-        self.replace(disk, "format", &path, FORMAT)?;
-        disk.sync_dir(&self.duralog).at(IoOp::SyncDir, &self.duralog)
+        self.save(disk, "format", FORMAT)
     }
 
     fn remove_temporaries(&self, disk: &dyn Disk) -> Result<()> {

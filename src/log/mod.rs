@@ -1,5 +1,6 @@
 //! The commit log, its durability, and the queues that index it.
 
+mod broker_checkpoint;
 pub(crate) mod checkpoint;
 mod commit_log;
 mod consume_queue;
@@ -8,7 +9,9 @@ pub(crate) mod directory;
 mod file_cache;
 mod flusher;
 mod group_commit;
+mod index_file;
 mod interval_flush;
+mod key_index;
 pub(crate) mod progress;
 mod queue_dir;
 mod queue_entry;
@@ -20,6 +23,7 @@ mod recovery;
 mod segment;
 mod view;
 
+pub(crate) use broker_checkpoint::{BrokerCheckpoint, BrokerTimes};
 pub use checkpoint::Checkpoint;
 pub(crate) use commit_log::CLOSE_THREAD;
 pub use commit_log::CommitLog;
@@ -28,6 +32,8 @@ pub(crate) use core::{AppendCounts, Core, Located, Reader};
 pub use core::{Appended, Patience, Records};
 pub use group_commit::GroupCommit;
 pub use interval_flush::IntervalFlush;
+pub use key_index::IndexOptions;
+pub(crate) use key_index::{KeyIndex, Left};
 pub use progress::{Reached, Watermarks};
 pub use queue_dir::{QueueOptions, QueueRepair};
 pub use queue_entry::{QueueAppend, QueueEntry, TimeBound};

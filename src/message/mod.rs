@@ -41,5 +41,6 @@ pub(crate) use record::{Parts, queue_offset};
 pub use record::{RecordCheck, RecordRef};
 pub use stored::StoredMessage;
 pub use sys_flag::{Compression, SysFlag, Transaction};
+pub(crate) use tags::index_hash;
 pub use tags::java_string_hash;
 pub use wire::Sink;

@@ -11,7 +11,12 @@ pub fn java_string_hash(text: &str) -> i32 {
 
 /// The same for bytes that may not be UTF-8, replaced as Java replaces them.
 fn java_string_hash_lossy(bytes: &[u8]) -> i32 {
-    bytes.utf8_chunks().fold(0, |hash, chunk| {
+    lossy_hash_after(0, bytes)
+}
+
+/// The hash of a string that begins with one of hash `before`.
+fn lossy_hash_after(before: i32, bytes: &[u8]) -> i32 {
+    bytes.utf8_chunks().fold(before, |hash, chunk| {
         let hash = chunk.valid().encode_utf16().fold(hash, hash_step);
         if chunk.invalid().is_empty() {
             hash
@@ -23,6 +28,14 @@ fn java_string_hash_lossy(bytes: &[u8]) -> i32 {
 
 fn hash_step(hash: i32, unit: u16) -> i32 {
     hash.wrapping_mul(31).wrapping_add(i32::from(unit))
+}
+
+/// What the key index files a key under: the absolute value of Java's hash of `topic#key`.
+pub(crate) fn index_hash(topic: &str, key: &[u8]) -> u32 {
+    let topic = topic.encode_utf16().chain([u16::from(b'#')]).fold(0, hash_step);
+    let hash = lossy_hash_after(topic, key);
+    // Java's `Math.abs` leaves the least number as it is, and RocketMQ makes that 0.
+    hash.checked_abs().unwrap_or(0).cast_unsigned()
 }
 
 /// The tag code of a queue entry: the hash of the tag, 0 without one.
@@ -63,6 +76,15 @@ mod tests {
         assert_eq!(java_string_hash("order-created"), -392_709_271);
         assert_eq!(java_string_hash("\u{1F680}tag"), 1_280_754_391);
         assert_eq!(java_string_hash("polygenelubricants"), i32::MIN);
+    }
+
+    #[test]
+    fn keys_are_filed_under_the_hash_of_topic_and_key() {
+        assert_eq!(index_hash("T", b"k1"), 2_539_445);
+        assert_eq!(
+            index_hash("T", "\u{1F680}".as_bytes()),
+            java_string_hash("T#\u{1F680}").unsigned_abs()
+        );
     }
 
     #[test]

@@ -5,7 +5,9 @@ use super::Shared;
 use super::stats::QueueWork;
 use crate::config::RecoveryMode;
 use crate::error::{Corruption, Error, Result};
-use crate::log::{Hole, Located, QueueEntry, QueueTable, RecoveryReport};
+use crate::log::{
+    BrokerCheckpoint, BrokerTimes, Hole, KeyIndex, Located, QueueEntry, QueueTable, RecoveryReport,
+};
 use crate::message::format::RECORD_SIZE_MIN;
 use crate::message::{RecordCheck, RecordRef};
 use crate::worker::{Alarm, Next};
@@ -38,6 +40,7 @@ pub(super) struct Dispatcher {
 #[derive(Debug, Default)]
 pub(super) struct Checkpointer {
     alarm: Alarm,
+    for_brokers: BrokerCheckpoint,
     /// Every record before this offset is durably in the queues.
     queues_durable: AtomicU64,
     /// The last attempt to move it went to here; another one waits for as many bytes more.
@@ -77,7 +80,9 @@ impl Shared {
             None if lost => Some("the queue table is ahead of the log".to_owned()),
             None => None,
         };
-        let from = if lost { min } else { table.offset.max(min) };
+        let queued = if lost { min } else { table.offset.max(min) };
+        let indexed = self.index.as_ref().map_or(queued, |index| index.resume_at().max(min));
+        let from = queued.min(indexed);
         self.redispatch_from(from, end, report)?;
         self.core.progress.set_dispatched(end);
         let crashed = report.unclean
@@ -92,7 +97,7 @@ impl Shared {
             self.core.continue_queue(queue.topic(), queue.queue_id(), queue.max_offset());
             Ok(())
         })?;
-        self.checkpointer.start_at(from);
+        self.checkpointer.start_at(queued);
         Ok(())
     }
 
@@ -228,6 +233,7 @@ impl Shared {
         let record = &located.record;
         // Prepared and rolled-back messages are in no queue.
         if !record.sys_flag().takes_queue_offset() {
+            self.index(located);
             return Ok(());
         }
         let queue = match self.queues.get(record.topic(), record.queue_id()) {
@@ -250,10 +256,24 @@ impl Shared {
         match queue.append(offset, entry(located.physical_offset, record)) {
             Ok(_) => {}
             // A queue offset that no queue can have; another program wrote it.
-            Err(Error::Corrupt { what: Corruption::QueueEntry, .. }) => self.stats.skip_record(),
+            Err(Error::Corrupt { what: Corruption::QueueEntry, .. }) => {
+                self.stats.skip_record();
+                return Ok(());
+            }
             Err(other) => return Err(other),
         }
+        self.index(located);
         Ok(())
+    }
+
+    /// Puts the keys of a record into the index, which can do without: it is rebuilt by the next open.
+    #[inline]
+    fn index(&self, located: &Located<'_>) {
+        if let Some(index) = &self.index
+            && let Err(error) = index.put(located.physical_offset, &located.record)
+        {
+            self.stats.queue_work(QueueWork::Index, Some(error));
+        }
     }
 
     /// Whether so many messages can have come before in one queue. Asked of records without a checksum
@@ -271,7 +291,8 @@ impl Shared {
         }
         let target = progress.dispatched().min(progress.durable());
         self.checkpointer.attempted.store(target, Ordering::Release);
-        match self.queues.checkpoint(target, &mut || self.pace()) {
+        let saved = self.queues.checkpoint(target, &mut || self.pace());
+        match saved.and_then(|()| self.checkpoint_others(target, false)) {
             Ok(()) => {
                 self.checkpointer.queues_durable.store(target, Ordering::Release);
                 self.stats.queue_work(QueueWork::Checkpoint, None);
@@ -298,11 +319,37 @@ impl Shared {
         self.stats.queue_work(QueueWork::Rebuild, Some(error));
     }
 
-    /// The last dispatch and checkpoint, when the workers have stopped. The checkpoint is given up at
-    /// `until`: the queues can be rebuilt from the log.
-    pub(super) fn finish_queues(&self, until: Instant) -> Result<()> {
+    /// Makes the index durable, and tells a broker that may start here up to where all is. `all`: the
+    /// log is durable and dispatched to its end, and no more is put.
+    fn checkpoint_others(&self, dispatched: u64, all: bool) -> Result<()> {
+        let (core, mut times) = (&self.core, BrokerTimes::default());
+        if let Some(index) = &self.index {
+            let durable = core.progress.durable();
+            let saved = index.checkpoint(core.directory(), dispatched, durable);
+            let failed = saved.as_ref().err().cloned();
+            if failed.is_some() {
+                self.stats.queue_work(QueueWork::Index, failed);
+            }
+            times.index = index.settled_timestamp();
+        }
+        let time = if all { core.last_timestamp() } else { self.time_before(dispatched) };
+        (times.commit_log, times.consume_queues) = (time, time);
+        self.checkpointer.for_brokers.save(&*core.disk, core.directory(), times)
+    }
+
+    /// A store time that no record behind `offset` is older than: that of the record with which the
+    /// last segment before it begins; 0 if there is none.
+    fn time_before(&self, offset: u64) -> i64 {
+        let begin = self.core.segment_start(offset.saturating_sub(1));
+        let first = self.core.read(begin, false).ok().flatten();
+        first.map_or(0, |view| view.record().store_timestamp())
+    }
+
+    /// The last dispatch and checkpoint, when the workers have stopped; whether the files stay behind
+    /// the log. The checkpoint is given up at `until`: what is derived can be rebuilt.
+    pub(super) fn finish_queues(&self, until: Instant) -> Result<bool> {
         if self.core.config.read_only {
-            return Ok(());
+            return Ok(false);
         }
         while self.dispatch_step() == Next::Now {}
         if let Some(first) = self.core.progress.latched() {
@@ -311,8 +358,13 @@ impl Shared {
         let target = self.core.progress.dispatched().min(self.core.progress.durable());
         let in_time = || if self.core.clock.now() < until { Ok(()) } else { Err(Error::Closed) };
         match self.queues.checkpoint(target, &mut { in_time }) {
-            Err(Error::Closed) => Ok(()),
-            finished => finished,
+            Err(Error::Closed) => Ok(true),
+            finished => {
+                finished?;
+                let behind = target < self.core.progress.appended();
+                self.checkpoint_others(target, !behind)?;
+                Ok(behind || self.index.as_ref().is_some_and(KeyIndex::has_failed))
+            }
         }
     }
 }

@@ -21,7 +21,8 @@ use crate::environment::{Environment, Threads};
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::log::progress::VisibleBy;
 use crate::log::{
-    CLOSE_THREAD, CommitLog, Core, GroupCommit, IntervalFlush, QueueOptions, Queues, RecoveryReport,
+    CLOSE_THREAD, CommitLog, Core, GroupCommit, IndexOptions, IntervalFlush, KeyIndex, Left,
+    QueueOptions, Queues, RecoveryReport,
 };
 use crate::replication::{Epoch, LogSlice, Refusal, ReplicatedLog, Replicator, StartPoint};
 use crate::sync::Receiver;
@@ -89,6 +90,7 @@ struct Engine {
 pub(crate) struct Shared {
     pub(crate) core: Arc<Core>,
     pub(crate) queues: Queues,
+    pub(crate) index: Option<KeyIndex>,
     pub(crate) config: StoreConfig,
     pub(crate) deadlines: Deadlines,
     pub(crate) stats: stats::Meters,
@@ -348,8 +350,9 @@ impl Engine {
             // With many queues that would take longer: half of the time is theirs, and what is not
             // durable then is dispatched again by the next open.
             let queues_until = core.clock.now() + left() / 2;
-            let finish =
-                move || shared.finish_queues(queues_until).and_then(|()| shared.core.shut());
+            let finish = move || {
+                shared.finish_queues(queues_until).and_then(|behind| shared.core.shut(behind))
+            };
             // On a thread of its own: the disk may hang even now.
             first = if self.shared.threaded {
                 run_bounded(CLOSE_THREAD, left(), finish)
@@ -404,8 +407,26 @@ impl Shared {
             read_only,
             ..QueueOptions::default()
         };
-        let (queues, table) = Queues::open(disk, core.directory().root(), &options)?;
+        let (queues, table) = Queues::open(disk.clone(), core.directory().root(), &options)?;
+        if config.visibility == Visibility::Safe {
+            let sync = matches!(config.flush_mode, FlushMode::Sync { .. });
+            let visible_by = if sync { VisibleBy::Durable } else { VisibleBy::Written };
+            core.progress.set_visible_by(visible_by);
+        }
+        let mut report = log.recovery().clone();
+        let index = match config.index_enable {
+            true => {
+                let (slots, items) = (config.index_slots, config.index_items);
+                let options = IndexOptions { slots, items, read_only };
+                let (min, end) = (core.min_offset(), core.progress.visible());
+                let left = Left { unclean: report.unclean, min, end };
+                let clock = core.clock.clone();
+                Some(KeyIndex::open(disk, clock, core.directory(), options, left)?)
+            }
+            false => None,
+        };
         let shared = Arc::new(Self {
+            index,
             deadlines: Deadlines::default(),
             stats: stats::Meters::default(),
             replicator: replicator.clone(),
@@ -417,11 +438,6 @@ impl Shared {
             queues,
             config,
         });
-        if shared.config.visibility == Visibility::Safe {
-            let visible_by = if shared.is_sync() { VisibleBy::Durable } else { VisibleBy::Written };
-            shared.core.progress.set_visible_by(visible_by);
-        }
-        let mut report = log.recovery().clone();
         shared.redispatch(&table, &mut report)?;
         let flush =
             if read_only { Flush::Never } else { Flush::start(log, &shared.config, threads)? };

@@ -7,6 +7,7 @@ use crate::error::{Corruption, Error, Result};
 use crate::log::{ConsumeQueue, Located, MessageView, QueueEntry, Reader, TimeBound};
 use crate::message::{RecordRef, StoredMessage, java_string_hash};
 use std::io::ErrorKind;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -196,6 +197,38 @@ impl Store {
         queue.offset_by_time(timestamp, bound, &store_time).map(Some)
     }
 
+    /// Messages of a topic that have `key` among their keys, or as the unique key of their producer, and
+    /// were stored in `times` (milliseconds since the epoch): the newest `max` of them, in log order.
+    ///
+    /// RocketMQ's `queryMessage`, but for messages whose key has the same hash: those are left out.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get); [`Error::Config`] if [`index_enable`](crate::StoreConfig::index_enable) is
+    /// off.
+    ///
+    /// # Examples
+    /// ```
+    /// use duralog::{Message, Store, StoreConfig};
+    ///
+    /// # let dir = std::env::temp_dir().join(format!("duralog-doc-query-{}", std::process::id()));
+    /// let store = Store::open(StoreConfig::new(&dir).segment_size(1 << 20))?;
+    /// store.put(Message::new("orders", "paid 42").key("order-42"))?.ok()?;
+    /// let found = store.query("orders", "order-42", 32, 0..=i64::MAX)?;
+    /// assert_eq!(found[0].body(), b"paid 42");
+    /// store.close()?;
+    /// # std::fs::remove_dir_all(&dir).unwrap();
+    /// # Ok::<(), duralog::Error>(())
+    /// ```
+    pub fn query(
+        &self,
+        topic: &str,
+        key: &str,
+        max: usize,
+        times: RangeInclusive<i64>,
+    ) -> Result<Vec<MessageView>> {
+        self.shared().query(topic, key, max, times)
+    }
+
     /// The message at a physical offset, as a [`PutResult`](super::PutResult) names it; `None` if
     /// nothing visible is there.
     ///
@@ -239,6 +272,65 @@ impl Shared {
             }
         }
         Ok(false)
+    }
+
+    fn query(
+        &self,
+        topic: &str,
+        key: &str,
+        max: usize,
+        times: RangeInclusive<i64>,
+    ) -> Result<Vec<MessageView>> {
+        let Some(index) = &self.index else {
+            let (field, allowed) = ("index_enable", "true to query by key");
+            return Err(Error::Config { field, value: "false".to_owned(), allowed });
+        };
+        self.catch_up();
+        let mut reader = self.core.reader(true);
+        let mut found: Vec<MessageView> = Vec::new();
+        let mut failed = None;
+        // The index knows the second in which a message was stored.
+        let seconds = (times.start().saturating_sub(999), *times.end());
+        index.find(topic, key, seconds, &mut |offset| {
+            // One that has the key twice comes twice.
+            if found.len() < max && found.last().is_none_or(|last| offset < last.physical_offset())
+            {
+                match self.with_key(&mut reader, offset, topic, key) {
+                    Ok(Some(view)) if times.contains(&view.record().store_timestamp()) => {
+                        found.push(view);
+                    }
+                    Ok(_) => {}
+                    Err(error) => failed = Some(error),
+                }
+            }
+            failed.is_none() && found.len() < max
+        })?;
+        found.reverse();
+        failed.map_or(Ok(found), Err)
+    }
+
+    /// The visible message at `offset`, if it has the key.
+    fn with_key(
+        &self,
+        reader: &mut Reader<'_>,
+        offset: u64,
+        topic: &str,
+        key: &str,
+    ) -> Result<Option<MessageView>> {
+        let located = match reader.record(offset) {
+            Ok(Some(located)) => located,
+            Ok(None) => return Ok(None),
+            Err(Error::Corrupt { .. }) if self.core.recovery_mode() == RecoveryMode::Salvage => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let record = &located.record;
+        let end = offset + record.size() as u64;
+        let has_key = record.topic() == topic
+            && (record.unique_key() == Some(key)
+                || record.keys().is_some_and(|keys| keys.split(' ').any(|word| word == key)));
+        Ok((has_key && end <= self.core.progress.visible()).then(|| located.view()))
     }
 
     /// The queue, with everything in it that is visible now.

@@ -26,7 +26,7 @@ pub(crate) struct Meters {
     statuses: [Line<[AtomicU64; 4]>; SHARDS],
     put_nanos: [AtomicU64; BUCKETS],
     put_nanos_max: AtomicU64,
-    queue_errors: Mutex<[Option<Error>; 3]>,
+    queue_errors: Mutex<[Option<Error>; 4]>,
     skipped_records: AtomicU64,
 }
 
@@ -37,6 +37,8 @@ pub(super) enum QueueWork {
     Checkpoint,
     /// Nothing helps before the next open.
     Rebuild,
+    /// The same for the key index.
+    Index,
 }
 
 impl Default for Meters {

@@ -251,6 +251,11 @@ impl Core {
         self.checkpoint.current()
     }
 
+    /// Store timestamp of the newest record.
+    pub(crate) fn last_timestamp(&self) -> i64 {
+        self.append.lock().last_timestamp
+    }
+
     pub(crate) fn epoch(&self) -> u64 {
         self.checkpoint.current().epoch
     }
@@ -266,10 +271,11 @@ impl Core {
         self.changed.notify_all();
     }
 
-    /// Makes everything durable, marks the log clean and lets go of the directory.
-    pub(crate) fn shut(&self) -> Result<()> {
+    /// Makes everything durable, marks the log clean and lets go of the directory. The queues may be
+    /// `behind` the log: then a Java broker is told that it has to look.
+    pub(crate) fn shut(&self, behind: bool) -> Result<()> {
         let deadline = self.clock.now() + self.config.close_timeout;
-        let shut = self.flush_until(deadline).and_then(|()| self.finish());
+        let shut = self.flush_until(deadline).and_then(|()| self.finish(behind));
         // A thread that hangs may yet write: nobody else may have the directory then.
         if !matches!(shut, Err(Error::CloseTimeout { .. })) {
             self.directory.unlock();
@@ -278,7 +284,7 @@ impl Core {
     }
 
     /// Removes what only a running store needs and marks the log clean.
-    fn finish(&self) -> Result<()> {
+    fn finish(&self, behind: bool) -> Result<()> {
         if self.config.read_only || self.progress.latched().is_some() {
             return Ok(());
         }
@@ -302,7 +308,7 @@ impl Core {
             checkpoint.last_timestamp = checkpoint.last_timestamp.max(timestamp);
             checkpoint.clean = true;
         })?;
-        self.directory.remove_abort(&*self.disk)
+        if behind { Ok(()) } else { self.directory.remove_abort(&*self.disk) }
     }
 }
 
