@@ -27,7 +27,7 @@ const STATUSES: [PutStatus; 4] = [
 ];
 const LEGEND: &str = "
 flush        sync: a put returns when its message would survive a power cut.
-             async: when it would survive the end of this process; the disk follows within 500 ms.
+             async: when it would survive the end of this process; a sync starts within 500 ms.
 replication  none: there is no replica.
              async: the replica is sent everything, but no put waits for it. The store has no switch
              for that: the replicator confirms at once what is written here.

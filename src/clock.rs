@@ -5,12 +5,16 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Where the store reads the time.
 ///
-/// The store asks for nothing else about time, so a test can own it completely.
+/// Timestamps, deadlines and intervals are told by it. What sleeps until such an instant sleeps by the
+/// operating system's clock, though, and so do two short pauses of the queues' threads. A test owns
+/// time completely if it steps the workers itself ([`Threads::Stepped`](crate::Threads::Stepped)) and
+/// calls nothing that blocks.
 pub trait Clock: Send + Sync + fmt::Debug {
     /// A monotonic instant, for deadlines and intervals.
     fn now(&self) -> Instant;
 
-    /// Milliseconds since the Unix epoch, for store and born timestamps.
+    /// Milliseconds since the Unix epoch, for store and born timestamps. It may step back: store
+    /// timestamps never do.
     fn unix_millis(&self) -> i64;
 
     /// How many seconds local time is ahead of UTC at that time, for the names of index files and the

@@ -10,12 +10,14 @@ pub enum Threads {
     /// Named threads of the store. The default.
     #[default]
     Own,
-    /// Nobody: the caller steps each worker itself, in the order it wants to see. For simulation; a
-    /// blocking call that waits for background work would wait until its deadline.
+    /// Nobody: the caller steps each worker itself, in the order it wants to see, with
+    /// [`Store::step`](crate::Store::step). For simulation; a blocking call that waits for background
+    /// work would wait until its deadline.
     Stepped,
 }
 
-/// The world outside the store. The default is the operating system's; a simulation brings its own.
+/// The world outside the store. The default is the operating system's; a simulation brings its own,
+/// such as `disk::SimDisk` and `clock::ManualClock` of the feature `sim`.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Environment {

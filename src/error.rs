@@ -4,16 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, io};
 
-/// The result of every fallible call in this crate.
+/// The result of a fallible call, unless it names an error of its own.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Which operating-system call failed.
+/// What the operating system was asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum IoOp {
     /// Opening a file or directory.
     Open,
-    /// Creating a file or directory.
+    /// Creating a file, a directory or a thread; the path is then the name of the thread.
     Create,
     /// Reserving disk blocks.
     Allocate,
@@ -170,7 +170,7 @@ pub enum InvalidMessage {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused an operation.
+    /// The operating system refused an operation. As the error of a put: nothing was stored.
     Io {
         /// What was attempted.
         op: IoOp,
@@ -233,7 +233,7 @@ pub enum Error {
     },
     /// The message breaks a rule of the format. Nothing was stored.
     InvalidMessage(InvalidMessage),
-    /// Another store has the directory open.
+    /// Another store has the directory open, in this process or in another, or a Java broker has.
     Locked {
         /// The lock file.
         path: PathBuf,
@@ -242,7 +242,10 @@ pub enum Error {
     },
     /// A configuration value is out of range.
     Config {
-        /// The field.
+        /// The field. Those of [`FlushMode`](crate::FlushMode) go by RocketMQ-like names:
+        /// `sync_flush_timeout` is `timeout`, `flush_interval` is `interval`, and
+        /// `flush_thorough_interval` is `thorough_interval`. `flusher` is none: the commit log has
+        /// had one before.
         field: &'static str,
         /// Its value.
         value: String,
@@ -257,15 +260,17 @@ pub enum Error {
         /// Physical offset at which the segment begins.
         base_offset: u64,
     },
-    /// The replicator refused the put before anything was written. Nothing was stored.
+    /// The replicator refused the put before anything was written: nothing was stored. Or the store
+    /// refused the replicator: at open or from [`confirm`](crate::replication::ReplicatedLog::confirm),
+    /// for its epoch.
     Refused(crate::replication::Refusal),
     /// A [`PutResult`](crate::PutResult) other than `PutOk` was turned into an error by `ok()`.
     NotOk(crate::store::PutResult),
     /// The store was opened read-only.
     ReadOnly,
-    /// The store, or this handle's part of it, is closed.
+    /// The store or log is closed. A put that gets this was not stored.
     Closed,
-    /// What was put is not durable in time. Nothing has failed: the sync goes on, later puts are
+    /// What was put was not durable in time. Nothing has failed: the sync goes on, later puts are
     /// accepted, and the same call may succeed later.
     FlushTimeout {
         /// Physical offset before which everything is durable.
@@ -273,8 +278,8 @@ pub enum Error {
         /// The offset that was asked for.
         wanted: u64,
     },
-    /// A background thread did not stop in time: it hangs in the operating system. Everything
-    /// acknowledged is safe; the thread is left behind, and with it the lock of the store.
+    /// A background thread did not stop in time: it hangs in the operating system. What was put is as
+    /// safe as its `PutOk` said; the thread is left behind, and with it the lock of the store.
     CloseTimeout {
         /// The thread's name.
         thread: String,
@@ -465,11 +470,15 @@ impl fmt::Display for Error {
                 })
             }
             Self::InvalidMessage(what) => write!(f, "invalid message: {what}"),
+            Self::Locked { path, pid: Some(pid) } if *pid == std::process::id() => {
+                let path = path.display();
+                write!(f, "{path} is held by this process ({pid}); one store at a time")
+            }
             Self::Locked { path, pid: Some(pid) } => {
                 write!(f, "{} is held by process {pid}; one store at a time", path.display())
             }
             Self::Locked { path, pid: None } => {
-                write!(f, "{} is held by another process; one store at a time", path.display())
+                write!(f, "{} is held by someone else; one store at a time", path.display())
             }
             Self::Config { field, value, allowed } => {
                 write!(f, "{field} is {value}, but must be {allowed}")
@@ -515,5 +524,21 @@ impl std::error::Error for Error {
             Self::Latched { first } | Self::Unknown { first, .. } => Some(&**first),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_holds_the_lock_is_told_apart() {
+        let held_by = |pid| Error::Locked { path: PathBuf::from("/s/lock"), pid }.to_string();
+        let own = std::process::id();
+        let this = format!("/s/lock is held by this process ({own}); one store at a time");
+        assert_eq!(held_by(Some(own)), this);
+        let other = format!("/s/lock is held by process {}; one store at a time", own + 1);
+        assert_eq!(held_by(Some(own + 1)), other);
+        assert_eq!(held_by(None), "/s/lock is held by someone else; one store at a time");
     }
 }

@@ -1,8 +1,62 @@
-//! Durable message storage, embedded: RocketMQ's store as a library.
+//! Durable message storage, embedded: RocketMQ's commit log, consume queues and group commit as a
+//! library.
 //!
 //! A message whose [`put`](Store::put) returned [`PutOk`](PutStatus::PutOk) is never lost, never
 //! altered and never delivered wrong, whatever crashed: the process in any mode, the machine with sync
 //! flush, which is the default.
+//!
+//! ```
+//! use duralog::{Message, Store, StoreConfig};
+//!
+//! # let dir = std::env::temp_dir().join(format!("duralog-doc-crate-{}", std::process::id()));
+//! // Segments of 1 MiB will do here; the default is 1 GiB, reserved from the start.
+//! let store = Store::open(StoreConfig::new(&dir).segment_size(1 << 20))?;
+//! let put = store.put(Message::new("orders", "paid 42").tag("paid").key("order-42"))?.ok()?;
+//! for message in store.get("orders", 0, put.queue_offset, 32)?.messages {
+//!     println!("{} {:?}", message.queue_offset, message.body);
+//! }
+//! store.close()?; // dropping the last handle does the same, best effort
+//! # std::fs::remove_dir_all(&dir).unwrap();
+//! # Ok::<(), duralog::Error>(())
+//! ```
+//!
+//! # Where to begin
+//!
+//! * [`Store`] is everything, composed. [`put`](Store::put) and [`put_batch`](Store::put_batch) wait until
+//!   a message is as safe as [`StoreConfig`] asks; [`submit`](Store::submit) returns a [`Ticket`] to wait
+//!   for later, or to await; [`get`](Store::get) and [`get_view`](Store::get_view) read a queue, and
+//!   [`wait_for`](Store::wait_for) blocks until there is something to read.
+//! * [`log`] has the parts, each usable alone: [`CommitLog`](log::CommitLog) with
+//!   [`GroupCommit`](log::GroupCommit) is a write-ahead log, [`Queues`](log::Queues) an index of it.
+//! * [`message`] is the codec: what a record looks like, and its checksums.
+//! * [`replication::Replicator`] is the hook through which the log is copied elsewhere before a put is
+//!   called safe.
+//! * [`Environment`] is what a store runs on: another disk, another clock, no threads. With
+//!   `disk::SimDisk` (feature `sim`) a test cuts the power.
+//!
+//! # Durability
+//!
+//! | put returned | process killed | OS crash, power cut | this machine lost |
+//! |---|---|---|---|
+//! | `PutOk`, async flush | kept | what was put since the last finished sync began may be lost: with a disk that keeps up, `interval` (500 ms; `thorough_interval` if longer) and the time of one sync; never reordered, never with holes | lost |
+//! | `PutOk`, sync flush (the default) | kept | kept | lost |
+//! | `PutOk`, sync flush, put that asked not to wait | kept | not promised | not promised |
+//! | `PutOk`, async flush + sync replication (replica acks when durable) | kept | kept on the replicas | kept on the replicas |
+//! | `PutOk`, sync flush + sync replication | kept | kept | kept on the replicas |
+//! | `FlushDiskTimeout`, `FlushReplicaTimeout`, `ReplicaNotAvailable` | kept iff `reached >= Written` | not reached *yet*: unknown until the watermarks of `Store::stats` pass its `end_offset` | unknown |
+//! | `Err` | not stored, except `Error::Unknown`: the message got its place, then a write or sync failed | | |
+//!
+//! Every put says how far its message had come, in [`PutResult::reached`]. A failed sync or write
+//! *latches* the store: every waiter gets the error, later puts are refused, reads of durable data go
+//! on, and reopening is the way out. Readers see only what can no longer vanish, see [`Visibility`];
+//! what opening does after a crash, see [`RecoveryMode`]. The fault model stands in the README.
+//!
+//! # Features
+//!
+//! * `sim`, off by default: what tests need to make things fail. `disk::SimDisk`, a disk in memory that
+//!   loses what was not synced; `clock::ManualClock`, a clock that moves only when told to;
+//!   `replication::ScriptedReplica` and `ReplicaBehaviour`, a replica that confirms, delays, refuses or
+//!   is away.
 
 #![deny(missing_docs)]
 
@@ -37,3 +91,15 @@ pub use worker::Next;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The durability table stands here and in the README in the same words.
+///
+/// ```
+/// let readme = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+/// let page = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/lib.rs"));
+/// for row in readme.lines().filter(|line| line.starts_with('|')) {
+///     assert!(page.contains(&format!("//! {row}\n")), "{row}");
+/// }
+/// ```
+#[cfg(doctest)]
+struct DurabilityTable;

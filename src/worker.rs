@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 pub enum Next {
     /// At once: there is more to do.
     Now,
-    /// At this instant, or when the doorbell rings.
+    /// At this instant, or before if something comes up: when the doorbell rings.
     At(Instant),
-    /// When the doorbell rings.
+    /// Not before something comes up: when the doorbell rings.
     Idle,
 }
 

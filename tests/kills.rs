@@ -110,6 +110,7 @@ fn java_writes(disk: &SimDisk, id: u64, after: &Acknowledged) {
     lock[..4].copy_from_slice(b"lock");
     disk.put_file("/store/lock", &lock).expect("there is room");
     let layout = RecordLayout {
+        long_topics: true,
         store_host: Host::new([127, 0, 0, 1], 10911),
         born_host: Host::new([127, 0, 0, 1], 50000),
         record_crc: false,

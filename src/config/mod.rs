@@ -39,13 +39,14 @@ pub enum FlushMode {
         timeout: Duration,
     },
     /// RocketMQ's `ASYNC_FLUSH`: a put answers once its bytes are in the page cache; a power cut may
-    /// take what is younger than `interval`, or than `thorough_interval` if that is longer.
+    /// take what was put since the last finished sync began. With a disk that keeps up, that is
+    /// `interval`, or `thorough_interval` if that is longer, and the time of one sync.
     Async {
-        /// A sync starts at most this long after the oldest byte it covers. Default 500 ms; 1 ms to
-        /// 1 h.
+        /// A sync starts at most this long after the oldest byte it covers, or when the sync before it
+        /// ends, if that is later. Default 500 ms; 1 ms to 1 h.
         interval: Duration,
-        /// Once this many pages of 4 KiB wait, the sync starts `interval` after the last one began, be
-        /// they ever so young; they are counted ten times an interval. 0 leaves it to their age.
+        /// Once this many pages of 4 KiB wait, the next sync starts `interval` after the last one began,
+        /// however young they are; that is checked ten times per `interval`. 0 leaves it to their age.
         /// Default 4.
         least_pages: u32,
         /// How long fewer than `least_pages` pages may wait. RocketMQ defers them up to 10 s; here
@@ -95,9 +96,9 @@ pub enum RecoveryMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Visibility {
     /// Only what can no longer vanish: durable with sync flush, in the page cache with async flush,
-    /// and confirmed where a replicator is in place. The default. A store that is opened read-only beside
-    /// a writer, or after a crash, shows what the last checkpoint says is durable: with sync flush that
-    /// is some 200 ms behind.
+    /// and confirmed where a replicator is in place; what the log holds when it is opened counts as
+    /// confirmed. The default. A store that is opened read-only beside a writer, or after a crash, shows
+    /// what the last checkpoint says is durable: with sync flush that is some 200 ms behind.
     #[default]
     Safe,
     /// Whatever is in the page cache, as in RocketMQ with `readUnCommitted`: a crash may take back
@@ -146,12 +147,14 @@ pub struct LogConfig {
     pub long_topics: bool,
     /// Largest body in bytes. Default 4 MiB; 1 byte to 512 MiB. It must fit a segment, too.
     pub max_message_size: usize,
-    /// Bytes that may wait to be written; a put then waits, `try_submit` answers `Full`. Default
+    /// Bytes that may wait to be written; beyond that a put waits, `try_submit` answers `Full`. Default
     /// 8 MiB; 4 KiB to 1 GiB. Two such buffers exist; one message may be larger. Has no meaning for
     /// [`WriteMode::Mmap`], where nothing waits to be written.
     pub max_in_flight_bytes: usize,
-    /// How long a put waits for its place: for the next segment, or for room among the bytes in flight.
-    /// What it waits for afterwards has timeouts of its own. Default 5 s; 1 ms to 1 h.
+    /// How long a put waits for its place: for the next segment, or for room among the bytes in flight;
+    /// and, where it does not wait for the disk, until it is in the page cache. All else has timeouts of
+    /// its own. No effect on [`CommitLog::append`](crate::log::CommitLog::append), which is told its
+    /// patience. Default 5 s; 1 ms to 1 h.
     pub put_timeout: Duration,
     /// How long `close` may take to make everything durable and to stop the threads, and `flush` to
     /// make everything durable. Default 5 s; 1 ms to 1 h.
@@ -210,7 +213,8 @@ impl LogConfig {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct StoreConfig {
-    /// Settings of the commit log.
+    /// Settings of the commit log. Its `write_mode` is not looked at:
+    /// [`write_mode`](Self::write_mode) decides.
     pub log: LogConfig,
     /// Default [`FlushMode::sync`].
     pub flush_mode: FlushMode,

@@ -48,9 +48,10 @@ pub(super) trait Memory: Send + Sync {
 
 /// A file mapped into memory.
 ///
-/// A prefix of it is *published*: those bytes never change again and may be borrowed as slices. The
-/// rest belongs to the one `RegionWriter`, or to whoever writes the file. Cloning is cheap; the
-/// mapping goes when its last clone goes, whatever happened to the file's name.
+/// A prefix of it is *published*: those bytes never change again, as long as the file is written only
+/// through the handle it was mapped from, and may be borrowed as slices. The rest belongs to the one
+/// `RegionWriter`, or to whoever writes the file. Cloning is cheap; the mapping goes when its last
+/// clone goes, whatever happened to the file's name.
 #[derive(Clone)]
 pub struct Region {
     shared: Arc<Shared>,

@@ -30,6 +30,29 @@ pub(crate) const CLOSE_THREAD: &str = "duralog-close";
 ///
 /// Usable alone, as a write-ahead log: [`append`](Self::append) gives a record its place,
 /// [`GroupCommit`](super::GroupCommit) makes it durable, [`read`](Self::read) returns it.
+///
+/// # Examples
+/// ```
+/// use duralog::log::{CommitLog, GroupCommit, Patience};
+/// use duralog::message::{Draft, Message};
+/// use duralog::{LogConfig, Reached};
+/// use std::time::Duration;
+///
+/// # let dir = std::env::temp_dir().join(format!("duralog-doc-log-{}", std::process::id()));
+/// let log = CommitLog::open(LogConfig::new(&dir).segment_size(1 << 20))?;
+/// let commits = GroupCommit::start(&log, Duration::from_secs(5))?;
+/// let change = Message::new("accounts", "balance += 10");
+/// let draft = Draft::new(&change, log.layout())?;
+/// let appended = log.append(&[draft], Patience::For(Duration::from_secs(1)))?;
+/// assert_eq!(commits.wait(&appended)?, Reached::Durable); // any number of threads share a sync
+/// for record in log.records(log.min_offset()) {
+///     assert_eq!(record?.body(), b"balance += 10");
+/// }
+/// commits.stop()?;
+/// log.close()?;
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), duralog::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct CommitLog {
     core: Arc<Core>,
@@ -46,12 +69,16 @@ impl CommitLog {
     ///
     /// # Errors
     /// [`Error::Locked`] if another store has the directory; [`Error::Corrupt`] for damage that the
-    /// recovery mode does not allow to pass; [`Error::Config`], [`Error::Io`], [`Error::DiskFull`].
+    /// recovery mode does not let pass; [`Error::UnknownFormat`] if a newer version of this crate wrote
+    /// it; [`Error::Config`], [`Error::Io`], [`Error::DiskFull`].
     pub fn open(config: LogConfig) -> Result<Self> {
         Self::open_in(config, Environment::default())
     }
 
-    /// The same in another environment.
+    /// The same in another environment: another disk, clock, or without a thread.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
     pub fn open_in(config: LogConfig, environment: Environment) -> Result<Self> {
         config.validate()?;
         let threads = environment.threads;
@@ -91,15 +118,17 @@ impl CommitLog {
 
     /// Gives the records of `drafts` their offsets, next to each other in one segment.
     ///
-    /// Nothing is durable on return, nor even in the page cache: see
-    /// [`GroupCommit::wait`](super::GroupCommit::wait), or call [`write`](Self::write) and
-    /// [`sync`](Self::sync).
+    /// Nothing is durable on return, nor, with [`WriteMode::Pwrite`](crate::WriteMode::Pwrite), even in
+    /// the page cache: see [`GroupCommit::wait`](super::GroupCommit::wait), or call
+    /// [`write`](Self::write) and [`sync`](Self::sync). How long it waits for room or for the next
+    /// segment is up to `patience` alone, not to [`LogConfig::put_timeout`].
     ///
     /// # Errors
     /// Nothing was appended: [`Error::TooLarge`] if the records do not fit a segment together,
     /// [`Error::Full`] or [`Error::SegmentNotReady`] when `patience` ends, [`Error::DiskFull`],
-    /// [`Error::Latched`], [`Error::Closed`], [`Error::ReadOnly`], [`Error::InvalidMessage`] without a
-    /// draft, for one made for another [`layout`](Self::layout), or for a queue that is full.
+    /// [`Error::Io`] if the next segment cannot be created or mapped, [`Error::Latched`],
+    /// [`Error::Closed`], [`Error::ReadOnly`], [`Error::InvalidMessage`] without a draft, for one made
+    /// for another [`layout`](Self::layout), or for a queue that is full.
     pub fn append(&self, drafts: &[Draft<'_>], patience: Patience) -> Result<Appended> {
         let appended = self.core.append(drafts, patience, false)?;
         self.core.wake_flusher();
@@ -114,6 +143,10 @@ impl CommitLog {
     }
 
     /// Brings everything appended into the page cache: it then survives a kill.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a segment cannot be written, which latches the log: nothing is appended any
+    /// more, and what was on its way may be stored or not. [`Error::Latched`] ever after.
     pub fn write(&self) -> Result<()> {
         self.core.write()
     }
@@ -121,23 +154,25 @@ impl CommitLog {
     /// Makes everything written durable: it then survives a power cut.
     ///
     /// # Errors
-    /// A failed sync latches the log: nothing is appended any more, and what the sync should have
-    /// covered is [`Error::Unknown`] until the log is reopened.
+    /// [`Error::Io`] if the sync fails, which latches the log: nothing is appended any more, and what the
+    /// sync should have covered may be stored or not, until the log is reopened. [`Error::Latched`] ever
+    /// after.
     pub fn sync(&self) -> Result<()> {
         self.core.sync().map(|_| ())
     }
 
-    /// The record at `physical_offset`, verified.
+    /// The record at `physical_offset`, verified; `None` outside of what is written.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if no valid record begins there. `Ok(None)` outside of what is written.
+    /// [`Error::Corrupt`] if no valid record begins there; [`Error::Io`] if the segment cannot be mapped.
     pub fn read(&self, physical_offset: u64) -> Result<Option<MessageView>> {
         let written = self.core.progress.written();
         let found = self.core.read(physical_offset, true)?;
         Ok(found.filter(|view| physical_offset + view.size() as u64 <= written))
     }
 
-    /// Every record from `physical_offset` on that is in the page cache, in log order.
+    /// Every record from `physical_offset` on that is in the page cache now, in log order and verified.
+    /// An error, as of [`read`](Self::read), ends the iteration.
     pub fn records(&self, physical_offset: u64) -> Records<'_> {
         self.core.verified_records(physical_offset, self.core.progress.written())
     }
@@ -166,7 +201,8 @@ impl CommitLog {
     /// Writes and syncs what is left, records that the log was closed cleanly, and stops the thread.
     ///
     /// # Errors
-    /// The first failure; the log is closed nonetheless. [`Error::CloseTimeout`] if the thread hangs.
+    /// The first failure; the log is closed nonetheless. [`Error::CloseTimeout`] if a thread hangs for
+    /// longer than `close_timeout`: the directory then stays locked. A second call returns `Ok`.
     pub fn close(&self) -> Result<()> {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());

@@ -130,7 +130,25 @@ pub(crate) struct Durable {
 /// The queue of one topic and queue id.
 ///
 /// One thread appends; any number of threads read meanwhile. Nothing is open, and no directory need
-/// exist, before the first write or read.
+/// exist, before the first write or read. In a store the queues come from [`Queues`](super::Queues),
+/// which makes all of them durable together; one [opened](Self::open) by itself is made durable by
+/// [`sync`](Self::sync).
+///
+/// # Examples
+/// ```
+/// use duralog::disk::HostDisk;
+/// use duralog::log::{ConsumeQueue, QueueEntry, QueueOptions};
+///
+/// # let dir = std::env::temp_dir().join(format!("duralog-doc-queue-{}", std::process::id()));
+/// let queue =
+///     ConsumeQueue::open(HostDisk::shared(), &dir, "orders", 0, &QueueOptions::default())?;
+/// let entry = QueueEntry { physical_offset: 0, size: 128, tags_code: 0 };
+/// queue.append(queue.max_offset(), entry)?; // can be read from here on
+/// queue.sync()?; // survives a power cut from here on
+/// assert_eq!(queue.entry(0)?, Some(entry));
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), duralog::Error>(())
+/// ```
 pub struct ConsumeQueue {
     shared: Arc<Shared>,
     number: u32,

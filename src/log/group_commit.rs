@@ -19,7 +19,7 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(3600 * 24 * 365);
 /// While a sync runs, the next group forms; it is synced as soon as the disk is free. Waiting for more
 /// to come would gain nothing: producers that come back find the disk busy and form the group after.
 ///
-/// Dropping it stops the thread; [`CommitLog::close`] syncs what is left.
+/// Dropping it stops the thread; [`CommitLog::close`] syncs what is left. [`CommitLog`] has an example.
 #[derive(Debug)]
 pub struct GroupCommit {
     flusher: Flusher<Grouped>,
@@ -30,7 +30,7 @@ impl GroupCommit {
     /// Starts the thread `duralog-sync` for `log`. [`wait`](Self::wait) gives up after `timeout`.
     ///
     /// # Errors
-    /// [`Error::Config`] if the log has a flusher already; [`Error::Io`] if no thread can be had.
+    /// [`Error::Config`] if the log has a flusher, or has had one; [`Error::Io`] if no thread can be had.
     pub fn start(log: &CommitLog, timeout: Duration) -> Result<Self> {
         Self::start_with(log, timeout, Threads::Own)
     }

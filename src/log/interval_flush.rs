@@ -1,4 +1,5 @@
-//! Async flush: puts do not wait, but no byte stays unsynced for longer than the interval.
+//! Async flush: puts do not wait, but no byte waits for longer than the interval until a sync starts that
+//! covers it, unless the sync before takes longer.
 
 use super::commit_log::CommitLog;
 use super::core::Core;
@@ -32,7 +33,8 @@ impl IntervalFlush {
     /// count as these.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if the log has a flusher already.
+    /// [`Error::Config`](crate::Error::Config) if the log has a flusher, or has had one;
+    /// [`Error::Io`](crate::Error::Io) if no thread can be had.
     pub fn start(
         log: &CommitLog,
         interval: Duration,

@@ -1,4 +1,9 @@
-//! The commit log, its durability, and the queues that index it.
+//! The commit log, its durability, and the queues that index it: the parts of a store, each usable
+//! alone.
+//!
+//! [`CommitLog`] takes records and gives them back. [`GroupCommit`] makes it durable for those who wait,
+//! [`IntervalFlush`] at intervals; a log has one of them, or is synced by hand. [`Queues`] tell where the
+//! messages of a topic and queue id lie in the log, and are rebuilt from it when in doubt.
 
 mod broker_checkpoint;
 pub(crate) mod checkpoint;

@@ -41,7 +41,8 @@ pub struct Watermarks {
     pub written: u64,
     /// Synced: survives a power cut.
     pub durable: u64,
-    /// Held by the replicas that the ack policy asks for; `u64::MAX` when it asks for none.
+    /// Held by the replicas that the ack policy asks for; what the log held when it was opened counts.
+    /// `u64::MAX` without a replicator.
     pub confirmed: u64,
     /// In the consume queues.
     pub dispatched: u64,

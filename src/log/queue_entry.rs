@@ -18,7 +18,8 @@ pub struct QueueEntry {
     pub physical_offset: u64,
     /// Length of the whole record in bytes.
     pub size: u32,
-    /// Hash of the message's tag, sign-extended; in `SCHEDULE_TOPIC_XXXX` the delivery time.
+    /// Hash of the message's tag, sign-extended, 0 without one; in `SCHEDULE_TOPIC_XXXX` the delivery
+    /// time in milliseconds since 1970.
     pub tags_code: i64,
 }
 

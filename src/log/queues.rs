@@ -68,6 +68,25 @@ impl Registry {
 /// Memory grows with the queues (some 300 bytes each) and is bounded by
 /// [`QueueOptions::tail_memory`] for entries not yet written; open files are bounded by
 /// [`QueueOptions::open_files`].
+///
+/// # Examples
+/// ```
+/// use duralog::disk::HostDisk;
+/// use duralog::log::{QueueEntry, QueueOptions, Queues};
+///
+/// # let dir = std::env::temp_dir().join(format!("duralog-doc-queues-{}", std::process::id()));
+/// # std::fs::create_dir(&dir).unwrap();
+/// let (queues, table) = Queues::open(HostDisk::shared(), &dir, &QueueOptions::default())?;
+/// assert_eq!(table.offset, 0); // what lies behind in the log is to be dispatched
+/// let queue = queues.get_or_create("orders", 0)?;
+/// queue.append(0, QueueEntry { physical_offset: 0, size: 128, tags_code: 0 })?;
+/// queue.append(1, QueueEntry { physical_offset: 128, size: 96, tags_code: 0 })?;
+/// queues.finish_recovery(false, 0)?;
+/// assert_eq!(queue.entry(1)?.map(|entry| entry.physical_offset), Some(128));
+/// queues.checkpoint(224, &mut || Ok(()))?; // the log is durable before 224
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), duralog::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Queues {
     root: PathBuf,

@@ -64,7 +64,7 @@ pub struct RecoveryReport {
 }
 
 impl RecoveryReport {
-    /// Bytes that were cut off, zeros not counted.
+    /// Bytes that were cut off, without the zeros that end them: [`Cut::bytes`], or 0.
     pub fn cut_bytes(&self) -> u64 {
         self.cut.as_ref().map_or(0, |cut| cut.bytes)
     }

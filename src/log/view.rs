@@ -60,7 +60,7 @@ impl MessageView {
         self.record().topic()
     }
 
-    /// The ordinal in its queue.
+    /// Its position in its queue, counted from 0.
     pub fn queue_offset(&self) -> u64 {
         queue_offset(self.bytes()).cast_unsigned()
     }

@@ -22,9 +22,9 @@ pub struct RecordLayout {
     pub record_crc: bool,
     /// Whether topics may be longer than a V1 record can hold.
     pub long_topics: bool,
-    /// Longest body.
+    /// Longest body, in bytes.
     pub max_message_size: usize,
-    /// Largest record: what one segment has room for, less its blank.
+    /// Largest record, in bytes: what one segment has room for, less its blank.
     pub max_record_size: usize,
 }
 
@@ -33,7 +33,7 @@ pub struct RecordLayout {
 pub struct Stamp {
     /// Where in the log the record begins.
     pub physical_offset: u64,
-    /// Its ordinal in its queue; 0 for a message that takes none.
+    /// Its position in its queue, counted from 0; 0 for a message that is in none.
     pub queue_offset: u64,
     /// When it is stored, in milliseconds since 1970.
     pub store_timestamp: i64,

@@ -7,8 +7,9 @@ use crate::error::InvalidMessage;
 
 /// A message to be put: topic, body, properties, and what RocketMQ keeps beside them.
 ///
-/// Built by chaining. Values without rules of their own are public fields, each with a method of
-/// the same name to chain; nothing is checked before the put.
+/// Built by chaining. Values without rules of their own are public fields, each with a method to
+/// chain: of the same name, but for [`born_timestamp`](Self::born_timestamp), which
+/// [`born_at`](Self::born_at) sets. Nothing is checked before the put.
 ///
 /// ```
 /// # use duralog::message::Message;
@@ -33,9 +34,10 @@ pub struct Message {
     pub sys_flag: SysFlag,
     /// When the producer made the message, in milliseconds since 1970. 0: when it is stored.
     pub born_timestamp: i64,
-    /// Where the producer runs. `None`: the store's own `born_host`.
+    /// Where the producer runs. `None`: [`LogConfig::store_host`](crate::LogConfig::store_host).
     pub born_host: Option<Host>,
-    /// Where the message is stored first. `None`: the store's own `store_host`.
+    /// Where the message is stored first. `None`:
+    /// [`LogConfig::store_host`](crate::LogConfig::store_host).
     pub store_host: Option<Host>,
     /// How often a consumer failed to handle the message.
     pub reconsume_times: i32,
@@ -69,8 +71,8 @@ impl Message {
         self.property(names::TAGS, tag)
     }
 
-    /// Adds a key, for RocketMQ's index; this version has none yet and only stores it. A key with
-    /// spaces in it counts as several.
+    /// Adds a key, for RocketMQ's index; this version has no index yet and only stores the key. A key
+    /// with spaces in it counts as several.
     #[must_use]
     pub fn key(self, key: impl AsRef<str>) -> Self {
         let key = key.as_ref();
@@ -109,7 +111,7 @@ impl Message {
         self
     }
 
-    /// Chooses the queue.
+    /// Chooses the queue: 0 or more, and below `StoreConfig::max_queues_per_topic`.
     #[must_use]
     pub fn queue(mut self, queue_id: i32) -> Self {
         self.queue_id = queue_id;
@@ -131,7 +133,8 @@ impl Message {
     }
 
     /// Whether the put waits until the message is flushed and replicated as the store is configured
-    /// to; RocketMQ's `WAIT` property. Messages wait unless told not to.
+    /// to; RocketMQ's `WAIT` property. Messages wait unless told not to. The put of one that does not is
+    /// answered once it is in the page cache, whatever disk and replicas do.
     #[must_use]
     pub fn wait(self, wait: bool) -> Self {
         self.property(names::WAIT, if wait { "true" } else { "false" })

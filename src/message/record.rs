@@ -46,8 +46,8 @@ pub enum RecordCheck {
     /// By that of the body. A `__CRC32#` that does not match may be stale: RocketMQ without the
     /// option copies the property along when it puts a stored message again.
     Body,
-    /// By that of the whole record, which must be there: for records of which is known that they
-    /// were written with one. The body and its checksum are covered.
+    /// By that of the whole record, which must be there: for records that are known to have been
+    /// written with one. The body and its checksum are covered.
     Record,
 }
 
@@ -195,7 +195,7 @@ impl<'a> RecordRef<'a> {
         i32::from_be_bytes(field(self.bytes, 16))
     }
 
-    /// The ordinal in the queue.
+    /// Its position in its queue, counted from 0.
     pub fn queue_offset(&self) -> i64 {
         queue_offset(self.bytes)
     }
@@ -205,7 +205,7 @@ impl<'a> RecordRef<'a> {
         i64::from_be_bytes(field(self.bytes, 28))
     }
 
-    /// How the body and hosts are encoded and the part in a transaction.
+    /// How the body and hosts are encoded, and the message's part in a transaction.
     pub fn sys_flag(&self) -> SysFlag {
         SysFlag(i32::from_be_bytes(field(self.bytes, SYS_FLAG_AT)))
     }
@@ -357,7 +357,7 @@ const SYS_FLAG_AT: usize = 36;
 const BORN_HOST_AT: usize = 48;
 const BODY_LEN_SIZE: usize = 4;
 
-/// The ordinal in its queue of the record in `bytes`.
+/// The position in its queue of the record in `bytes`.
 pub(crate) fn queue_offset(record: &[u8]) -> i64 {
     i64::from_be_bytes(field(record, 20))
 }

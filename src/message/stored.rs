@@ -11,6 +11,10 @@ use super::tags::tags_code;
 use super::wire::{Sink, StackBuffer};
 
 /// A message as it was read from the log.
+///
+/// Its offsets are signed as in the format: a record of another program may hold anything there. In a
+/// message that [`Store::get`](crate::Store::get) returns, `queue_offset` and `physical_offset` are
+/// never negative.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredMessage {
     /// Which layout its record has.
@@ -21,11 +25,11 @@ pub struct StoredMessage {
     pub queue_id: i32,
     /// The application's own number.
     pub flag: i32,
-    /// The ordinal in the queue.
+    /// Its position in its queue, counted from 0.
     pub queue_offset: i64,
     /// Where in the log the record begins.
     pub physical_offset: i64,
-    /// How the body and hosts are encoded and the part in a transaction.
+    /// How the body and hosts are encoded, and the message's part in a transaction.
     pub sys_flag: SysFlag,
     /// When the producer made the message, in milliseconds since 1970.
     pub born_timestamp: i64,

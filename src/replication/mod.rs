@@ -2,8 +2,12 @@
 //!
 //! The store gives out offsets and bytes; a [`Replicator`] carries them away and says how far the
 //! others have come, by moving one watermark: everything below *confirmed* is held by as many
-//! replicas as the policy asks for and is never taken back. Puts wait for that watermark, and readers
-//! see nothing above it.
+//! replicas as the policy asks for and is never taken back. Puts wait for that watermark, and under
+//! [`Visibility::Safe`](crate::Visibility::Safe) readers see nothing above it. What the log holds when it
+//! is opened counts as confirmed.
+//!
+//! The feature `sim` adds `ScriptedReplica`, which confirms, delays, refuses or vanishes as its
+//! `ReplicaBehaviour` says.
 
 #[cfg(feature = "sim")]
 mod scripted;
@@ -95,6 +99,53 @@ pub struct StartPoint {
 /// thread that syncs. **Blocking.** No method but `start` and `stop` may block, and `on_written` and
 /// `on_durable` may not call the store, whose locks are held: they stand in the path of every put and
 /// are meant to signal other threads. The log may be read, and confirmed, from any of them.
+///
+/// # Examples
+/// One that confirms what is written here, as if a replica had answered at once:
+/// ```
+/// use duralog::replication::{
+///     Admission, Epoch, Refusal, ReplicatedLog, Replicator, StartPoint,
+/// };
+/// use duralog::{Environment, Message, Reached, Result, Store, StoreConfig};
+/// use std::sync::{Arc, OnceLock};
+///
+/// #[derive(Debug, Default)]
+/// struct Echo {
+///     log: OnceLock<(Arc<dyn ReplicatedLog>, Epoch)>,
+/// }
+///
+/// impl Replicator for Echo {
+///     fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<Epoch> {
+///         let epoch = Epoch(at.epoch.0 + 1);
+///         self.log.get_or_init(|| (log, epoch));
+///         Ok(epoch)
+///     }
+///
+///     fn admit(&self) -> Result<Admission, Refusal> {
+///         let (_, epoch) = self.log.get().ok_or(Refusal::Stopped)?;
+///         Ok(Admission { epoch: *epoch, replicas_available: true })
+///     }
+///
+///     fn on_written(&self, end: u64) {
+///         // A real one signals its threads here; they `read` the log, send, and confirm.
+///         if let Some((log, epoch)) = self.log.get() {
+///             let _ = log.confirm(end, *epoch);
+///         }
+///     }
+///
+///     fn on_durable(&self, _end: u64) {}
+///
+///     fn stop(&self) {}
+/// }
+///
+/// # let dir = std::env::temp_dir().join(format!("duralog-doc-replicator-{}", std::process::id()));
+/// let config = StoreConfig::new(&dir).segment_size(1 << 20);
+/// let store = Store::open_replicated(config, Environment::default(), Arc::new(Echo::default()))?;
+/// assert_eq!(store.put(Message::new("orders", "paid 42"))?.reached, Reached::Confirmed);
+/// # store.close()?;
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), duralog::Error>(())
+/// ```
 pub trait Replicator: Send + Sync + fmt::Debug + 'static {
     /// Begins replicating `log`, and says the epoch in which it may be written. The backend starts
     /// its own threads here. From now on puts wait for [`ReplicatedLog::confirm`].
@@ -126,24 +177,26 @@ pub trait Replicator: Send + Sync + fmt::Debug + 'static {
 
 /// The log as a replicator sees it.
 pub trait ReplicatedLog: Send + Sync + fmt::Debug {
-    /// Physical offset behind the last byte that can be read.
+    /// Physical offset behind the last byte that can be read; 0 once the store is gone.
     fn end(&self) -> u64;
 
-    /// Physical offset behind the last byte that survives a power cut here.
+    /// Physical offset behind the last byte that survives a power cut here; 0 once the store is gone.
     fn durable(&self) -> u64;
 
     /// Bytes from `from` on, at most `max` of them and all from one segment; empty at the end. They
     /// are not copied, and stay readable as long as the slice is held.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if the segment cannot be opened.
+    /// [`Error::Io`](crate::Error::Io) if the segment cannot be opened or mapped;
+    /// [`Error::Closed`](crate::Error::Closed) if the store is gone.
     fn read(&self, from: u64, max: u64) -> Result<LogSlice>;
 
     /// Everything before `end` is held by as many replicas as the policy asks for. Lower values than
     /// before change nothing.
     ///
     /// # Errors
-    /// [`Error::Refused`](crate::Error::Refused) if `epoch` is not the current one.
+    /// [`Error::Refused`](crate::Error::Refused) if `epoch` is not the one that
+    /// [`Replicator::start`] returned; [`Error::Closed`](crate::Error::Closed) if the store is gone.
     fn confirm(&self, end: u64, epoch: Epoch) -> Result<()>;
 }
 

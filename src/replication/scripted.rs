@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 const THREAD: &str = "duralog-replica";
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a [`ScriptedReplica`] does.
+/// What a [`ScriptedReplica`] does (feature `sim`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReplicaBehaviour {

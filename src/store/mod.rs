@@ -141,7 +141,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Locked`] with the holder's process id if the store is open elsewhere;
-    /// [`Error::Corrupt`] for damage that the recovery mode does not let pass; [`Error::Config`],
+    /// [`Error::Corrupt`] for damage that the recovery mode does not let pass;
+    /// [`Error::UnknownFormat`] if a newer version of this crate wrote it; [`Error::Config`],
     /// [`Error::DiskFull`], [`Error::Io`]. Nothing is left running.
     pub fn open(config: StoreConfig) -> Result<Self> {
         Self::open_in(config, Environment::default())
@@ -149,16 +150,36 @@ impl Store {
 
     /// The same in another environment: another disk, clock, or without threads.
     ///
+    /// # Examples
+    /// A power cut that loses everything that was not synced, on the disk of the feature `sim`:
+    /// ```
+    /// use duralog::disk::{Cut, SimDisk};
+    /// use duralog::{Environment, Message, Store, StoreConfig};
+    ///
+    /// let config = StoreConfig::new("/store").segment_size(1 << 20);
+    /// let disk = SimDisk::new(1);
+    /// let store = Store::open_in(config.clone(), Environment::on(disk.shared()))?;
+    /// let put = store.put(Message::new("orders", "paid 42"))?.ok()?;
+    ///
+    /// let disk = disk.cut_power(Cut::losing_all());
+    /// let reopened = Store::open_in(config, Environment::on(disk.shared()))?;
+    /// assert!(reopened.recovery().unclean);
+    /// assert_eq!(reopened.get("orders", 0, put.queue_offset, 1)?.messages[0].body, b"paid 42");
+    /// # Ok::<(), duralog::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_in(config: StoreConfig, environment: Environment) -> Result<Self> {
         Self::open_with(config, environment, None)
     }
 
-    /// The same, replicated: puts wait for what `replicator` confirms.
+    /// The same, replicated: puts wait for what `replicator` confirms. What the log holds when it is
+    /// opened counts as confirmed. [`Replicator`] has an example.
     ///
     /// # Errors
-    /// As [`open`](Self::open), and what the replicator's `start` says.
+    /// As [`open`](Self::open), what the replicator's `start` says, and [`Error::Refused`] if that
+    /// returns an older epoch than the log was written under.
     pub fn open_replicated(
         config: StoreConfig,
         environment: Environment,
@@ -207,14 +228,17 @@ impl Store {
     /// Makes everything put so far durable, whatever the flush mode. Blocks up to `close_timeout`.
     ///
     /// # Errors
-    /// [`Error::Latched`] if a write or sync failed; [`Error::FlushTimeout`] if it takes longer.
+    /// [`Error::Latched`] if a write or sync failed, in a stepped store the failure itself;
+    /// [`Error::FlushTimeout`] if it takes longer.
     pub fn flush(&self) -> Result<()> {
         self.inner.engine.flush_all()
     }
 
     /// Refuses further puts, makes everything durable, stops the threads and marks the store clean.
-    /// All clones are closed with it; a second call returns at once. Views that were handed out stay
-    /// valid, and a handle that is still there goes on reading; files are closed with the last one.
+    /// Takes about `close_timeout` at most. All clones are closed with it; a second call returns `Ok` at
+    /// once, even while the first one is still at work. Views that were handed out stay valid, and a
+    /// handle that is still there goes on reading what was dispatched by then; only
+    /// [`wait_for`](Self::wait_for) fails. Files are closed with the last handle.
     ///
     /// Dropping the last handle does the same as well as it can, in the background if a [`Waker`] drops
     /// it on a thread of the store. Not to be called there: it would wait for its own thread.
@@ -222,9 +246,9 @@ impl Store {
     /// [`Waker`]: std::task::Waker
     ///
     /// # Errors
-    /// The first thing that failed. What was acknowledged is safe nonetheless.
-    /// [`Error::CloseTimeout`] if a thread hangs in the operating system: the call does not hang with
-    /// it.
+    /// The first thing that failed. What was put is as safe as its `PutOk` said: under async flush, a
+    /// power cut may take what no sync has covered. [`Error::CloseTimeout`] if a thread hangs in the
+    /// operating system: the call does not hang with it.
     pub fn close(&self) -> Result<()> {
         self.inner.engine.close()
     }

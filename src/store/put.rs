@@ -49,17 +49,19 @@ impl Store {
     /// Stores `message` and waits until it is as safe as the store's settings ask.
     ///
     /// Under sync flush, [`PutOk`](super::PutStatus::PutOk) means that the message survives a power
-    /// cut; under async flush, that it survives the process. Blocks up to `sync_flush_timeout` and,
-    /// with a replicator, `sync_replica_timeout`, counted from the call; the other statuses mean
-    /// *stored, but not known to be as safe as asked*. Where it has to wait for its place, behind
-    /// `max_in_flight_bytes` that the disk does not take or for the next segment, that ends with an
-    /// error after `put_timeout`. A message with `wait(false)` is answered once it is in the page cache,
-    /// with `FlushDiskTimeout` if that takes longer than `put_timeout`, too.
+    /// cut; under async flush, that it survives the end of the process. Blocks up to
+    /// `sync_flush_timeout` or, with a replicator, `sync_replica_timeout` if that is longer, counted from
+    /// the call; the other statuses mean *stored, but not known to be as safe as asked*. Where it has to
+    /// wait for its place, behind `max_in_flight_bytes` that the disk does not take or for the next
+    /// segment, that ends with an error after `put_timeout`. A message with `wait(false)`, or under async
+    /// flush without a replicator, is answered once it is in the page cache, with `FlushDiskTimeout` if
+    /// that takes longer than `put_timeout`.
     ///
     /// # Errors
     /// Nothing was stored: [`Error::InvalidMessage`], [`Error::TooLarge`], [`Error::DiskFull`],
-    /// [`Error::SegmentNotReady`], [`Error::Full`], [`Error::Refused`], [`Error::Latched`],
-    /// [`Error::ReadOnly`], [`Error::Closed`]. It may be stored or not: [`Error::Unknown`].
+    /// [`Error::Io`] if the next segment cannot be created or mapped, [`Error::SegmentNotReady`],
+    /// [`Error::Full`], [`Error::Refused`], [`Error::Latched`], [`Error::ReadOnly`], [`Error::Closed`].
+    /// It may be stored or not: [`Error::Unknown`].
     pub fn put(&self, message: impl Borrow<Message>) -> Result<PutResult> {
         let shared = self.shared();
         let started =
@@ -71,7 +73,22 @@ impl Store {
     }
 
     /// Stores messages of one topic and queue next to each other, with consecutive queue offsets, and
-    /// waits for all of them. A crash before the answer may keep the first few.
+    /// waits for all of them. A crash before the answer may keep the first few. If one message waits,
+    /// see [`Message::wait`], all do.
+    ///
+    /// # Examples
+    /// ```
+    /// # use duralog::{Message, Store, StoreConfig};
+    /// # let dir = std::env::temp_dir().join(format!("duralog-doc-batch-{}", std::process::id()));
+    /// # let store = Store::open(StoreConfig::new(&dir).segment_size(1 << 20))?;
+    /// let batch = ["placed", "paid", "sent"].map(|body| Message::new("orders", body).queue(2));
+    /// let put = store.put_batch(&batch)?.ok()?;
+    /// let stored = store.get("orders", 2, put.queue_offset, batch.len())?.messages;
+    /// assert_eq!(stored[2].body, b"sent");
+    /// # store.close()?;
+    /// # std::fs::remove_dir_all(&dir).unwrap();
+    /// # Ok::<(), duralog::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`put`](Self::put); [`InvalidMessage::MixedBatch`] and [`InvalidMessage::EmptyBatch`];
@@ -84,8 +101,27 @@ impl Store {
 
     /// Gives `message` its place and returns without waiting for it to become safe; the ticket does.
     ///
-    /// One thread can keep thousands of puts in flight this way. Blocks only while
-    /// `max_in_flight_bytes` are on the way, or while a segment is being made.
+    /// One thread can keep thousands of puts in flight this way. Blocks while `max_in_flight_bytes` are
+    /// on the way or a segment is being made, up to `put_timeout`. Where the put does not wait for the
+    /// disk, with `wait(false)` or under async flush, the message is in the page cache on return, unless
+    /// that takes longer than `put_timeout`; otherwise not even that is sure before the ticket says so.
+    ///
+    /// # Examples
+    /// ```
+    /// # use duralog::{Message, Store, StoreConfig};
+    /// # let dir = std::env::temp_dir().join(format!("duralog-doc-submit-{}", std::process::id()));
+    /// # let store = Store::open(StoreConfig::new(&dir).segment_size(1 << 20))?;
+    /// let mut tickets = Vec::new();
+    /// for number in 0..100 {
+    ///     tickets.push(store.submit(Message::new("orders", format!("order {number}")))?);
+    /// }
+    /// for ticket in tickets {
+    ///     ticket.wait()?.ok()?; // a few syncs cover all of them
+    /// }
+    /// # store.close()?;
+    /// # std::fs::remove_dir_all(&dir).unwrap();
+    /// # Ok::<(), duralog::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`put`](Self::put).

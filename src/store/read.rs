@@ -32,7 +32,8 @@ pub enum FetchStatus {
     AtEnd,
     /// The offset lies behind that; `next_offset` is the end.
     OffsetTooLarge,
-    /// There are messages, but none looked at passes the filter; go on at `next_offset`.
+    /// There are messages, but none to return: from the offset on none passes the filter, or none is
+    /// whole (under [`RecoveryMode::Salvage`]), or `max` is 0. Go on at `next_offset`.
     NoMatch,
 }
 
@@ -44,7 +45,7 @@ pub struct Fetched<T> {
     pub status: FetchStatus,
     /// The messages, in queue order.
     pub messages: Vec<T>,
-    /// Where to go on.
+    /// Where to go on; 0 if there is no such queue.
     pub next_offset: u64,
     /// Offset of the first message kept.
     pub min_offset: u64,
@@ -55,6 +56,9 @@ pub struct Fetched<T> {
 }
 
 /// Which tags a reader wants: by hash in the queue, then by the string in the message.
+///
+/// A filter without tags lets everything pass: the default, [`any`](Self::any), and also an empty
+/// list given to [`of`](Self::of) or an empty expression given to [`parse`](Self::parse).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TagFilter {
     /// Empty: everything.
@@ -67,13 +71,13 @@ impl TagFilter {
         Self::default()
     }
 
-    /// RocketMQ's subscription expression: `*`, or tags separated by `||`.
+    /// RocketMQ's subscription expression: `*` or nothing for everything, or tags separated by `||`.
     pub fn parse(expression: &str) -> Self {
         let tags = expression.split("||").map(str::trim).filter(|tag| !tag.is_empty());
         if expression.trim() == "*" { Self::any() } else { Self::of(tags) }
     }
 
-    /// Messages with one of these tags. No tags at all: everything.
+    /// Messages with one of these tags. No tags at all means everything, not nothing.
     pub fn of<'a>(tags: impl IntoIterator<Item = &'a str>) -> Self {
         let tags = tags.into_iter().map(|tag| (i64::from(java_string_hash(tag)), tag.to_owned()));
         Self { tags: tags.collect() }
@@ -91,11 +95,14 @@ impl TagFilter {
 impl Store {
     /// Up to `max` messages of a queue from `offset` on, copied out and verified.
     ///
-    /// A reader sees only what can no longer vanish, see [`Visibility`](crate::Visibility).
+    /// A reader sees only what can no longer vanish, see [`Visibility`](crate::Visibility). With a
+    /// `max` of 0 nothing is read, and inside the queue the status is [`FetchStatus::NoMatch`]. A closed
+    /// store is read as far as it was dispatched.
     ///
     /// # Errors
     /// [`Error::Corrupt`] with file and offset if a message fails verification, unless the recovery
-    /// mode is [`RecoveryMode::Salvage`]: then it is stepped over and counted. [`Error::Io`].
+    /// mode is [`RecoveryMode::Salvage`]: then it is stepped over and counted. [`Error::Io`]. Messages
+    /// found before the damaged one are returned first; the call that begins with it fails.
     pub fn get(
         &self,
         topic: &str,
@@ -114,8 +121,28 @@ impl Store {
         })
     }
 
-    /// The same without copying, for messages that pass `filter`. A view keeps its segment in memory
-    /// for as long as it lives, also when the store is closed.
+    /// The same without copying, for messages that pass `filter`: up to `max` of them, looked for as
+    /// far as the queue goes. A view keeps its segment in memory for as long as it lives, also when the
+    /// store is closed.
+    ///
+    /// # Examples
+    /// ```
+    /// # use duralog::{Message, Store, StoreConfig};
+    /// use duralog::TagFilter;
+    ///
+    /// # let dir = std::env::temp_dir().join(format!("duralog-doc-view-{}", std::process::id()));
+    /// # let store = Store::open(StoreConfig::new(&dir).segment_size(1 << 20))?;
+    /// for (tag, body) in [("placed", "1: teapot"), ("paid", "1: 42.00"), ("placed", "2: samovar")] {
+    ///     store.put(Message::new("orders", body).tag(tag))?.ok()?;
+    /// }
+    /// let placed = store.get_view("orders", 0, 0, 32, &TagFilter::of(["placed"]))?;
+    /// let bodies: Vec<&[u8]> = placed.messages.iter().map(|view| view.body()).collect();
+    /// assert_eq!(bodies, [&b"1: teapot"[..], b"2: samovar"]);
+    /// assert_eq!(placed.next_offset, 3);
+    /// # store.close()?;
+    /// # std::fs::remove_dir_all(&dir).unwrap();
+    /// # Ok::<(), duralog::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -130,10 +157,34 @@ impl Store {
         self.shared().fetch(topic, queue_id, offset, max, filter)
     }
 
-    /// Blocks until the queue has a message at `offset`, at most for `timeout`; whether it has one.
+    /// Blocks until the queue reaches beyond `offset`, at most for `timeout`; whether it does. The queue
+    /// need not exist yet.
+    ///
+    /// # Examples
+    /// ```
+    /// # use duralog::{Message, Store, StoreConfig};
+    /// # use std::time::Duration;
+    /// # let dir = std::env::temp_dir().join(format!("duralog-doc-wait-{}", std::process::id()));
+    /// # let store = Store::open(StoreConfig::new(&dir).segment_size(1 << 20))?;
+    /// # store.put_batch(&["placed", "paid", "sent"].map(|body| Message::new("orders", body)))?.ok()?;
+    /// let mut offset = 0; // as the consumer saved it
+    /// # let mut bodies = Vec::new();
+    /// while store.wait_for("orders", 0, offset, Duration::from_millis(50))? {
+    ///     let fetched = store.get("orders", 0, offset, 32)?;
+    ///     for message in fetched.messages {
+    ///         println!("{} {:?}", message.queue_offset, message.body);
+    /// #       bodies.push(message.body);
+    ///     }
+    ///     offset = fetched.next_offset;
+    /// }
+    /// # assert_eq!((bodies.len(), offset), (3, 3));
+    /// # store.close()?;
+    /// # std::fs::remove_dir_all(&dir).unwrap();
+    /// # Ok::<(), duralog::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// [`Error::Closed`] if the store is closed meanwhile.
+    /// [`Error::Closed`] if the store is closed, or gets closed meanwhile.
     pub fn wait_for(
         &self,
         topic: &str,
@@ -178,6 +229,23 @@ impl Store {
     /// [`TimeBound::Lower`] the first message stored then or later, or the queue's end if there is none;
     /// [`TimeBound::Upper`] the last one stored then or earlier, or the queue's first offset if there
     /// is none. `None` if there is no such queue.
+    ///
+    /// # Examples
+    /// ```
+    /// # use duralog::{Message, Store, StoreConfig};
+    /// use duralog::TimeBound;
+    ///
+    /// # let dir = std::env::temp_dir().join(format!("duralog-doc-time-{}", std::process::id()));
+    /// # let store = Store::open(StoreConfig::new(&dir).segment_size(1 << 20))?;
+    /// let put = store.put(Message::new("orders", "paid 42"))?.ok()?;
+    /// let stored_at = put.store_timestamp;
+    /// assert_eq!(store.offset_by_time("orders", 0, stored_at, TimeBound::Lower)?, Some(0));
+    /// assert_eq!(store.offset_by_time("orders", 0, stored_at + 1, TimeBound::Lower)?, Some(1));
+    /// assert_eq!(store.offset_by_time("orders", 0, stored_at + 1, TimeBound::Upper)?, Some(0));
+    /// # store.close()?;
+    /// # std::fs::remove_dir_all(&dir).unwrap();
+    /// # Ok::<(), duralog::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Self::get).

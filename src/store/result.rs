@@ -5,12 +5,13 @@ use crate::log::Reached;
 use crate::message::OffsetMessageId;
 use std::fmt;
 
-/// How a put ended, in RocketMQ's four words.
+/// How a put ended, in four of RocketMQ's words. What is printed is RocketMQ's spelling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PutStatus {
     /// The guarantees that were asked for hold: with sync flush, the message survives a power cut; with
-    /// async flush, or where it did not wait, the process.
+    /// async flush, or where it did not wait, the end of the process. Where it waited for replicas,
+    /// they have confirmed it.
     PutOk,
     /// Stored, but not durable within `sync_flush_timeout`, or, where it did not wait for that, not in
     /// the page cache within `put_timeout`: it may become so later.
@@ -40,17 +41,18 @@ impl fmt::Display for PutStatus {
 pub struct PutResult {
     /// How the put ended.
     pub status: PutStatus,
-    /// How far the message had come when the put ended.
+    /// How far the message had come when the put ended; all of it, for a batch.
     pub reached: Reached,
     /// The queue.
     pub queue_id: i32,
-    /// Its ordinal in that queue; the first one's, for a batch.
+    /// The message's position in its queue, counted from 0; the first one's, for a batch.
     pub queue_offset: u64,
-    /// Where it begins in the log, in bytes.
+    /// The physical offset at which it begins, in bytes.
     pub physical_offset: u64,
-    /// Where it ends: everything before is at least as safe.
+    /// The physical offset behind it. Whatever lies before that in the log is as safe, or safer.
     pub end_offset: u64,
-    /// When it was stored, in milliseconds since the epoch.
+    /// When it was stored, in milliseconds since 1970. Never falls from one message of the log to the
+    /// next, whatever the clock does.
     pub store_timestamp: i64,
     /// RocketMQ's offset message id, made of store host and physical offset.
     pub message_id: OffsetMessageId,
@@ -84,13 +86,14 @@ impl PutResult {
 pub struct Acknowledged {
     /// The queue.
     pub queue_id: i32,
-    /// Its ordinal in that queue; the first one's, for a batch.
+    /// The message's position in its queue, counted from 0; the first one's, for a batch.
     pub queue_offset: u64,
-    /// Where it begins in the log, in bytes.
+    /// The physical offset at which it begins, in bytes.
     pub physical_offset: u64,
-    /// Where it ends: everything before is at least as safe.
+    /// The physical offset behind it. Whatever lies before that in the log is as safe, or safer.
     pub end_offset: u64,
-    /// When it was stored, in milliseconds since the epoch.
+    /// When it was stored, in milliseconds since 1970. Never falls from one message of the log to the
+    /// next, whatever the clock does.
     pub store_timestamp: i64,
     /// RocketMQ's offset message id, made of store host and physical offset.
     pub message_id: OffsetMessageId,

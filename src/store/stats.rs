@@ -157,7 +157,7 @@ pub struct Stats {
     pub queues_durable: u64,
     /// Physical offset of the first byte kept.
     pub min_offset: u64,
-    /// Messages stored.
+    /// Messages that got their place in the log.
     pub messages: u64,
     /// Their size as records, in bytes.
     pub message_bytes: u64,
@@ -169,9 +169,9 @@ pub struct Stats {
     pub flush_replica_timeouts: u64,
     /// The same with `ReplicaNotAvailable`.
     pub replica_not_available: u64,
-    /// How long `put` takes, one in 16 timed.
+    /// How long [`Store::put`] takes. About one call in 16 is timed; batches and submits never are.
     pub put_latency: Latency,
-    /// Calls that wrote records to a file.
+    /// Calls that wrote records to a file; 0 with [`WriteMode::Mmap`](crate::WriteMode::Mmap).
     pub writes: u64,
     /// Syncs of the log.
     pub syncs: u64,

@@ -16,6 +16,38 @@ use std::time::Duration;
 ///
 /// Wait for it by blocking, or await it: it is a future that needs no runtime. Its deadline began
 /// with the submit. Dropping it cancels nothing: the message is stored all the same.
+///
+/// # Examples
+/// ```
+/// use duralog::{Message, Store, StoreConfig};
+///
+/// # use std::sync::Arc;
+/// # use std::task::{Context, Poll, Wake, Waker};
+/// # struct Unpark(std::thread::Thread);
+/// # impl Wake for Unpark {
+/// #     fn wake(self: Arc<Self>) {
+/// #         self.0.unpark();
+/// #     }
+/// # }
+/// # fn block_on<F: Future>(future: F) -> F::Output {
+/// #     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+/// #     let mut future = std::pin::pin!(future);
+/// #     loop {
+/// #         match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+/// #             Poll::Ready(output) => return output,
+/// #             Poll::Pending => std::thread::park(),
+/// #         }
+/// #     }
+/// # }
+/// # let dir = std::env::temp_dir().join(format!("duralog-doc-ticket-{}", std::process::id()));
+/// let store = Store::open(StoreConfig::new(&dir).segment_size(1 << 20))?;
+/// // Under any executor: `block_on` here is one of ten lines.
+/// let put = block_on(async { store.submit(Message::new("orders", "paid 42"))?.await?.ok() })?;
+/// assert_eq!(put.queue_offset, 0);
+/// # store.close()?;
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), duralog::Error>(())
+/// ```
 #[must_use = "the message is not known to be safe before the ticket is answered"]
 pub struct Ticket {
     shared: Arc<Shared>,
@@ -39,7 +71,8 @@ impl Ticket {
         self.shared.counted(answer)
     }
 
-    /// Blocks until the put is answered, at most until its deadline.
+    /// Blocks until the put is answered, at most until its deadline; or until the store closes, with
+    /// the status reached by then.
     ///
     /// # Errors
     /// [`Error::Unknown`](crate::Error::Unknown) if a write or sync failed before the message was safe.
@@ -82,12 +115,12 @@ impl Ticket {
         })
     }
 
-    /// Where the message lies in the log, in bytes.
+    /// The physical offset at which the message begins, in bytes; the first one, for a batch.
     pub fn physical_offset(&self) -> u64 {
         self.pending.appended.physical_offset
     }
 
-    /// Its ordinal in its queue.
+    /// The message's position in its queue, counted from 0; the first one's, for a batch.
     pub fn queue_offset(&self) -> u64 {
         self.pending.appended.queue_offset
     }

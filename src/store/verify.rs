@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct VerifyReport {
-    /// Valid records, those included that stand for damage which [`RecoveryMode::Salvage`] stepped over.
+    /// Valid records. Those that [`RecoveryMode::Salvage`] put in the place of damage count, too.
     ///
     /// [`RecoveryMode::Salvage`]: crate::RecoveryMode::Salvage
     pub records: u64,
@@ -30,7 +30,9 @@ impl Store {
     /// queue entry. Takes as long as reading the whole log; puts and reads go on beside it.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be read. Damage is not an error but what the report is for.
+    /// [`Error::Io`] if a file cannot be read; [`Error::Corrupt`] if a queue's file holds what is no
+    /// entry at all, as a consumer of that queue gets it. Any other damage is not an error but what the
+    /// report is for.
     pub fn verify(&self) -> Result<VerifyReport> {
         self.shared().verify()
     }

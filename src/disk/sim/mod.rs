@@ -41,7 +41,7 @@ use std::time::Duration;
 use tree::{Dir, Node};
 use world::{End, Gone, Machine, PathInfo, Verdict, World, os};
 
-/// A simulated disk, and one life of the machine that uses it.
+/// A simulated disk, and one life of the machine that uses it (feature `sim`).
 ///
 /// Clones are handles of the same disk in the same life. [`cut_power`](Self::cut_power),
 /// [`kill`](Self::kill) and [`reboot`](Self::reboot) end that life: every call of the [`Disk`] through
@@ -78,7 +78,7 @@ pub struct SimDisk {
 
 /// The life of the machine.
 impl SimDisk {
-    /// An empty disk of 1 TiB. `seed` decides how far a call gets that the lights go out in.
+    /// An empty disk of 1 TiB. `seed` decides how far a call gets during which the power goes.
     pub fn new(seed: u64) -> Self {
         let machine = Machine::new(seed);
         let generation = machine.lock().generation;
