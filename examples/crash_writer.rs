@@ -12,7 +12,7 @@
 mod crash;
 
 use crash::{Ack, Identity};
-use duralog::{FlushMode, PutStatus, Store, StoreConfig};
+use duralog::{FlushMode, PutStatus, Store, StoreConfig, SyncMethod, WriteMode};
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -31,6 +31,8 @@ usage: crash_writer DIR [OPTION]...
   --queues Q            queues of each topic (4)
   --topics T            topics, crash-0 and so on (2)
   --segment-size BYTES  size of a log file, where there is none yet (1073741824)
+  --write MODE          pwrite or mmap (what goes with the flush mode)
+  --sync METHOD         fdatasync, fsync or msync (fdatasync)
   --seed S              decides what is in the bodies (1)
   --messages M          stop after so many instead of going on for ever";
 
@@ -44,6 +46,8 @@ struct Options {
     queues: u64,
     topics: u64,
     segment_size: u64,
+    write: Option<WriteMode>,
+    sync: Option<SyncMethod>,
     seed: u64,
     messages: u64,
 }
@@ -72,6 +76,8 @@ fn parse() -> Option<Options> {
         queues: 4,
         topics: 2,
         segment_size: 1 << 30,
+        write: None,
+        sync: None,
         seed: 1,
         messages: u64::MAX,
     };
@@ -86,6 +92,11 @@ fn parse() -> Option<Options> {
             "--queues" => options.queues = number().filter(|queues| *queues > 0)?,
             "--topics" => options.topics = number().filter(|topics| *topics > 0)?,
             "--segment-size" => options.segment_size = number()?,
+            "--write" if value == "pwrite" => options.write = Some(WriteMode::Pwrite),
+            "--write" if value == "mmap" => options.write = Some(WriteMode::Mmap),
+            "--sync" if value == "fdatasync" => options.sync = Some(SyncMethod::Fdatasync),
+            "--sync" if value == "fsync" => options.sync = Some(SyncMethod::Fsync),
+            "--sync" if value == "msync" => options.sync = Some(SyncMethod::Msync),
             "--seed" => options.seed = number()?,
             "--messages" => options.messages = number()?,
             _ => return None,
@@ -95,9 +106,18 @@ fn parse() -> Option<Options> {
 }
 
 fn run(options: &Options) -> Result<(), Failure> {
-    let config =
+    let mut config =
         StoreConfig::new(&options.dir).flush_mode(options.flush).segment_size(options.segment_size);
+    if let Some(mode) = options.write {
+        config = config.write_mode(mode);
+    }
+    if let Some(method) = options.sync {
+        config = config.sync_method(method);
+    }
+    // Whoever kills this process can tell by these lines whether it was recovering.
+    eprintln!("crash_writer: opening");
     let store = Store::open(config)?;
+    eprintln!("crash_writer: open");
     let writer = Writer {
         run: count_run(&options.dir)?,
         left: AtomicU64::new(options.messages),

@@ -7,16 +7,18 @@ mod hooked;
 #[path = "support/sim.rs"]
 mod sim;
 
+use duralog::clock::{Clock, SystemClock};
 use duralog::disk::SimCall;
 use duralog::replication::{
     Admission, Epoch, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator, ScriptedReplica,
     StartPoint,
 };
-use duralog::{Environment, Error, Message, PutStatus, Reached, Store};
+use duralog::{Environment, Error, Message, PutResult, PutStatus, Reached, Store, StoreConfig};
 use hooked::{Hook, Hooked};
 use sim::*;
 use std::future::Future;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
@@ -49,6 +51,20 @@ impl Hook for Bomb {
     }
 }
 
+/// The one thread that calls no disk asks for the time.
+const DEADLINE: &str = "duralog-deadline";
+
+impl Clock for Bomb {
+    fn now(&self) -> Instant {
+        self.tick();
+        SystemClock.now()
+    }
+
+    fn unix_millis(&self) -> i64 {
+        SystemClock.unix_millis()
+    }
+}
+
 fn assert_panicked(error: &Error, name: &str) {
     match error {
         Error::WorkerPanicked { thread, message } => {
@@ -58,21 +74,42 @@ fn assert_panicked(error: &Error, name: &str) {
     }
 }
 
+/// Segments and queue files that are soon full, and so something to do for every thread.
+fn busy() -> StoreConfig {
+    let mut config = config().segment_size(4096).consume_queue_file_size(40);
+    config.queue_checkpoint_bytes = 4096;
+    config
+}
+
+fn put_and_wait(store: &Store, id: u64) -> duralog::Result<PutResult> {
+    store.put(message(id))
+}
+
 /// Lets `thread` panic once some messages are stored, and puts until that is heard.
 fn panic_in(thread: &'static str) {
+    panic_in_with(thread, busy(), put_and_wait);
+}
+
+fn panic_in_with(
+    thread: &'static str,
+    config: StoreConfig,
+    put_another: fn(&Store, u64) -> duralog::Result<PutResult>,
+) {
     let disk = disk();
     let bomb = Arc::new(Bomb { thread, armed: AtomicBool::new(false) });
     let mined = Hooked::over(disk.shared(), bomb.clone());
-    let mut config = config().segment_size(4096).consume_queue_file_size(40);
-    config.queue_checkpoint_bytes = 4096;
-    let store = Store::open_in(config.clone(), Environment::on(mined)).expect("the store opens");
+    let mut environment = Environment::on(mined);
+    if thread == DEADLINE {
+        environment = environment.clock(bomb.clone());
+    }
+    let store = Store::open_in(config.clone(), environment).expect("the store opens");
     let mut acknowledged: Vec<u64> = (0..3).map(|id| put(&store, id)).collect();
     bomb.armed.store(true, Ordering::SeqCst);
     // How many puts pass before the thread has panicked and said so is the scheduler's to decide.
     let give_up = Instant::now() + LONG;
     let error = (3..)
         .take_while(|_| Instant::now() < give_up)
-        .find_map(|id| match store.put(message(id)) {
+        .find_map(|id| match put_another(&store, id) {
             Ok(result) => {
                 acknowledged.push(result.ok().expect("the put is safe").queue_offset);
                 None
@@ -107,8 +144,26 @@ fn a_panic_while_preparing_segments_latches_the_store() {
 }
 
 #[test]
-fn a_panic_while_dispatching_or_checkpointing_latches_the_store() {
+fn a_panic_while_checkpointing_latches_the_store() {
     panic_in("duralog-checkpoint");
+}
+
+#[test]
+fn a_panic_while_dispatching_latches_the_store() {
+    // No checkpoint takes the entries from the thread that makes them: it has to write them itself.
+    let mut config = busy();
+    config.queue_checkpoint_bytes = u64::MAX;
+    panic_in_with("duralog-dispatch", config, put_and_wait);
+}
+
+#[test]
+fn a_panic_while_watching_deadlines_latches_the_store() {
+    panic_in_with(DEADLINE, busy(), |store, id| {
+        let mut ticket = pin!(store.submit(message(id))?);
+        // Answered here or not, it is a task by now that the thread is to wake in time.
+        let _ = ticket.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        future::block_on(ticket)
+    });
 }
 
 #[test]

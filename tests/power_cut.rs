@@ -129,6 +129,8 @@ struct Scenario {
     faults_before: u64,
     /// What there was when this life began.
     reopened: BTreeSet<PathBuf>,
+    /// Where the next recovery may begin at the latest: the saved durable offset is no lower.
+    saved: u64,
     tells: bool,
     totals: Totals,
 }
@@ -183,6 +185,7 @@ impl Scenario {
             fault_planted: None,
             faults_before: 0,
             reopened: BTreeSet::new(),
+            saved: 0,
             tells: std::env::var_os("DURALOG_SEED").is_some(),
             totals: Totals { scenarios: 1, ..Totals::default() },
         }
@@ -280,6 +283,11 @@ impl Scenario {
 
     fn step(&mut self, worker: StoreWorker) {
         let next = self.store().step(worker);
+        if worker == StoreWorker::Upkeep && !self.disk.is_down() {
+            // Of a segment that was left behind and synced nothing is in doubt any more.
+            let durable = self.store().stats().watermarks.durable;
+            self.saved = self.saved.max(durable - durable % self.config.log.segment_size);
+        }
         if worker == StoreWorker::Flush && matches!(next, Next::At(_)) {
             // An interval is long compared with a scenario.
             if self.rng.one_in(3) {
@@ -415,6 +423,7 @@ impl Scenario {
         }
         let store = self.store.take().expect("open");
         let closed = store.close();
+        let end = store.stats().watermarks.appended;
         self.collect();
         self.tickets.clear();
         drop(store);
@@ -423,7 +432,8 @@ impl Scenario {
             return;
         }
         if closed.is_ok() {
-            // A clean close makes everything durable.
+            // A clean close makes everything durable, and says so.
+            self.saved = end;
             let appended: Vec<_> =
                 self.puts.values_mut().filter(|put| put.queue_offset < u64::MAX / 2).collect();
             appended.into_iter().for_each(|put| put.promise = Promise::PowerCut);
@@ -565,6 +575,7 @@ impl Scenario {
         self.totals.recovered += 1;
         self.totals.cut_bytes += store.recovery().cut_bytes();
         self.check(&store, crash);
+        self.check_work(&store);
         if self.rng.one_in(16) {
             drop(store);
             let before = self.files();
@@ -577,6 +588,18 @@ impl Scenario {
         } else {
             self.store = Some(store);
         }
+    }
+
+    /// Recovery looks at what was written since the durable offset was saved, however much there is.
+    fn check_work(&mut self, store: &Store) {
+        let (report, end) = (store.recovery(), store.stats().watermarks.appended);
+        let saved = self.saved;
+        assert!(report.scanned_from >= saved, "{saved} was saved: {report:?}");
+        let bound = end - saved + self.config.log.segment_size;
+        let most = report.scanned_bytes.max(report.rewritten_bytes);
+        assert!(most <= bound, "at most {bound} bytes, {saved} was saved: {report:?}");
+        // What it found is durable by now.
+        self.saved = end;
     }
 
     fn files(&self) -> BTreeMap<String, Vec<u8>> {

@@ -5,7 +5,7 @@ mod future;
 #[path = "support/sim.rs"]
 mod sim;
 
-use duralog::disk::{Fault, SimCall, SimDisk};
+use duralog::disk::{Cut, Fault, SimCall, SimDisk};
 use duralog::replication::{
     Admission, Epoch, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator, ScriptedReplica,
     StartPoint,
@@ -16,6 +16,7 @@ use duralog::{
 };
 use future::block_on;
 use sim::*;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -305,18 +306,30 @@ fn a_replica_that_comes_and_goes_loses_nothing() {
 #[derive(Debug, Default)]
 struct Manual {
     log: Mutex<Option<Arc<dyn ReplicatedLog>>>,
+    /// Where the log stood when it was started.
+    at: Mutex<Option<StartPoint>>,
     epoch: u64,
+    stopped: AtomicBool,
 }
 
 impl Manual {
+    fn in_epoch(epoch: u64) -> Arc<Self> {
+        Arc::new(Self { epoch, ..Self::default() })
+    }
+
+    fn start_point(&self) -> StartPoint {
+        self.at.lock().expect("nobody panics").expect("it was started")
+    }
+
     fn log(&self) -> Arc<dyn ReplicatedLog> {
         self.log.lock().expect("nobody panics").clone().expect("it was started")
     }
 }
 
 impl Replicator for Manual {
-    fn start(&self, log: Arc<dyn ReplicatedLog>, _: StartPoint) -> duralog::Result<Epoch> {
+    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<Epoch> {
         *self.log.lock().expect("nobody panics") = Some(log);
+        *self.at.lock().expect("nobody panics") = Some(at);
         Ok(Epoch(self.epoch))
     }
 
@@ -328,7 +341,17 @@ impl Replicator for Manual {
 
     fn on_durable(&self, _: u64) {}
 
-    fn stop(&self) {}
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+    }
+}
+
+fn open_manual(
+    disk: &SimDisk,
+    config: StoreConfig,
+    replica: &Arc<Manual>,
+) -> duralog::Result<Store> {
+    Store::open_replicated(config, Environment::on(disk.shared()), replica.clone())
 }
 
 #[test]
@@ -375,14 +398,107 @@ fn a_replicator_reads_nothing_behind_the_end_of_the_log() {
 #[test]
 fn an_epoch_does_not_fall() {
     let disk = disk();
-    let open = |epoch| {
-        let replica = Arc::new(Manual { epoch, ..Manual::default() });
-        Store::open_replicated(config(), Environment::on(disk.shared()), replica)
-    };
+    let open = |epoch| open_manual(&disk, config(), &Manual::in_epoch(epoch));
     open(7).expect("the first epoch").close().expect("the store closes");
     match open(3) {
         Err(Error::Refused(Refusal::EpochFell { was: Epoch(7), is: Epoch(3), .. })) => {}
         other => panic!("{other:?}"),
     }
     open(7).expect("the same epoch").close().expect("the store closes");
+}
+
+#[test]
+fn an_epoch_is_durable_before_anything_is_written_under_it() {
+    let disk = disk();
+    let replica = Manual::in_epoch(7);
+    let store = open_manual(&disk, config(), &replica).expect("the store opens");
+    // Not so much as a put, and no close in order.
+    let disk = disk.cut_power(Cut::losing_all());
+    drop(store);
+    let older = Manual::in_epoch(6);
+    match open_manual(&disk, config(), &older) {
+        Err(Error::Refused(Refusal::EpochFell { was: Epoch(7), is: Epoch(6) })) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(older.stopped.load(Ordering::SeqCst), "it was started, and nothing comes of it");
+    let same = Manual::in_epoch(7);
+    let store = open_manual(&disk, config(), &same).expect("the store opens");
+    assert_eq!(same.start_point().epoch, Epoch(7));
+    store.close().expect("the store closes");
+    assert!(same.stopped.load(Ordering::SeqCst));
+}
+
+#[test]
+fn an_epoch_that_cannot_be_made_durable_does_not_begin() {
+    const CHECKPOINT: &str = "duralog/checkpoint";
+    // The sync behind those that opening takes without a replicator is the epoch's.
+    let sound = disk();
+    let store = open_stepped(&sound, config()).expect("the store opens");
+    let others = sound.syncs_of(CHECKPOINT);
+    drop(store);
+    let disk = disk();
+    disk.inject(Fault::on(SimCall::Sync).path(CHECKPOINT).nth(others + 1));
+    let replica = Manual::in_epoch(7);
+    let opened = open_manual(&disk, config(), &replica);
+    assert!(matches!(opened, Err(Error::Io { .. })), "{opened:?}");
+    assert!(replica.stopped.load(Ordering::SeqCst));
+}
+
+#[test]
+fn a_confirmation_from_another_epoch_is_refused() {
+    let (disk, replica) = (disk(), Manual::in_epoch(7));
+    let store = open_manual(&disk, impatient(config()), &replica).expect("the store opens");
+    let log = replica.log();
+    let put = store.put(message(1)).expect("stored");
+    let before = store.stats().watermarks.confirmed;
+    for other in [0, 6, 8, u64::MAX] {
+        match log.confirm(put.end_offset, Epoch(other)) {
+            Err(Error::Refused(Refusal::NotPrimary)) => {}
+            outcome => panic!("epoch {other}: {outcome:?}"),
+        }
+        assert_eq!(store.stats().watermarks.confirmed, before);
+        assert_eq!(ids(&store), []);
+    }
+    log.confirm(put.end_offset, Epoch(7)).expect("the epoch is right");
+    assert_eq!(store.stats().watermarks.confirmed, put.end_offset);
+    assert_eq!(ids(&store), [1]);
+}
+
+#[test]
+fn a_confirmation_neither_falls_nor_runs_ahead_of_the_log() {
+    let (disk, replica) = (disk(), Manual::in_epoch(1));
+    let store = open_manual(&disk, impatient(config()), &replica).expect("the store opens");
+    let log = replica.log();
+    let first = store.put(message(1)).expect("stored");
+    log.confirm(u64::MAX, Epoch(1)).expect("the epoch is right");
+    assert_eq!(store.stats().watermarks.confirmed, first.end_offset);
+    log.confirm(0, Epoch(1)).expect("the epoch is right");
+    assert_eq!(store.stats().watermarks.confirmed, first.end_offset);
+    // What comes later was not meant.
+    let second = store.put(message(2)).expect("stored");
+    assert_eq!(second.status, PutStatus::FlushReplicaTimeout);
+    assert_eq!(ids(&store), [1]);
+}
+
+#[test]
+fn a_replicator_is_told_where_the_log_stands() {
+    let (disk, replica) = (disk(), Manual::in_epoch(3));
+    let store = open_manual(&disk, impatient(config()), &replica).expect("the store opens");
+    let StartPoint { min_offset, end, epoch, .. } = replica.start_point();
+    assert_eq!((min_offset, end, epoch), (0, 0, Epoch(0)));
+    let mut last = 0;
+    // Into the third segment.
+    while last < 40 << 10 {
+        last = store.put(message(last).wait(false)).expect("stored").end_offset;
+    }
+    store.close().expect("the store closes");
+    // Someone expires what is old.
+    disk.drop_file(segment(0)).expect("it is there");
+    let replica = Manual::in_epoch(5);
+    let store = open_manual(&disk, config(), &replica).expect("the store opens");
+    let StartPoint { min_offset, end, epoch, .. } = replica.start_point();
+    assert_eq!((min_offset, end, epoch), (16 << 10, last, Epoch(3)));
+    let log = replica.log();
+    assert_eq!((log.end(), log.durable()), (end, end), "all of it is durable");
+    assert_eq!(store.stats().watermarks.confirmed, end);
 }

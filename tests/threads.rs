@@ -1,18 +1,23 @@
 //! The threads of a store: named, joined, and asleep when there is nothing to do. A binary of its own:
 //! it looks at all threads of the process.
 
+#[path = "support/hooked.rs"]
+mod hooked;
 #[path = "support/sim.rs"]
 mod sim;
 #[path = "support/temp.rs"]
 mod temp;
 
+use duralog::disk::SimCall;
 use duralog::replication::{ReplicaBehaviour, ScriptedReplica};
 use duralog::{Environment, FlushMode, Message, Store, StoreConfig};
-use sim::{eventually, put};
+use hooked::{Hook, Hooked};
+use sim::{LONG, eventually, put};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fs;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use std::{fs, io, thread};
 use temp::TempDir;
 
 /// One store at a time: the names do not tell stores apart.
@@ -66,7 +71,7 @@ fn none_left() {
 }
 
 #[test]
-fn threads_are_named_and_joined_on_close() {
+fn threads_are_named_and_gone_after_close() {
     let _alone = alone();
     for mode in modes() {
         none_left();
@@ -78,6 +83,101 @@ fn threads_are_named_and_joined_on_close() {
         assert_eq!(names(), ALL);
         store.close().expect("the store closes");
         none_left();
+    }
+}
+
+/// Keeps threads of a store from ending: each waits, behind all that it does for the store, until
+/// somebody waits for it, or until the store says that it is closed.
+#[derive(Debug, Default)]
+struct Lingering {
+    state: Mutex<Ended>,
+    moved: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Ended {
+    closed: bool,
+    in_time: Vec<String>,
+    late: Vec<String>,
+}
+
+/// What a thread leaves behind last.
+struct Leaving(Arc<Lingering>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let (give_up, mut joined) = (Instant::now() + LONG, false);
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while !state.closed && !joined && Instant::now() < give_up {
+            let moved = self.0.moved.wait_timeout(state, Duration::from_millis(1));
+            state = moved.unwrap_or_else(PoisonError::into_inner).0;
+            joined = is_joined();
+        }
+        let name = thread::current().name().unwrap_or_default().to_owned();
+        if joined { state.in_time.push(name) } else { state.late.push(name) }
+    }
+}
+
+/// Whether some thread of this process waits for the end of this one: in the system call that waits
+/// for a word in memory to change, and that word is the number of this thread, which the system clears
+/// when it is gone.
+fn is_joined() -> bool {
+    let me = fs::read_link("/proc/thread-self").expect("a link to this thread");
+    let me: u64 = me.file_name().and_then(|id| id.to_str()?.parse().ok()).expect("its number");
+    fs::read_dir("/proc/self/task").expect("the threads").flatten().any(|task| {
+        let Ok(call) = fs::read_to_string(task.path().join("syscall")) else { return false };
+        let expected = call.split(' ').nth(3).and_then(|word| word.strip_prefix("0x"));
+        expected.and_then(|word| u64::from_str_radix(word, 16).ok()) == Some(me)
+    })
+}
+
+thread_local! {
+    static LEAVING: RefCell<Option<Leaving>> = const { RefCell::new(None) };
+}
+
+const WRITERS: [&str; 3] = ["duralog-sync", "duralog-upkeep", "duralog-checkpoint"];
+
+#[derive(Debug)]
+struct Planter(Arc<Lingering>);
+
+impl Hook for Planter {
+    fn before(&self, _: SimCall) -> io::Result<()> {
+        // Of the five those that call the disk here. `duralog-close` has said all it has to say when
+        // it ends, and nobody waits for that.
+        if WRITERS.contains(&thread::current().name().unwrap_or_default()) {
+            LEAVING.with_borrow_mut(|leaving| {
+                leaving.get_or_insert_with(|| Leaving(self.0.clone()));
+            });
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn closing_waits_for_the_end_of_its_threads() {
+    let _alone = alone();
+    for mode in modes() {
+        let lingering = Arc::new(Lingering::default());
+        let disk = Hooked::over(sim::disk().shared(), Arc::new(Planter(lingering.clone())));
+        let mut config = sim::config().flush_mode(mode).segment_size(4096);
+        config.queue_checkpoint_bytes = 4096;
+        config.log.close_timeout = LONG;
+        let store = Store::open_in(config, Environment::on(disk)).expect("the store opens");
+        for id in 0..100 {
+            put(&store, id);
+        }
+        eventually("all of them had something to do", || store.stats().queues_durable > 0);
+        store.close().expect("the store closes");
+        let mut ended = lingering.state.lock().expect("nobody panics");
+        ended.closed = true;
+        lingering.moved.notify_all();
+        drop(ended);
+        none_left();
+        let ended = lingering.state.lock().expect("nobody panics");
+        assert_eq!(ended.late, [""; 0], "closed while they were running");
+        for name in WRITERS {
+            assert!(ended.in_time.iter().any(|ended| ended == name), "{name}: {ended:?}");
+        }
     }
 }
 
