@@ -423,7 +423,7 @@ fn foreign_names_among_the_queues_are_left_alone() {
 #[test]
 fn foreign_names_beside_the_log_are_left_alone() {
     let (disk, _) = filled(5);
-    let names = ["config/topics.json", "index/20240101000000000", "duralog/notes", "checkpoint"];
+    let names = ["config/topics.json", "index/readme.txt", "duralog/notes", "timerwheel"];
     for name in names {
         disk.put_file(format!("/store/{name}"), b"mine").expect("there is room");
     }

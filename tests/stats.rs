@@ -156,6 +156,7 @@ fn records_that_no_queue_can_take_are_counted() {
     // As another program would: two records that no queue can take, then one that has its place.
     let host = config().log.store_host.into();
     let layout = RecordLayout {
+        long_topics: true,
         store_host: host,
         born_host: host,
         record_crc: false,

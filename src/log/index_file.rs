@@ -202,7 +202,8 @@ pub(crate) struct IndexFile {
     path: PathBuf,
     geometry: Geometry,
     read_only: bool,
-    file: Arc<dyn DiskFile>,
+    /// None of one that is made while nothing may be written.
+    file: Option<Arc<dyn DiskFile>>,
     state: RwLock<State>,
 }
 
@@ -220,8 +221,12 @@ impl IndexFile {
         options: &IndexOptions,
     ) -> Result<Self> {
         let (path, geometry) = (Self::path_of(dir, name), options.geometry());
-        let made = disk.create(&path, geometry.file_len(), Allocation::Sparse);
-        let file = made.at(IoOp::Create, &path)?;
+        let file = if options.read_only {
+            None
+        } else {
+            let made = disk.create(&path, geometry.file_len(), Allocation::Sparse);
+            Some(made.at(IoOp::Create, &path)?)
+        };
         let state = RwLock::new(State::new(geometry, Header::default()));
         state.write().dirty = true;
         Ok(Self { name, path, geometry, read_only: options.read_only, file, state })
@@ -245,7 +250,7 @@ impl IndexFile {
             && header.next_item <= geometry.items
             && header.begin_physical <= header.end_physical
             && header.end_physical <= i64::MAX as u64;
-        let state = RwLock::new(State::new(geometry, header));
+        let (state, file) = (RwLock::new(State::new(geometry, header)), Some(file));
         Ok(fits.then_some(Self { name, path, geometry, read_only: options.read_only, file, state }))
     }
 
@@ -323,7 +328,7 @@ impl IndexFile {
     fn read_page(&self, number: usize) -> Result<Box<Page>> {
         let at = self.geometry.slot_at((number * PAGE_SLOTS) as u64);
         let mut bytes = [0; PAGE_LEN];
-        let got = self.file.read_at(&mut bytes, at).at_offset(IoOp::Read, &self.path, at)?;
+        let got = self.read(&mut bytes, at)?;
         let mut page = Box::new(Page { slots: [0; PAGE_SLOTS], dirty: false });
         let words = bytes.get(..got).unwrap_or_default().as_chunks::<4>().0;
         for (slot, word) in page.slots.iter_mut().zip(words) {
@@ -332,9 +337,20 @@ impl IndexFile {
         Ok(page)
     }
 
+    /// Fills `bytes` from `at` on, as far as there is anything.
+    fn read(&self, bytes: &mut [u8], at: u64) -> Result<usize> {
+        let Some(file) = &self.file else { return Ok(0) };
+        file.read_at(bytes, at).at_offset(IoOp::Read, &self.path, at)
+    }
+
+    fn put_at(&self, bytes: &[u8], at: u64) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        file.write_at(bytes, at).at_offset(IoOp::Write, &self.path, at)
+    }
+
     fn write_tail(&self, state: &mut State) -> Result<()> {
         let at = self.geometry.item_at(state.tail_from);
-        self.file.write_at(&state.tail, at).at_offset(IoOp::Write, &self.path, at)?;
+        self.put_at(&state.tail, at)?;
         state.tail.clear();
         state.tail_from = state.header.next_item;
         Ok(())
@@ -357,13 +373,15 @@ impl IndexFile {
     /// has to be built again from the log.
     pub(crate) fn write(&self, image: Image) -> Result<()> {
         for (at, bytes) in &image.pages {
-            self.file.write_at(bytes, *at).at_offset(IoOp::Write, &self.path, *at)?;
+            self.put_at(bytes, *at)?;
         }
-        self.file.write_at(&image.header.encode(), 0).at_offset(IoOp::Write, &self.path, 0)?;
-        if !cfg!(canary = "index_sync") {
-            self.file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &self.path)?;
+        self.put_at(&image.header.encode(), 0)?;
+        match &self.file {
+            Some(file) if !cfg!(canary = "index_sync") => {
+                file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &self.path)
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn take_image(&self, state: &mut State) -> Image {
@@ -424,7 +442,7 @@ impl IndexFile {
         }
         let at = self.geometry.slot_at(slot as u64);
         let mut bytes = [0; 4];
-        self.file.read_at(&mut bytes, at).at_offset(IoOp::Read, &self.path, at)?;
+        self.read(&mut bytes, at)?;
         Ok(u32::from_be_bytes(bytes))
     }
 
@@ -434,7 +452,7 @@ impl IndexFile {
         }
         let at = self.geometry.item_at(number);
         let mut bytes = [0; ITEM_LEN];
-        self.file.read_at(&mut bytes, at).at_offset(IoOp::Read, &self.path, at)?;
+        self.read(&mut bytes, at)?;
         Ok(Item::decode(&bytes))
     }
 
@@ -461,7 +479,7 @@ impl IndexFile {
             let count = (header.next_item - number).min(WALK_ITEMS);
             let at = self.geometry.item_at(number);
             let mut bytes = vec![0; count as usize * ITEM_LEN];
-            self.file.read_at(&mut bytes, at).at_offset(IoOp::Read, &self.path, at)?;
+            self.read(&mut bytes, at)?;
             let items = bytes.as_chunks::<ITEM_LEN>().0.iter().map(Item::decode);
             let kept = items.take_while(|item| item.physical_offset < end);
             let before = number;
@@ -536,7 +554,7 @@ mod tests {
     fn the_default_file_has_rocketmqs_size() {
         let geometry = Geometry { slots: 5_000_000, items: 20_000_000 };
         assert_eq!(geometry.file_len(), 420_000_040);
-        assert_eq!(geometry.slot_at(u64::from(2_539_445u32 % 5_000_000)), 10_157_820);
+        assert_eq!(geometry.slot_at(geometry.slot_of(2_539_445) as u64), 10_157_820);
         assert_eq!(geometry.item_at(1), 20_000_060);
     }
 

@@ -198,7 +198,7 @@ impl KeyIndex {
         let limit = known.map_or(left.end, |saved| saved.covered);
         found.iter().rev().try_for_each(|file| file.forget_from(limit))?;
         let newest =
-            found.iter().map(|file| file.header()).filter(|header| header.next_item > 1).last();
+            found.iter().rev().map(|file| file.header()).find(|header| header.next_item > 1);
         let mut writer = index.writer.lock();
         (writer.resume, writer.covered) = match (known, newest) {
             (Some(saved), _) => (saved.covered, saved.covered),
@@ -356,7 +356,9 @@ impl KeyIndex {
     }
 
     fn make_file(&self, writer: &mut Writer) -> Result<IndexFile> {
-        self.disk.create_dir(&self.dir).at(IoOp::Create, &self.dir)?;
+        if !self.options.read_only {
+            self.disk.create_dir(&self.dir).at(IoOp::Create, &self.dir)?;
+        }
         let now = self.clock.unix_millis();
         let local = now.saturating_add(self.clock.utc_offset_seconds(now).saturating_mul(1000));
         // Names tell the order, whatever the clock says.
@@ -525,13 +527,13 @@ mod tests {
 
     #[test]
     fn names_are_dates() {
-        assert_eq!(name_of(0), 1970_01_01_00_00_00_000);
-        assert_eq!(name_of(1_700_000_000_123), 2023_11_14_22_13_20_123);
-        assert_eq!(name_of(951_782_399_999), 2000_02_28_23_59_59_999);
-        assert_eq!(name_of(951_782_400_000), 2000_02_29_00_00_00_000);
-        assert_eq!(name_of(4_107_542_399_999), 2100_02_28_23_59_59_999);
-        assert_eq!(name_of(4_107_542_400_000), 2100_03_01_00_00_00_000);
-        assert_eq!(parse_name("20231114221320123"), Some(2023_11_14_22_13_20_123));
+        assert_eq!(name_of(0), 19_700_101_000_000_000);
+        assert_eq!(name_of(1_700_000_000_123), 20_231_114_221_320_123);
+        assert_eq!(name_of(951_782_399_999), 20_000_228_235_959_999);
+        assert_eq!(name_of(951_782_400_000), 20_000_229_000_000_000);
+        assert_eq!(name_of(4_107_542_399_999), 21_000_228_235_959_999);
+        assert_eq!(name_of(4_107_542_400_000), 21_000_301_000_000_000);
+        assert_eq!(parse_name("20231114221320123"), Some(20_231_114_221_320_123));
         assert_eq!(parse_name("2023111422132012"), None);
         assert_eq!(parse_name("+0231114221320123"), None);
     }

@@ -127,6 +127,10 @@ pub(super) fn recover(
     }
     let foreign = known.is_none();
     let left_open = known.as_ref().is_some_and(|known| !known.clean);
+    // Whoever closed it may have left the abort file for a broker, because the queues were behind.
+    let closed_by_us = known.as_ref().is_some_and(|known| {
+        known.clean && (!directory.was_open() || directory.was_left_by(known.owner))
+    });
     let mut recovery = Recovery {
         disk,
         config,
@@ -135,9 +139,10 @@ pub(super) fn recover(
         checkpoint: known.unwrap_or_default(),
         ours_until: 0,
         names_durable: false,
+        closed_by_us,
         bases: Vec::new(),
         report: RecoveryReport {
-            unclean: directory.was_open() || left_open,
+            unclean: (directory.was_open() || left_open) && !closed_by_us,
             ..RecoveryReport::default()
         },
         last_timestamp: 0,
@@ -206,6 +211,8 @@ struct Recovery<'a> {
     checkpoint: Checkpoint,
     /// The durable offset as it was told: no other program wrote before it.
     ours_until: u64,
+    /// This crate was the last to have the log, and closed it in order.
+    closed_by_us: bool,
     /// The names of the segments have been synced.
     names_durable: bool,
     size: u64,
@@ -300,8 +307,8 @@ impl Recovery<'_> {
         // ones need a sync, not a second write.
         let rewrite_from =
             if foreign { last.saturating_sub(2 * self.size).max(first) } else { from };
-        // An older slot of the checkpoint may say so where the newest has rotted.
-        let trusted_clean = self.checkpoint.clean && !foreign && !self.directory.was_open();
+        // An older slot of the checkpoint may say that it is clean where the newest has rotted.
+        let trusted_clean = self.closed_by_us;
         if trusted_clean {
             // What lies behind a clean end was not written by this crate.
             self.forget_checksums_from(self.ours_until);

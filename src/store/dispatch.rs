@@ -92,6 +92,9 @@ impl Shared {
         self.queues.finish_recovery(crashed, min)?;
         if min > 0 {
             self.queues.for_each(|queue| queue.correct_min_offset(min))?;
+            if let Some(index) = &self.index {
+                index.expire(min)?;
+            }
         }
         self.queues.for_each(|queue| {
             self.core.continue_queue(queue.topic(), queue.queue_id(), queue.max_offset());

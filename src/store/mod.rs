@@ -443,7 +443,8 @@ impl Shared {
                 let (slots, items) = (config.index_slots, config.index_items);
                 let options = IndexOptions { slots, items, read_only };
                 let (min, end) = (core.min_offset(), core.progress.visible());
-                let left = Left { unclean: report.unclean, min, end };
+                let unclean = report.unclean || core.directory().was_open();
+                let left = Left { unclean, min, end };
                 let clock = core.clock.clone();
                 Some(KeyIndex::open(disk, clock, core.directory(), options, left)?)
             }
