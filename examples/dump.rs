@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 /// Bodies up to this length are printed, of longer ones the SHA-256.
-const BODY_PRINTED: usize = 256;
+pub const BODY_PRINTED: usize = 256;
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
@@ -65,7 +65,7 @@ pub fn dump(dir: &Path, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn json(message: &MessageView) -> String {
+pub fn json(message: &MessageView) -> String {
     let record = message.record();
     let properties = properties_as_stored(&record);
     let parsed = parse(properties);
@@ -119,7 +119,7 @@ fn parse(properties: &[u8]) -> BTreeMap<String, String> {
 
 /// An address as Java prints it: no zeros of an IPv6 address left out, an IPv4 address inside of one
 /// alone.
-fn java_host(host: Host) -> String {
+pub fn java_host(host: Host) -> String {
     match host.ip {
         IpAddr::V6(ip) if ip.to_ipv4_mapped().is_none() => {
             format!("[{}]:{}", java_ipv6(ip), host.port)
@@ -132,7 +132,7 @@ fn java_ipv6(ip: Ipv6Addr) -> String {
     ip.segments().map(|segment| format!("{segment:x}")).join(":")
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -189,7 +189,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// SHA-256 of FIPS 180-4.
-fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut state: [u32; 8] = [
         0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab,
         0x5be0cd19,

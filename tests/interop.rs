@@ -1,0 +1,588 @@
+//! Apache RocketMQ itself on the same directories: what the one writes the other reads, whoever is
+//! killed in the middle of it. The Java half is in `tests/interop`; `.ci/interop` builds it for each
+//! version and runs all this.
+
+#[allow(dead_code, reason = "its `main` is not called")]
+#[path = "../examples/dump.rs"]
+mod dump;
+#[path = "support/rng.rs"]
+mod rng;
+#[path = "support/temp.rs"]
+mod temp;
+
+use duralog::message::{Host, SysFlag};
+use duralog::{
+    Error, FlushMode, Message, PutResult, RecoveryMode, RecoveryReport, Store, StoreConfig,
+    TagFilter,
+};
+use rng::Rng;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use temp::TempDir;
+
+/// Tells a copy of this program what to write, and where.
+const ROLE: &str = "DURALOG_TEST_ROLE";
+/// Small files, so that every run crosses many of them.
+const SEGMENT_SIZE: u64 = 64 << 10;
+const QUEUE_FILE_SIZE: u64 = 2000;
+/// The same for Java, which takes no size from what is there.
+const SIZES: [&str; 4] = [
+    "mappedFileSizeCommitLog=65536",
+    "mappedFileSizeConsumeQueue=2000",
+    "maxHashSlotNum=1000",
+    "maxIndexNum=4000",
+];
+/// RocketMQ reaches into the JDK to unmap its files.
+const JVM: [&str; 6] = [
+    "-Xmx512m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "--add-opens=java.base/java.nio=ALL-UNNAMED",
+    "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
+    "--add-opens=java.base/jdk.internal.ref=ALL-UNNAMED",
+];
+/// The status of a process that halted itself as if it had been killed.
+const HALTED: i32 = 137;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A version of RocketMQ.
+#[derive(Clone, Copy)]
+struct Java(&'static str);
+
+impl Java {
+    /// 4.9 knows no checksum of a whole record.
+    fn knows_record_crc(self) -> bool {
+        !self.0.starts_with("4.")
+    }
+
+    fn command(self, command: &str, dir: &Path, args: &[&str]) -> Command {
+        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/target").join(self.0);
+        let libraries = fs::read_to_string(built.join("classpath")).expect("built by .ci/interop");
+        let classpath = format!("{}:{}", built.join("classes").display(), libraries.trim());
+        let mut java = Command::new("java");
+        java.args(JVM).args(["-cp", &classpath, "Interop", command]).arg(dir);
+        java.args(args).args(SIZES).stdin(Stdio::null());
+        java
+    }
+
+    fn output(self, command: &str, dir: &Path, args: &[&str]) -> Output {
+        self.command(command, dir, args).output().expect("java runs")
+    }
+
+    /// The messages that a command prints which must succeed.
+    fn run(self, command: &str, dir: &Path, args: &[&str]) -> Vec<Value> {
+        let output = self.output(command, dir, args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{} {command}: {}\n{said}", self.0, output.status);
+        messages(&output.stdout)
+    }
+
+    fn list(self, dir: &Path) -> Messages {
+        by_place(self.run("list", dir, &[]))
+    }
+
+    /// Lets it write from four threads and die once `count` messages are stored: by its own hand, or
+    /// by ours. What was acknowledged.
+    fn write_and_die(self, dir: &Path, seed: u64, count: usize, by_own_hand: bool) -> Vec<Value> {
+        let (seed, count_word) = (seed.to_string(), count.to_string());
+        let mut args = vec!["1000000", &seed, "--threads", "4"];
+        if by_own_hand {
+            args.extend(["--kill-after", &count_word]);
+            let output = self.output("append", dir, &args);
+            assert_eq!(output.status.code(), Some(HALTED), "{output:?}");
+            return messages(&output.stdout);
+        }
+        let mut java = self.command("append", dir, &args);
+        let java = java.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("java runs");
+        let mut java = Process(java);
+        let mut lines = BufReader::new(java.0.stdout.take().expect("piped"));
+        let mut said = Vec::new();
+        for _ in 0..count {
+            lines.read_until(b'\n', &mut said).expect("it prints");
+        }
+        java.kill();
+        lines.read_to_end(&mut said).expect("what it had printed");
+        messages(&said)
+    }
+}
+
+/// Another process, which does not outlive the test.
+struct Process(Child);
+
+impl Process {
+    fn kill(&mut self) {
+        self.0.kill().expect("it can be killed");
+        let status = self.0.wait().expect("it ends");
+        assert_eq!(status.code(), None, "it ended by itself");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What complete lines of JSON say.
+fn messages(said: &[u8]) -> Vec<Value> {
+    let complete = said.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let text = str::from_utf8(&said[..complete]).expect("UTF-8");
+    text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+}
+
+/// Messages by topic, queue and offset.
+type Messages = BTreeMap<(String, i64, i64), Value>;
+
+fn by_place(messages: Vec<Value>) -> Messages {
+    let mut placed = Messages::new();
+    for message in messages {
+        let topic = message["topic"].as_str().expect("a topic").to_owned();
+        let number = |name: &str| message[name].as_i64().expect("a number");
+        let place = (topic, number("queueId"), number("queueOffset"));
+        let twice = placed.insert(place, message);
+        assert_eq!(twice, None, "two messages in one place");
+    }
+    placed
+}
+
+/// Both read the same, in every field.
+fn assert_same(rust: &Messages, java: &Messages) {
+    for (place, message) in java {
+        assert_eq!(
+            rust.get(place),
+            Some(message),
+            "{place:?}: Rust reads the left, Java the right"
+        );
+    }
+    for (place, message) in rust {
+        assert!(java.contains_key(place), "Java does not read {place:?}: {message}");
+    }
+}
+
+/// Each acknowledged message is where it was said to be, and is what was put.
+fn assert_kept(acks: &[Value], found: &Messages) {
+    for ack in acks {
+        let (place, _) = by_place(vec![ack.clone()]).pop_first().expect("one");
+        let message = found.get(&place).unwrap_or_else(|| panic!("lost: {ack}"));
+        for (name, value) in ack.as_object().expect("an object") {
+            if name == "properties" {
+                // The store may have added one.
+                for (name, value) in value.as_object().expect("an object") {
+                    assert_eq!(message["properties"][name], *value, "{name} of {place:?}");
+                }
+            } else {
+                assert_eq!(message[name], *value, "{name} of {place:?}");
+            }
+        }
+    }
+}
+
+fn config(dir: &Path, flush: FlushMode) -> StoreConfig {
+    StoreConfig::new(dir)
+        .flush_mode(flush)
+        .segment_size(SEGMENT_SIZE)
+        .consume_queue_file_size(QUEUE_FILE_SIZE)
+}
+
+fn open(dir: &Path) -> Store {
+    Store::open(config(dir, FlushMode::sync())).expect("the store opens")
+}
+
+/// Sync and async flush in turn.
+fn flush_mode(n: u64) -> FlushMode {
+    if n.is_multiple_of(2) { FlushMode::sync() } else { FlushMode::async_default() }
+}
+
+/// Opens the store, reads every message through its queue, and closes it.
+fn read(dir: &Path) -> (Messages, RecoveryReport) {
+    let store = open(dir);
+    let mut messages = Vec::new();
+    for (topic, queue_ids) in store.topics() {
+        for queue_id in queue_ids {
+            let end = store.max_offset(&topic, queue_id).expect("a queue");
+            let mut next = store.min_offset(&topic, queue_id).expect("a queue");
+            while next < end {
+                let fetched = store.get_view(&topic, queue_id, next, 256, &TagFilter::any());
+                for message in fetched.expect("readable").messages {
+                    assert_eq!(message.queue_offset(), next, "{topic}/{queue_id}");
+                    let line = dump::json(&message);
+                    messages.push(serde_json::from_str(&line).expect("JSON"));
+                    next += 1;
+                }
+            }
+        }
+    }
+    let verified = store.verify().expect("readable");
+    assert!(verified.is_ok(), "{verified:?}");
+    let report = store.recovery().clone();
+    store.close().expect("the store closes");
+    (by_place(messages), report)
+}
+
+/// The message that `seed` has as number `n`.
+fn message(seed: u64, n: u64) -> Message {
+    let mut rng = Rng(seed << 32 | n);
+    let topic = rng.pick(&["orders", "payments", "%RETRY%billing"]);
+    let size = if rng.one_in(16) { 4000 } else { rng.index(600) };
+    let body: Vec<u8> = (0..size).map(|_| rng.next() as u8).collect();
+    let mut message = Message::new(topic, body)
+        .queue(rng.index(4) as i32)
+        .flag(rng.next() as i32)
+        .reconsume_times(rng.index(16) as i32)
+        .born_at(1_700_000_000_000 + n as i64)
+        .born_host(host(&mut rng))
+        .store_host(host(&mut rng))
+        .key(format!("key-{seed}-{n}"))
+        .key(format!("shared-{}", rng.index(5)))
+        .unique_key(format!("{seed:016X}{n:016X}"));
+    if rng.one_in(4) {
+        message = message.prepared_transaction_offset(rng.next() as i64);
+    }
+    if rng.one_in(8) {
+        message = message.sys_flag(SysFlag(rng.pick(&[0x301, 0x8])));
+    }
+    if !rng.one_in(4) {
+        message = message.tag(rng.pick(&["paid", "late", "grün", "取消"]));
+    }
+    if rng.one_in(3) {
+        message = message.property("note", format!("ä 😀 {}", "x".repeat(rng.index(300))));
+    }
+    message
+}
+
+fn host(rng: &mut Rng) -> Host {
+    let port = 1 + rng.index(65_535) as i32;
+    let v6: [u8; 16] = std::array::from_fn(|_| rng.next() as u8);
+    let v4 = [v6[12], v6[13], v6[14], v6[15]];
+    if rng.one_in(3) { Host::new(v6, port) } else { Host::new(v4, port) }
+}
+
+/// What an acknowledged message must be, in the words of the Java half.
+fn ack(message: &Message, put: &PutResult) -> Value {
+    let body = message.body();
+    let (body_name, body_value) = if body.len() <= dump::BODY_PRINTED {
+        ("bodyHex", dump::hex(body))
+    } else {
+        ("bodySha256", dump::hex(&dump::sha256(body)))
+    };
+    let properties: BTreeMap<_, _> = message.properties_ref().iter().collect();
+    let mut ack = json!({
+        "topic": message.topic(),
+        "queueId": message.queue_id(),
+        "queueOffset": put.queue_offset,
+        "physicalOffset": put.physical_offset,
+        "storeTimestamp": put.store_timestamp,
+        "flag": message.flag,
+        "bornTimestamp": message.born_timestamp,
+        "bornHost": message.born_host.map(dump::java_host),
+        "storeHost": message.store_host.map(dump::java_host),
+        "reconsumeTimes": message.reconsume_times,
+        "preparedTransactionOffset": message.prepared_transaction_offset,
+        "bodyLength": body.len(),
+        "tags": message.tags(),
+        "keys": message.keys(),
+        "properties": properties,
+    });
+    ack[body_name] = body_value.into();
+    ack
+}
+
+/// Puts `count` messages from four threads; each is told as soon as it is acknowledged, and all in
+/// the end.
+fn append(store: &Store, seed: u64, count: u64, acked: impl Fn(&Value) + Sync) -> Vec<Value> {
+    let put = |n| {
+        let message = message(seed, n);
+        let put = store.put(&message).expect("stored");
+        assert!(put.ok().is_ok(), "{put:?}");
+        let ack = ack(&message, &put);
+        acked(&ack);
+        ack
+    };
+    let produce = |thread| (thread..count).step_by(4).map(put).collect::<Vec<_>>();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|thread| scope.spawn(move || produce(thread))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect()
+    })
+}
+
+/// Opens the store, puts `count` messages, and closes it.
+fn write(dir: &Path, flush: FlushMode, seed: u64, count: u64) -> Vec<Value> {
+    let store = Store::open(config(dir, flush)).expect("the store opens");
+    let acks = append(&store, seed, count, |_| {});
+    store.close().expect("the store closes");
+    acks
+}
+
+/// What a copy of this program does that is to be killed; without a role, nothing.
+#[test]
+fn another_process_writes_what_it_is_told_to() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let words: Vec<_> = role.splitn(3, ' ').collect();
+    let [seed, flush, dir] = words[..] else { panic!("{role}") };
+    let (seed, flush) = (seed.parse().expect("a number"), flush.parse().expect("a number"));
+    let dir = Path::new(dir);
+    let acks = OpenOptions::new().append(true).open(acks_of(dir)).expect("the file");
+    let store = Store::open(config(dir, flush_mode(flush))).expect("the store opens");
+    append(&store, seed, 1_000_000, |ack| {
+        let line = format!("{ack}\n");
+        (&acks).write_all(line.as_bytes()).expect("written");
+    });
+}
+
+fn acks_of(dir: &Path) -> PathBuf {
+    dir.with_extension("acks")
+}
+
+/// Lets a process write, and kills it once `count` messages are acknowledged; all that were.
+fn write_and_die(dir: &Path, flush: u64, seed: u64, count: usize) -> Vec<Value> {
+    let acks = acks_of(dir);
+    File::create(&acks).expect("a file");
+    let child = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", "another_process_writes_what_it_is_told_to"])
+        .env(ROLE, format!("{seed} {flush} {}", dir.display()))
+        .stdout(Stdio::null())
+        .spawn();
+    let mut child = Process(child.expect("a second process"));
+    let started = Instant::now();
+    loop {
+        let said = fs::read(&acks).expect("the file");
+        if said.iter().filter(|byte| **byte == b'\n').count() >= count {
+            break;
+        }
+        assert!(started.elapsed() < PATIENCE, "it does not write");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill();
+    messages(&fs::read(&acks).expect("the file"))
+}
+
+/// A directory for a store, and room beside it.
+fn place() -> (TempDir, PathBuf) {
+    let temp = TempDir::new();
+    let dir = temp.path().join("store");
+    (temp, dir)
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("copied");
+        }
+    }
+}
+
+fn rust_writes_and_java_reads(java: Java) {
+    let mut compared = 0;
+    for flush in 0..2 {
+        let (_temp, dir) = place();
+        let acks = write(&dir, flush_mode(flush), 1, 1500);
+        let listed = java.list(&dir);
+        assert_kept(&acks, &listed);
+        assert_eq!(listed.len(), acks.len());
+        let (read, report) = read(&dir);
+        assert!(!report.unclean && report.cut.is_none(), "{report:?}");
+        assert_same(&read, &listed);
+        compared += listed.len();
+    }
+    println!("interop {}: Rust wrote, Java read the same: {compared} messages", java.0);
+}
+
+fn java_writes_and_rust_reads(java: Java) {
+    let mut compared = 0;
+    let mut options = vec!["flushDiskType=ASYNC_FLUSH", "flushDiskType=SYNC_FLUSH"];
+    options.extend(java.knows_record_crc().then_some("enabledAppendPropCRC=true"));
+    for option in options {
+        let (temp, dir) = place();
+        let acks = java.run("append", &dir, &["1500", "2", option]);
+        // Without the queues everything must be found, too.
+        let bare = temp.path().join("bare");
+        copy(&dir, &bare);
+        fs::remove_dir_all(bare.join("consumequeue")).expect("removed");
+        for dir in [dir, bare] {
+            let (read, report) = read(&dir);
+            assert!(report.foreign && !report.unclean && report.cut.is_none(), "{report:?}");
+            assert_kept(&acks, &read);
+            assert_eq!(read.len(), acks.len());
+            assert_same(&read, &java.list(&dir));
+            compared += read.len();
+        }
+    }
+    println!("interop {}: Java wrote, Rust read the same: {compared} messages", java.0);
+}
+
+fn java_dies_and_rust_recovers(java: Java) {
+    const KILLS: u64 = 6;
+    let (_temp, dir) = place();
+    let mut rng = Rng(3);
+    let mut acks = Vec::new();
+    for kill in 0..KILLS {
+        let count = 1 + rng.index(800);
+        acks.extend(java.write_and_die(&dir, kill, count, kill.is_multiple_of(2)));
+        let (read, report) = read(&dir);
+        assert!(report.unclean, "{report:?}");
+        assert_kept(&acks, &read);
+        assert_same(&read, &java.list(&dir));
+    }
+    println!("interop {}: Java died {KILLS} times, Rust has all {} acked", java.0, acks.len());
+}
+
+fn rust_dies_and_java_recovers(java: Java) {
+    const KILLS: u64 = 6;
+    let (_temp, dir) = place();
+    let mut rng = Rng(4);
+    let mut acks = Vec::new();
+    for kill in 0..KILLS {
+        acks.extend(write_and_die(&dir, kill, kill, 1 + rng.index(800)));
+        // Where Java can hold every record against its checksum, it does in turn.
+        let strict = java.knows_record_crc() && kill % 3 == 1;
+        let option: &[_] = if strict { &["forceVerifyPropCRC=true"] } else { &[] };
+        let listed = by_place(java.run("list", &dir, option));
+        assert_kept(&acks, &listed);
+        assert_same(&read(&dir).0, &listed);
+    }
+    println!("interop {}: Rust died {KILLS} times, Java has all {} acked", java.0, acks.len());
+}
+
+/// Ten turns on one directory; each way to end is followed by each way to begin.
+fn they_take_turns(java: Java) {
+    const TURNS: u64 = 10;
+    let (temp, dir) = place();
+    let (mut acks, mut kills, mut compared) = (Vec::new(), 0, 0);
+    for turn in 0..TURNS {
+        let (javas, dies) = (turn % 2 == 1, [2, 3, 5, 6].contains(&turn));
+        let before = acks.len();
+        acks.extend(match (javas, dies) {
+            (false, false) => write(&dir, flush_mode(turn / 2), turn, 300),
+            (false, true) => write_and_die(&dir, turn / 2, turn, 200),
+            (true, false) => java.run("append", &dir, &["300", &turn.to_string()]),
+            (true, true) => java.write_and_die(&dir, turn, 200, turn == 3),
+        });
+        assert!(acks.len() >= before + 200, "turn {turn}");
+        kills += u64::from(dies);
+        // The other one looks at a copy, so that it begins its own turn with what it was left.
+        let look = temp.path().join("look");
+        copy(&dir, &look);
+        let found = if javas { read(&look).0 } else { java.list(&look) };
+        fs::remove_dir_all(look).expect("removed");
+        assert_kept(&acks, &found);
+        compared += found.len();
+    }
+    let listed = java.list(&dir);
+    assert_kept(&acks, &listed);
+    assert_same(&read(&dir).0, &listed);
+    compared += listed.len();
+    println!(
+        "interop {}: {TURNS} turns, {kills} ended by a kill: all {} acked there, {compared} compared",
+        java.0,
+        acks.len()
+    );
+}
+
+fn java_keeps_rust_out(java: Java) {
+    let (_temp, dir) = place();
+    let mut holder = java.command("hold", &dir, &[]);
+    let holder = holder.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut holder = Process(holder.expect("java runs"));
+    let mut line = String::new();
+    let mut said = BufReader::new(holder.0.stdout.take().expect("piped"));
+    said.read_line(&mut line).expect("it prints");
+    assert_eq!(line, "READY\n");
+    let refused = Store::open(config(&dir, FlushMode::sync()));
+    assert!(matches!(refused, Err(Error::Locked { .. })), "{refused:?}");
+    drop(holder.0.stdin.take());
+    assert!(holder.0.wait().expect("it ends").success());
+    open(&dir).close().expect("the store closes");
+    println!("interop {}: Java held the directory, Rust was refused", java.0);
+}
+
+fn rust_keeps_java_out(java: Java) {
+    let (_temp, dir) = place();
+    let store = open(&dir);
+    let mut acks = append(&store, 1, 300, |_| {});
+    // With a segment made ahead, which Java takes for a remnant: it recovers before it locks.
+    let made_ahead = || {
+        let names = fs::read_dir(dir.join("commitlog")).expect("a directory");
+        let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
+        let last: u64 = names.filter_map(|entry| name(entry).to_str()?.parse().ok()).max()?;
+        (last > store.stats().watermarks.appended).then_some(last)
+    };
+    let mut seed = 2;
+    while made_ahead().is_none() {
+        acks.extend(append(&store, seed, 4, |_| {}));
+        seed += 1;
+    }
+    let refused = java.output("list", &dir, &[]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("Lock failed"), "{said}");
+    acks.extend(append(&store, seed, 500, |_| {}));
+    store.close().expect("the store closes");
+    let (read, _) = read(&dir);
+    assert_kept(&acks, &read);
+    assert_eq!(read.len(), acks.len());
+    assert_same(&read, &java.list(&dir));
+    println!(
+        "interop {}: Rust held the directory, Java was refused; all {} acked there",
+        java.0,
+        acks.len()
+    );
+}
+
+fn a_checksum_that_java_copied_is_no_damage(java: Java) {
+    let (_temp, dir) = place();
+    let acks = write(&dir, FlushMode::sync(), 5, 100);
+    let mut stale = Vec::new();
+    for queue_id in ["0", "1", "2"] {
+        stale.extend(java.run("reput", &dir, &["orders", queue_id, "1"]));
+    }
+    let store = Store::open(config(&dir, FlushMode::sync()).recovery_mode(RecoveryMode::Strict));
+    store.expect("the store opens").close().expect("the store closes");
+    let (read, _) = read(&dir);
+    assert_kept(&acks, &read);
+    assert_kept(&stale, &read);
+    assert_eq!(read.len(), acks.len() + stale.len());
+    for message in &stale {
+        let (place, _) = by_place(vec![message.clone()]).pop_first().expect("one");
+        let (copy, first) = (&read[&place], &read[&(place.0.clone(), place.1, 1)]);
+        assert_eq!(copy["properties"]["__CRC32#"], first["properties"]["__CRC32#"]);
+        assert_eq!(copy["propertiesHex"], first["propertiesHex"]);
+    }
+    assert_same(&read, &java.list(&dir));
+    println!("interop {}: {} records with a stale checksum read", java.0, stale.len());
+}
+
+macro_rules! for_each_version {
+    ($($module:ident $version:literal: $tests:tt)*) => { $(mod $module {
+        for_each_version!(@ $version $tests);
+    })* };
+    (@ $version:literal { $($test:ident)* }) => { $(
+        #[test]
+        #[ignore = "needs JDK 17 and Maven: .ci/interop"]
+        fn $test() {
+            super::$test(super::Java($version));
+        }
+    )* };
+    ($($module:ident $version:literal),*) => { for_each_version! { $($module $version: {
+        rust_writes_and_java_reads
+        java_writes_and_rust_reads
+        java_dies_and_rust_recovers
+        rust_dies_and_java_recovers
+        they_take_turns
+        java_keeps_rust_out
+        rust_keeps_java_out
+        a_checksum_that_java_copied_is_no_damage
+    })* } };
+}
+
+for_each_version!(v4_9_8 "4.9.8", v5_3_3 "5.3.3");
