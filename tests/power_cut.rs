@@ -129,8 +129,9 @@ struct Scenario {
     faults_before: u64,
     /// What there was when this life began.
     reopened: BTreeSet<PathBuf>,
-    /// Where the next recovery may begin at the latest: the saved durable offset is no lower.
-    saved: u64,
+    /// The durable offsets that were saved for certain, the last one and the one before. A later save
+    /// that is torn within its sector can take the last one with it.
+    saved: [u64; 2],
     tells: bool,
     totals: Totals,
 }
@@ -185,7 +186,7 @@ impl Scenario {
             fault_planted: None,
             faults_before: 0,
             reopened: BTreeSet::new(),
-            saved: 0,
+            saved: [0; 2],
             tells: std::env::var_os("DURALOG_SEED").is_some(),
             totals: Totals { scenarios: 1, ..Totals::default() },
         }
@@ -283,10 +284,14 @@ impl Scenario {
 
     fn step(&mut self, worker: StoreWorker) {
         let next = self.store().step(worker);
-        if worker == StoreWorker::Upkeep && !self.disk.is_down() {
+        let sound = !self.disk.is_down() && self.store().health().latched.is_none();
+        if worker == StoreWorker::Upkeep && sound {
             // Of a segment that was left behind and synced nothing is in doubt any more.
             let durable = self.store().stats().watermarks.durable;
-            self.saved = self.saved.max(durable - durable % self.config.log.segment_size);
+            let left_behind = durable - durable % self.config.log.segment_size;
+            if left_behind > self.saved[0] {
+                self.is_saved(left_behind);
+            }
         }
         if worker == StoreWorker::Flush && matches!(next, Next::At(_)) {
             // An interval is long compared with a scenario.
@@ -433,7 +438,7 @@ impl Scenario {
         }
         if closed.is_ok() {
             // A clean close makes everything durable, and says so.
-            self.saved = end;
+            self.is_saved(end);
             let appended: Vec<_> =
                 self.puts.values_mut().filter(|put| put.queue_offset < u64::MAX / 2).collect();
             appended.into_iter().for_each(|put| put.promise = Promise::PowerCut);
@@ -593,13 +598,17 @@ impl Scenario {
     /// Recovery looks at what was written since the durable offset was saved, however much there is.
     fn check_work(&mut self, store: &Store) {
         let (report, end) = (store.recovery(), store.stats().watermarks.appended);
-        let saved = self.saved;
+        let saved = self.saved[1];
         assert!(report.scanned_from >= saved, "{saved} was saved: {report:?}");
         let bound = end - saved + self.config.log.segment_size;
         let most = report.scanned_bytes.max(report.rewritten_bytes);
         assert!(most <= bound, "at most {bound} bytes, {saved} was saved: {report:?}");
         // What it found is durable by now.
-        self.saved = end;
+        self.is_saved(end);
+    }
+
+    fn is_saved(&mut self, durable: u64) {
+        self.saved = [durable, self.saved[0]];
     }
 
     fn files(&self) -> BTreeMap<String, Vec<u8>> {
