@@ -129,9 +129,8 @@ struct Scenario {
     faults_before: u64,
     /// What there was when this life began.
     reopened: BTreeSet<PathBuf>,
-    /// The durable offsets that were saved for certain, the last one and the one before. A later save
-    /// that is torn within its sector can take the last one with it.
-    saved: [u64; 2],
+    /// The durable offset that was last saved for certain.
+    saved: u64,
     tells: bool,
     totals: Totals,
 }
@@ -186,7 +185,7 @@ impl Scenario {
             fault_planted: None,
             faults_before: 0,
             reopened: BTreeSet::new(),
-            saved: [0; 2],
+            saved: 0,
             tells: std::env::var_os("DURALOG_SEED").is_some(),
             totals: Totals { scenarios: 1, ..Totals::default() },
         }
@@ -289,9 +288,7 @@ impl Scenario {
             // Of a segment that was left behind and synced nothing is in doubt any more.
             let durable = self.store().stats().watermarks.durable;
             let left_behind = durable - durable % self.config.log.segment_size;
-            if left_behind > self.saved[0] {
-                self.is_saved(left_behind);
-            }
+            self.saved = self.saved.max(left_behind);
         }
         if worker == StoreWorker::Flush && matches!(next, Next::At(_)) {
             // An interval is long compared with a scenario.
@@ -438,7 +435,7 @@ impl Scenario {
         }
         if closed.is_ok() {
             // A clean close makes everything durable, and says so.
-            self.is_saved(end);
+            self.saved = end;
             let appended: Vec<_> =
                 self.puts.values_mut().filter(|put| put.queue_offset < u64::MAX / 2).collect();
             appended.into_iter().for_each(|put| put.promise = Promise::PowerCut);
@@ -598,17 +595,13 @@ impl Scenario {
     /// Recovery looks at what was written since the durable offset was saved, however much there is.
     fn check_work(&mut self, store: &Store) {
         let (report, end) = (store.recovery(), store.stats().watermarks.appended);
-        let saved = self.saved[1];
+        let saved = self.saved;
         assert!(report.scanned_from >= saved, "{saved} was saved: {report:?}");
         let bound = end - saved + self.config.log.segment_size;
         let most = report.scanned_bytes.max(report.rewritten_bytes);
         assert!(most <= bound, "at most {bound} bytes, {saved} was saved: {report:?}");
         // What it found is durable by now.
-        self.is_saved(end);
-    }
-
-    fn is_saved(&mut self, durable: u64) {
-        self.saved = [durable, self.saved[0]];
+        self.saved = end;
     }
 
     fn files(&self) -> BTreeMap<String, Vec<u8>> {

@@ -5,7 +5,8 @@ mod future;
 #[path = "support/sim.rs"]
 mod sim;
 
-use duralog::disk::{Cut, Fault, SimCall, SimDisk};
+use duralog::clock::ManualClock;
+use duralog::disk::{Cut, CutMoment, Fault, SimCall, SimDisk};
 use duralog::replication::{
     Admission, Epoch, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator, ScriptedReplica,
     StartPoint,
@@ -501,4 +502,35 @@ fn a_replicator_is_told_where_the_log_stands() {
     let log = replica.log();
     assert_eq!((log.end(), log.durable()), (end, end), "all of it is durable");
     assert_eq!(store.stats().watermarks.confirmed, end);
+}
+
+#[test]
+fn an_epoch_survives_a_torn_save_of_what_is_durable() {
+    for seed in 0..400 {
+        let disk = SimDisk::new(seed);
+        let clock = Arc::new(ManualClock::new(1_700_000_000_000));
+        let open = |disk: &SimDisk, epoch| {
+            let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();
+            let replica = Arc::new(Manual { epoch, ..Manual::default() });
+            Store::open_replicated(config(), environment, replica)
+        };
+        let store = open(&disk, 7).expect("the first epoch");
+        for id in 0..2 {
+            drop(store.try_submit(message(id)).expect("there is room"));
+            store.step(StoreWorker::Flush);
+            clock.advance(Duration::from_millis(200));
+            if id == 1 {
+                disk.cut_at(1, CutMoment::Middle);
+            }
+            store.step(StoreWorker::Upkeep);
+        }
+        assert!(disk.is_down(), "nothing was saved");
+        let disk = disk.reboot(Cut::seeded(seed));
+        drop(store);
+        let older = open(&disk, 6);
+        assert!(
+            matches!(older, Err(Error::Refused(Refusal::EpochFell { .. }))),
+            "epoch 7 was forgotten, seed {seed}"
+        );
+    }
 }

@@ -1,9 +1,9 @@
 //! What recovery may rely on: the durable offset, a cut under way, and which records carry a
 //! checksum of ours.
 //!
-//! `duralog/checkpoint` holds two slots of one sector each, written in turn, so that a torn write
-//! leaves the other. The durable offset in it is a lower bound: it is written after the sync it
-//! speaks of, and losing the newest slot only makes recovery look at more.
+//! `duralog/checkpoint` holds two slots of one sector each. The one with the last save that was synced
+//! is not written to, so that a torn write leaves it. The durable offset in it is a lower bound: it is
+//! written after the sync it speaks of, and losing a later one only makes recovery look at more.
 
 use crate::disk::{Allocation, Disk, DiskFile, OpenAccess, SyncMethod};
 use crate::error::{IoContext, IoOp, Result};
@@ -125,6 +125,10 @@ pub(crate) struct CheckpointFile {
 struct State {
     file: Option<Arc<dyn DiskFile>>,
     sequence: u64,
+    /// Where the slot lies that is not written to.
+    kept_at: u64,
+    /// What it holds is known to be durable.
+    kept_is_durable: bool,
     current: Checkpoint,
     saved_at: Option<Instant>,
 }
@@ -141,7 +145,7 @@ impl CheckpointFile {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
             Err(e) => return Err(e).at(IoOp::Open, path),
         };
-        let mut newest = None;
+        let (mut newest, mut kept_at) = (None, SLOT as u64);
         // One slot that cannot be read may be the first write ever, torn; then nothing was promised.
         let mut unreadable = 0;
         for at in [0, SLOT] {
@@ -151,12 +155,14 @@ impl CheckpointFile {
             let found = Checkpoint::decode(&slot);
             unreadable += usize::from(found.is_none() && slot.iter().any(|byte| *byte != 0));
             if found.as_ref().map(|f| f.0) > newest.as_ref().map(|f: &(u64, Checkpoint)| f.0) {
-                newest = found;
+                (newest, kept_at) = (found, at as u64);
             }
         }
         let (sequence, current) = newest.clone().unwrap_or_default();
         let damaged = unreadable == 2;
-        let state = Mutex::new(State { file, sequence, current, saved_at: None });
+        let kept_is_durable = newest.is_none();
+        let state = State { file, sequence, kept_at, kept_is_durable, current, saved_at: None };
+        let state = Mutex::new(state);
         Ok((Self { path: path.to_owned(), damaged, state }, newest.map(|found| found.1)))
     }
 
@@ -221,16 +227,24 @@ impl CheckpointFile {
 }
 
 impl State {
-    /// Writes the current checkpoint into the slot whose turn it is.
+    /// Writes the current checkpoint into the slot that may be lost.
     fn write(&mut self, path: &Path, sync: bool) -> Result<()> {
         let sequence = self.sequence + 1;
-        let at = if sequence.is_multiple_of(2) { 0 } else { SLOT as u64 };
+        let at = SLOT as u64 - self.kept_at;
         let Some(file) = &self.file else { return Ok(()) };
-        file.write_at(&self.current.encode(sequence), at).at_offset(IoOp::Write, path, at)?;
-        if sync && !cfg!(canary = "checkpoint_sync") {
+        if !self.kept_is_durable {
+            // After a kill the newest save may be in the page cache alone.
             file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, path)?;
+            self.kept_is_durable = true;
         }
+        file.write_at(&self.current.encode(sequence), at).at_offset(IoOp::Write, path, at)?;
         self.sequence = sequence;
+        if sync {
+            if !cfg!(canary = "checkpoint_sync") {
+                file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, path)?;
+            }
+            self.kept_at = at;
+        }
         Ok(())
     }
 }
