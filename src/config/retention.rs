@@ -42,8 +42,9 @@ impl Threshold {
     }
 }
 
-/// Which segments are deleted: whole ones, oldest first, never the last one and never under a reader.
-/// Queues and index follow.
+/// Which segments are deleted: whole ones, oldest first, never the last one, nor one of which anything
+/// is still on its way to the disk, to replicas or to the queues. Queues and index follow. Views that
+/// were handed out stay valid; their disk space comes back when the last of them goes.
 ///
 /// A segment goes when it is too old (`file_reserved_time`, in the hours of `delete_when`, or in any
 /// hour while the disk is beyond `disk_max_used`), or while the disk is beyond `disk_clean_forcibly`,
@@ -62,8 +63,8 @@ impl Threshold {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Retention {
-    /// Age after which a segment may go, by the time its file was last modified; RocketMQ's
-    /// `fileReservedTime`. At least 1 s.
+    /// Age after which a segment may go: that of its newest message, by store time; RocketMQ's
+    /// `fileReservedTime`, which goes by the time the file was last modified instead. At least 1 s.
     pub file_reserved_time: Option<Duration>,
     /// Hours of the local day, 0 to 23, in which segments go for their age; RocketMQ's `deleteWhen`.
     /// Empty means any hour.

@@ -174,6 +174,13 @@ impl Segments {
         self.list.read().first().map_or(0, |first| first.base_offset())
     }
 
+    /// Takes out the first segment, if it ends at `end` and others follow.
+    pub(crate) fn take_first(&self, end: u64) -> Option<Arc<Segment>> {
+        let mut list = self.list.write();
+        let due = list.len() > 1 && list.first().is_some_and(|first| first.end_offset() == end);
+        due.then(|| list.remove(0))
+    }
+
     /// Gives up mappings that were not used for a while, if there are more than `max`: the system
     /// allows a process only so many.
     pub(crate) fn limit_mappings(&self, max: usize) {

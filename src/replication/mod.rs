@@ -171,6 +171,13 @@ pub trait Replicator: Send + Sync + fmt::Debug + 'static {
     /// Bytes up to `end` survive a power cut here.
     fn on_durable(&self, end: u64);
 
+    /// Physical offset behind which some replica still needs the log: with
+    /// [`pin_by_replicas`](crate::config::Retention::pin_by_replicas) nothing from there on is deleted.
+    /// None needs anything unless this says otherwise.
+    fn retention_floor(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Ends replication and joins the backend's threads.
     fn stop(&self);
 }

@@ -11,7 +11,7 @@ use crate::log::{
 use crate::message::format::RECORD_SIZE_MIN;
 use crate::message::{RecordCheck, RecordRef};
 use crate::worker::{Alarm, Next};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Records dispatched before readers are told.
@@ -45,6 +45,8 @@ pub(super) struct Checkpointer {
     queues_durable: AtomicU64,
     /// The last attempt to move it went to here; another one waits for as many bytes more.
     attempted: AtomicU64,
+    /// Another one does not wait: the queues' first offsets have moved.
+    wanted: AtomicBool,
 }
 
 impl Checkpointer {
@@ -54,6 +56,11 @@ impl Checkpointer {
 
     pub(super) fn queues_durable(&self) -> u64 {
         self.queues_durable.load(Ordering::Acquire)
+    }
+
+    pub(super) fn want(&self) {
+        self.wanted.store(true, Ordering::SeqCst);
+        self.alarm.ring();
     }
 
     fn start_at(&self, offset: u64) {
@@ -228,8 +235,9 @@ impl Shared {
         // the next dispatch asks again.
         let target = progress.dispatched().min(progress.durable());
         let waiting = target.saturating_sub(self.checkpointer.attempted());
-        waiting > 0
-            && (waiting >= self.config.queue_checkpoint_bytes || self.queues.wants_checkpoint())
+        self.checkpointer.wanted.load(Ordering::SeqCst)
+            || waiting > 0
+                && (waiting >= self.config.queue_checkpoint_bytes || self.queues.wants_checkpoint())
     }
 
     fn dispatch(&self, located: &Located<'_>) -> Result<()> {
@@ -289,13 +297,16 @@ impl Shared {
 
     pub(super) fn checkpoint_step(&self) -> Next {
         let progress = &self.core.progress;
-        if !self.wants_checkpoint() || progress.latched().is_some() {
-            return self.checkpointer.alarm.sleep_unless(|| false);
+        let latched = || progress.latched().is_some();
+        if !self.wants_checkpoint() || latched() {
+            return self.checkpointer.alarm.sleep_unless(|| self.wants_checkpoint() && !latched());
         }
+        let moved = self.checkpointer.wanted.swap(false, Ordering::SeqCst);
         let target = progress.dispatched().min(progress.durable());
         self.checkpointer.attempted.store(target, Ordering::Release);
         let saved = self.queues.checkpoint(target, &mut || self.pace());
-        match saved.and_then(|()| self.checkpoint_others(target, false)) {
+        let saved = saved.and_then(|()| self.checkpoint_others(target, false));
+        match saved.and_then(|()| if moved { self.sweep_queues() } else { Ok(()) }) {
             Ok(()) => {
                 self.checkpointer.queues_durable.store(target, Ordering::Release);
                 self.stats.queue_work(QueueWork::Checkpoint, None);

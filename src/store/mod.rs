@@ -5,12 +5,14 @@ mod dispatch;
 mod put;
 mod read;
 mod result;
+mod retention;
 mod stats;
 mod ticket;
 mod verify;
 
 pub use read::{FetchStatus, Fetched, TagFilter};
 pub use result::{Acknowledged, PutResult, PutStatus};
+pub use retention::{Pinned, RetentionStats};
 pub use stats::{Health, Latency, Pin, Stats};
 pub use ticket::Ticket;
 pub use verify::VerifyReport;
@@ -41,6 +43,7 @@ const SEAL_TIME: Duration = Duration::from_millis(100);
 const DISPATCH_THREAD: &str = "duralog-dispatch";
 const CHECKPOINT_THREAD: &str = "duralog-checkpoint";
 const DEADLINE_THREAD: &str = "duralog-deadline";
+const RETENTION_THREAD: &str = "duralog-retain";
 
 /// A durable message store in a directory.
 ///
@@ -94,6 +97,7 @@ pub(crate) struct Shared {
     pub(crate) config: StoreConfig,
     pub(crate) deadlines: Deadlines,
     pub(crate) stats: stats::Meters,
+    pub(crate) expiry: retention::Expiry,
     replicator: Option<Arc<dyn Replicator>>,
     dispatcher: Mutex<Dispatcher>,
     checkpointer: dispatch::Checkpointer,
@@ -134,6 +138,8 @@ pub enum StoreWorker {
     Checkpoint,
     /// Wakes awaited tickets whose deadline has passed.
     Deadline,
+    /// Deletes what has expired, where retention is on.
+    Retention,
 }
 
 impl Store {
@@ -266,6 +272,7 @@ impl Store {
             StoreWorker::Dispatch => engine.shared.dispatch_step(),
             StoreWorker::Checkpoint => engine.shared.checkpoint_step(),
             StoreWorker::Deadline => engine.shared.deadline_step(),
+            StoreWorker::Retention => engine.shared.retention_step(),
         }
     }
 
@@ -307,6 +314,11 @@ impl Engine {
         let (bell, heard) = Doorbell::new();
         self.shared.deadlines.connect(bell.clone());
         workers.push(self.spawn(DEADLINE_THREAD, (bell, heard), Shared::deadline_step)?);
+        if self.shared.config.retention.is_some() {
+            let (bell, heard) = Doorbell::new();
+            self.shared.expiry.connect(bell.clone());
+            workers.push(self.spawn(RETENTION_THREAD, (bell, heard), Shared::retention_step)?);
+        }
         Ok(())
     }
 
@@ -454,6 +466,7 @@ impl Shared {
             index,
             deadlines: Deadlines::default(),
             stats: stats::Meters::default(),
+            expiry: retention::Expiry::default(),
             replicator: replicator.clone(),
             dispatcher: Mutex::new(Dispatcher::default()),
             checkpointer: dispatch::Checkpointer::default(),

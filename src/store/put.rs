@@ -199,6 +199,7 @@ impl Shared {
             let limit = self.config.max_queues_per_topic;
             return Err(Error::InvalidMessage(InvalidMessage::QueueId { queue_id, limit }));
         }
+        self.check_disk(drafts.iter().map(|draft| draft.size() as u64).sum())?;
         let admission = match &self.replicator {
             Some(replicator) => Some(replicator.admit().map_err(Error::Refused)?),
             None => None,

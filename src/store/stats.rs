@@ -1,5 +1,6 @@
 //! How the store is doing.
 
+use super::retention::RetentionStats;
 use super::{PutStatus, Shared, Store};
 use crate::clock::Clock;
 use crate::disk::FileSystemKind;
@@ -26,7 +27,7 @@ pub(crate) struct Meters {
     statuses: [Line<[AtomicU64; 4]>; SHARDS],
     put_nanos: [AtomicU64; BUCKETS],
     put_nanos_max: AtomicU64,
-    queue_errors: Mutex<[Option<Error>; 4]>,
+    queue_errors: Mutex<[Option<Error>; 5]>,
     skipped_records: AtomicU64,
 }
 
@@ -39,6 +40,8 @@ pub(super) enum QueueWork {
     Rebuild,
     /// The same for the key index.
     Index,
+    /// What has expired could not be deleted.
+    Expire,
 }
 
 impl Default for Meters {
@@ -192,8 +195,10 @@ pub struct Stats {
     /// Messages that are in no queue because their topic is no directory name, or because they claim a
     /// place in their queue that they cannot have; another program wrote them.
     pub undispatchable: u64,
-    /// Segments that views keep in memory.
+    /// Segments that views keep in memory, those among them that were deleted not counted.
     pub pins: Vec<Pin>,
+    /// What was deleted because it had expired, and what was not.
+    pub retention: RetentionStats,
 }
 
 /// Whether the store is in order.
@@ -202,8 +207,9 @@ pub struct Stats {
 pub struct Health {
     /// The failure after which nothing is written any more, if there was one.
     pub latched: Option<Arc<Error>>,
-    /// The consume queues cannot be written or made durable at the moment, or have to be rebuilt:
-    /// nothing is lost, but readers may lag and the next open takes longer.
+    /// The consume queues or the key index cannot be written or made durable at the moment, or have to
+    /// be rebuilt, or what has expired cannot be deleted: nothing is lost, but readers may lag and the
+    /// next open takes longer.
     pub queue_error: Option<Error>,
     /// How long the sync that is under way has taken so far, if there is one: a disk that hangs shows
     /// here first.
@@ -274,6 +280,7 @@ impl Shared {
             topics: self.queues.topics().len(),
             queues: self.queues.len(),
             undispatchable: self.stats.skipped_records.load(Relaxed),
+            retention: self.expiry.stats(),
             pins: self
                 .core
                 .pins()

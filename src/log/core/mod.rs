@@ -29,6 +29,7 @@ use flush::{Covered, Written};
 use parking_lot::{Condvar, Mutex};
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -76,6 +77,8 @@ pub(crate) struct Core {
     replicator: OnceLock<Arc<dyn Replicator>>,
     upkeep_timer: AtomicBool,
     rolled_since_checkpoint: AtomicBool,
+    /// Files of segments that are no longer the log's, oldest first.
+    doomed: Mutex<Vec<PathBuf>>,
     /// Mappings made so far.
     pub(super) mapped: AtomicUsize,
 }
@@ -139,6 +142,7 @@ impl Core {
             replicator: OnceLock::new(),
             upkeep_timer: AtomicBool::new(false),
             rolled_since_checkpoint: AtomicBool::new(false),
+            doomed: Mutex::default(),
             mapped: AtomicUsize::new(0),
             disk,
             clock,

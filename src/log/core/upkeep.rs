@@ -1,6 +1,7 @@
 //! What the log needs done beside the puts: the next segment, blocks to write into, and a saved durable
 //! offset.
 
+use super::super::directory::remove_if_there;
 use super::super::segment::{Segment, file_name};
 use super::append::NextSegment;
 use super::{Core, access};
@@ -185,6 +186,32 @@ impl Core {
             self.prepared.notify_all();
         }
         true
+    }
+
+    /// Where the oldest segment ends, if there are newer ones.
+    pub(crate) fn oldest_end(&self) -> Option<u64> {
+        match self.segments.all().as_slice() {
+            [oldest, _, ..] => Some(oldest.end_offset()),
+            _ => None,
+        }
+    }
+
+    /// Deletes the oldest segment, which ends at `end`, and any that could not be deleted before.
+    /// Views of it stay valid, and keep its disk space as long as they are alive.
+    ///
+    /// One name at a time, each durable before the next: a crash leaves no gap.
+    pub(crate) fn remove_oldest(&self, end: u64) -> Result<()> {
+        let mut doomed = self.doomed.lock();
+        doomed.extend(self.segments.take_first(end).map(|segment| segment.path().to_owned()));
+        let dir = self.directory.commitlog();
+        while let Some(path) = doomed.first() {
+            remove_if_there(&*self.disk, path)?;
+            if !cfg!(canary = "expire_dir_sync") {
+                self.disk.sync_dir(dir).at(IoOp::SyncDir, dir)?;
+            }
+            doomed.remove(0);
+        }
+        Ok(())
     }
 
     /// Saves the durable offset if it moved far enough or long enough ago.

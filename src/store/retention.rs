@@ -1,0 +1,253 @@
+//! Deleting what has expired: whole segments, oldest first, and what queues and index say of them.
+
+use super::Shared;
+use super::stats::QueueWork;
+use crate::config::{Retention, Threshold};
+use crate::disk::DiskSpace;
+use crate::error::{Error, IoContext, IoOp, Result};
+use crate::log::ConsumeQueue;
+use crate::tables::{ConsumerOffsets, QueueProgress, Tables};
+use crate::worker::{Doorbell, Next};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+const HOUR_MS: i64 = 3600 * 1000;
+
+/// What retention has deleted since the store was opened, and what holds it up.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RetentionStats {
+    /// Segments deleted.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Messages deleted that a known consumer group had not consumed, counted once for each group.
+    pub unconsumed: u64,
+    /// What kept the oldest segment that is due from being deleted when that was last looked at.
+    pub pinned_by: Vec<Pinned>,
+}
+
+/// Someone who needs a segment that is due to be deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Pinned {
+    /// A replica lacks what lies behind this physical offset.
+    Replica {
+        /// The physical offset.
+        floor: u64,
+    },
+    /// A consumer group has not consumed what is in the segment.
+    Group {
+        /// Its name.
+        group: String,
+        /// The topic.
+        topic: String,
+        /// The queue.
+        queue_id: i32,
+        /// The queue offset of the next message it has not consumed.
+        offset: u64,
+    },
+}
+
+/// The state of retention.
+#[derive(Debug, Default)]
+pub(crate) struct Expiry {
+    bell: OnceLock<Doorbell>,
+    stats: Mutex<RetentionStats>,
+    /// The disk is beyond the level at which puts are refused.
+    refuses: AtomicBool,
+    next: Mutex<Option<Instant>>,
+}
+
+impl Expiry {
+    pub(super) fn connect(&self, bell: Doorbell) {
+        let _ = self.bell.set(bell);
+    }
+
+    pub(super) fn stats(&self) -> RetentionStats {
+        self.stats.lock().clone()
+    }
+}
+
+/// Why segments may go at the moment.
+struct Reasons {
+    /// Whatever their age.
+    forced: bool,
+    /// Those last written before this time, in milliseconds since the epoch.
+    older_than: Option<i64>,
+}
+
+impl Shared {
+    /// The error for a put while the disk is beyond the warning level.
+    #[inline]
+    pub(super) fn check_disk(&self, needed: u64) -> Result<()> {
+        if !self.expiry.refuses.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let path = self.core.directory().commitlog().to_owned();
+        let space = self.core.disk.space(self.core.directory().root()).ok();
+        Err(Error::DiskFull { path, needed, available: space.map(|space| space.available) })
+    }
+
+    pub(super) fn retention_step(&self) -> Next {
+        let Some(retention) = &self.config.retention else { return Next::Idle };
+        let now = self.core.clock.now();
+        let mut next = self.expiry.next.lock();
+        if let Some(due) = next.filter(|due| now < *due) {
+            return Next::At(due);
+        }
+        if self.core.progress.latched().is_some() || self.core.config.read_only {
+            return Next::Idle;
+        }
+        let outcome = self.expire(retention);
+        let more = matches!(outcome, Ok(true));
+        self.stats.queue_work(QueueWork::Expire, outcome.err());
+        if more {
+            return Next::Now;
+        }
+        let due = now + retention.check_interval;
+        *next = Some(due);
+        Next::At(due)
+    }
+
+    /// Deletes what is due, a batch of segments at most; whether there may be more.
+    fn expire(&self, retention: &Retention) -> Result<bool> {
+        let root = self.core.directory().root();
+        let space = self.core.disk.space(root).at(IoOp::Open, root)?;
+        self.watch_disk(retention, space);
+        let offsets = self.known_offsets()?;
+        let mut pinned = Vec::new();
+        let mut deleted = 0;
+        while deleted < retention.delete_batch_max {
+            let space = self.core.disk.space(root).at(IoOp::Open, root)?;
+            let Some(end) = self.oldest_due(&self.reasons(retention, space)) else { break };
+            pinned = self.pins_before(end, retention, &offsets)?;
+            if !pinned.is_empty() {
+                break;
+            }
+            self.delete_before(end, &offsets)?;
+            deleted += 1;
+        }
+        if deleted > 0 {
+            // Queue files go once no table counts on them any more.
+            self.checkpointer.want();
+        }
+        let more = deleted == retention.delete_batch_max;
+        self.expiry.stats.lock().pinned_by = pinned;
+        Ok(more)
+    }
+
+    /// Refuses puts beyond the warning level, until the disk is below the level of forced deletion.
+    fn watch_disk(&self, retention: &Retention, space: DiskSpace) {
+        let beyond = |level: Option<Threshold>| level.is_some_and(|level| level.is_exceeded(space));
+        let refuses = self.expiry.refuses.load(Ordering::Relaxed);
+        let stays = refuses && beyond(retention.disk_clean_forcibly);
+        self.expiry.refuses.store(beyond(retention.disk_warning) || stays, Ordering::Relaxed);
+    }
+
+    fn reasons(&self, retention: &Retention, space: DiskSpace) -> Reasons {
+        let beyond = |level: Option<Threshold>| level.is_some_and(|level| level.is_exceeded(space));
+        let bytes = self.core.segment_count() as u64 * self.core.segment_size();
+        let too_large = retention.max_total_bytes.is_some_and(|max| bytes > max);
+        let now = self.core.clock.unix_millis();
+        let local =
+            now.saturating_add(self.core.clock.utc_offset_seconds(now).saturating_mul(1000));
+        let hour = local.div_euclid(HOUR_MS).rem_euclid(24);
+        let hours = &retention.delete_when;
+        let timely = hours.is_empty() || hours.iter().any(|due| i64::from(*due) == hour);
+        let timely = timely || beyond(retention.disk_max_used);
+        let age = retention.file_reserved_time.filter(|_| timely);
+        let age = age.map(|age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
+        Reasons {
+            forced: too_large || beyond(retention.disk_clean_forcibly),
+            older_than: age.map(|age| now.saturating_sub(age)),
+        }
+    }
+
+    /// Where the oldest segment ends, if it may go for one of the `reasons`.
+    fn oldest_due(&self, reasons: &Reasons) -> Option<u64> {
+        let (end, progress) = (self.core.oldest_end()?, &self.core.progress);
+        // Nothing that is still on its way to the disk, to replicas or to the queues.
+        let safe = progress.durable().min(progress.confirmed()).min(progress.dispatched());
+        if end > safe {
+            return None;
+        }
+        // No record of a segment is younger than the one behind it.
+        let newest = || self.core.read(end, false).ok().flatten();
+        let old = |limit: i64| newest().is_some_and(|view| view.record().store_timestamp() < limit);
+        (reasons.forced || reasons.older_than.is_some_and(old)).then_some(end)
+    }
+
+    /// Who needs what lies before `end`.
+    fn pins_before(
+        &self,
+        end: u64,
+        retention: &Retention,
+        offsets: &ConsumerOffsets,
+    ) -> Result<Vec<Pinned>> {
+        let mut pins = Vec::new();
+        if retention.pin_by_replicas
+            && let Some(replicator) = &self.replicator
+        {
+            let floor = replicator.retention_floor();
+            if floor < end {
+                pins.push(Pinned::Replica { floor });
+            }
+        }
+        if retention.pin_by_groups {
+            for progress in offsets.iter() {
+                let Some(queue) = self.queues.get(progress.topic, progress.queue_id) else {
+                    continue;
+                };
+                let kept = queue.lower_bound(end)?;
+                if unconsumed(&queue, &progress, kept) > 0 {
+                    pins.push(Pinned::Group {
+                        group: progress.group.to_owned(),
+                        topic: progress.topic.to_owned(),
+                        queue_id: progress.queue_id,
+                        offset: progress.offset.max(0).cast_unsigned(),
+                    });
+                }
+            }
+        }
+        Ok(pins)
+    }
+
+    /// How far the consumer groups have come, as `config/consumerOffset.json` says.
+    fn known_offsets(&self) -> Result<ConsumerOffsets> {
+        let environment = crate::environment::Environment::on(self.core.disk.clone());
+        let tables = Tables::new_in(self.core.directory().root(), environment);
+        Ok(tables.load::<ConsumerOffsets>()?.table)
+    }
+
+    fn delete_before(&self, end: u64, offsets: &ConsumerOffsets) -> Result<()> {
+        let mut lost = 0;
+        for progress in offsets.iter() {
+            if let Some(queue) = self.queues.get(progress.topic, progress.queue_id) {
+                lost += unconsumed(&queue, &progress, queue.lower_bound(end)?);
+            }
+        }
+        self.core.remove_oldest(end)?;
+        let mut stats = self.expiry.stats.lock();
+        stats.segments += 1;
+        stats.bytes += self.core.segment_size();
+        stats.unconsumed += lost;
+        drop(stats);
+        self.queues.for_each(|queue| queue.correct_min_offset(end))?;
+        self.index.as_ref().map_or(Ok(()), |index| index.expire(end))
+    }
+
+    /// Removes files of queues in which everything has expired.
+    pub(super) fn sweep_queues(&self) -> Result<()> {
+        self.queues.for_each(|queue| queue.remove_expired().map(|_| ()))
+    }
+}
+
+/// Messages of a queue before `kept` that a group has not consumed.
+fn unconsumed(queue: &Arc<ConsumeQueue>, progress: &QueueProgress<'_>, kept: u64) -> u64 {
+    let next = progress.offset.max(0).cast_unsigned().max(queue.min_offset());
+    kept.saturating_sub(next)
+}
