@@ -2,6 +2,7 @@
 //! still, so a wake-up that gets lost leaves everyone asleep, and the scheduler says so.
 
 use super::*;
+use crate::sync::Mutex;
 use crate::worker::{Doorbell, Next};
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::{future, thread};
