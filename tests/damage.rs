@@ -749,3 +749,22 @@ fn a_copy_that_finds_the_disk_full_leaves_nothing_behind() {
     assert_eq!(store.recovery().cut.as_ref().map(|cut| cut.copies.len()), Some(1));
     assert_eq!(copies(&disk), 1);
 }
+
+#[test]
+fn verifying_reports_what_is_no_queue_entry_and_goes_on() {
+    let (disk, _) = filled(6);
+    let file = format!("{DIR}/consumequeue/{TOPIC}/0/{:020}", 0);
+    // A size below one is no entry's.
+    disk.edit(&file, |bytes| bytes[2 * 20 + 8..2 * 20 + 12].fill(0)).expect("there is a queue");
+    disk.edit(&file, |bytes| bytes[4 * 20 + 19] ^= 1).expect("there is a queue");
+    let report = open(&disk, config()).verify().expect("readable");
+    assert_eq!(report.records, 6);
+    let offsets = report.damage.iter().map(|error| match error {
+        Error::Corrupt { path, offset, what: Corruption::QueueEntry } => {
+            assert_eq!(path, Path::new(&file));
+            *offset
+        }
+        other => panic!("{other}"),
+    });
+    assert_eq!(offsets.collect::<Vec<_>>(), [2 * 20, 4 * 20]);
+}

@@ -3,6 +3,7 @@
 use super::dispatch::entry;
 use super::{Shared, Store};
 use crate::error::{Error, Result};
+use crate::log::MessageView;
 
 /// What [`Store::verify`] found.
 #[derive(Debug, Clone, Default)]
@@ -30,9 +31,7 @@ impl Store {
     /// queue entry. Takes as long as reading the whole log; puts and reads go on beside it.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be read; [`Error::Corrupt`] if a queue's file holds what is no
-    /// entry at all, as a consumer of that queue gets it. Any other damage is not an error but what the
-    /// report is for.
+    /// [`Error::Io`] if a file cannot be read. Damage is not an error but what the report is for.
     pub fn verify(&self) -> Result<VerifyReport> {
         self.shared().verify()
     }
@@ -44,29 +43,47 @@ impl Shared {
         self.catch_up();
         let end = self.core.progress.dispatched();
         let mut records = self.core.verified_records(self.core.min_offset(), end);
-        while let Some(view) = records.next() {
-            let view = match view {
-                Ok(view) => view,
-                Err(error @ Error::Corrupt { .. }) => {
+        loop {
+            let view = match records.next() {
+                Some(Ok(view)) => view,
+                Some(Err(error @ Error::Corrupt { .. })) => {
                     report.damage.push(error);
                     let next = self.core.resync(records.offset(), end);
                     records = self.core.verified_records(next, end);
                     continue;
                 }
-                Err(error) => return Err(error),
+                Some(Err(error)) => return Err(error),
+                // What has expired meanwhile is nobody's damage.
+                None if records.offset() < self.core.min_offset().min(end) => {
+                    records = self.core.verified_records(self.core.min_offset(), end);
+                    continue;
+                }
+                None => return Ok(report),
             };
             report.records += 1;
             report.bytes += view.size() as u64;
-            let record = view.record();
-            let offset = record.queue_offset().cast_unsigned();
-            // Without a queue the topic is no directory name, which is nobody's damage.
-            if record.sys_flag().takes_queue_offset()
-                && let Some(queue) = self.queues.get(record.topic(), record.queue_id())
-                && queue.entry(offset)? != Some(entry(view.physical_offset(), &record))
-            {
-                report.damage.push(queue.corrupt_entry(offset));
-            }
+            report.damage.extend(self.queue_damage_of(&view)?);
         }
-        Ok(report)
+    }
+
+    /// What is wrong with the queue entry of a record, if anything is.
+    fn queue_damage_of(&self, view: &MessageView) -> Result<Option<Error>> {
+        let record = view.record();
+        let offset = record.queue_offset().cast_unsigned();
+        if !record.sys_flag().takes_queue_offset() {
+            return Ok(None);
+        }
+        // Without a queue the topic is no directory name, which is nobody's damage.
+        let Some(queue) = self.queues.get(record.topic(), record.queue_id()) else {
+            return Ok(None);
+        };
+        let found = match queue.entry(offset) {
+            Ok(found) => found,
+            Err(error @ Error::Corrupt { .. }) => return Ok(Some(error)),
+            Err(error) => return Err(error),
+        };
+        let expired = offset < queue.min_offset();
+        let fits = found == Some(entry(view.physical_offset(), &record));
+        Ok((!fits && !expired).then(|| queue.corrupt_entry(offset)))
     }
 }
