@@ -36,10 +36,10 @@ fn waiting(suite: &mut Suite, size: usize, label: &str, threads: usize) {
         unit: "k/s",
         smoke: 200,
         most: 1_000_000,
-        beside: Some(Beside {
+        beside: vec![Beside {
             args: format!("sync --secs 1 --size {size} --threads {threads}"),
             figure: |ceiling| ceiling.per_second / 1e3,
-        }),
+        }],
     };
     let mut opened = None;
     suite.measure(case, |count| {
@@ -58,10 +58,10 @@ fn pipelined(suite: &mut Suite, size: usize, label: &str) {
         unit: "MB/s",
         smoke: 2000,
         most: 5_000_000,
-        beside: Some(Beside {
+        beside: vec![Beside {
             args: "bandwidth --secs 1".to_owned(),
             figure: |ceiling| ceiling.mb_per_second,
-        }),
+        }],
     };
     let mut opened = None;
     suite.measure(case, |count| {

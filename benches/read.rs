@@ -73,10 +73,10 @@ fn case(name: &str) -> Case {
         smoke: 2000,
         // One pass, as the ceiling's: the first look at a page costs more than the next.
         most: MESSAGES,
-        beside: Some(Beside {
+        beside: vec![Beside {
             args: format!("scan --size {SIZE}"),
             figure: |ceiling| ceiling.per_second / 1e3,
-        }),
+        }],
     }
 }
 

@@ -162,7 +162,8 @@ pub struct Case {
     pub smoke: u64,
     /// Iterations of a round at most, should a second allow more.
     pub most: u64,
-    pub beside: Option<Beside>,
+    /// What to divide by; one line of the table for each.
+    pub beside: Vec<Beside>,
 }
 
 /// The benchmarks of one file: runs them and prints the table.
@@ -178,6 +179,8 @@ pub struct Suite {
 struct Row {
     name: String,
     unit: &'static str,
+    /// Which ceiling.
+    beside: String,
     rounds: Vec<Round>,
 }
 
@@ -216,16 +219,21 @@ impl Suite {
         group.finish();
         let Some(per_second) = per_second.filter(|_| !self.smoke) else { return };
         let iterations = ((per_second * ROUND_SECS) as u64).clamp(1, case.most);
-        let round = |_| {
-            let fdatasync_us = self.ceiling("fdatasync --secs 0.3").p50_us;
-            let ceiling = case.beside.as_ref();
-            let ceiling =
-                ceiling.map_or(f64::NAN, |beside| (beside.figure)(self.ceiling(&beside.args)));
-            let figure = iterations as f64 * case.work / run(iterations).as_secs_f64();
-            Round { figure, ceiling, fdatasync_us }
+        let row = |beside: &Beside| {
+            let kind = beside.args.split(' ').next().unwrap_or_default().to_owned();
+            Row { name: case.name.clone(), unit: case.unit, beside: kind, rounds: Vec::new() }
         };
-        let rounds = (0..ROUNDS).map(round).collect();
-        self.rows.push(Row { name: case.name, unit: case.unit, rounds });
+        let mut rows: Vec<Row> = case.beside.iter().map(row).collect();
+        for _ in 0..ROUNDS {
+            let fdatasync_us = self.ceiling("fdatasync --secs 0.3").p50_us;
+            let of = |beside: &Beside| (beside.figure)(self.ceiling(&beside.args));
+            let ceilings: Vec<f64> = case.beside.iter().map(of).collect();
+            let figure = iterations as f64 * case.work / run(iterations).as_secs_f64();
+            for (row, ceiling) in rows.iter_mut().zip(ceilings) {
+                row.rounds.push(Round { figure, ceiling, fdatasync_us });
+            }
+        }
+        self.rows.append(&mut rows);
     }
 
     /// Runs the ceiling program.
@@ -264,8 +272,8 @@ impl Suite {
         let best = best_of_the_day(moods().fold(f64::INFINITY, f64::min));
         println!("\n{}: medians; best bare fdatasync of the day {best:.0} us", self.name);
         println!(
-            "{:<34} {:>12} {:>12} {:<7} {:>5}  fdatasync p50 in us, (void)",
-            "case", "store", "ceiling", "", "ratio"
+            "{:<34} {:>12} {:>12} {:<7} {:<9} {:>5}  fdatasync p50 in us, (void)",
+            "case", "store", "ceiling", "", "beside", "ratio"
         );
         for row in &self.rows {
             row.print(best);
@@ -288,20 +296,18 @@ impl Row {
             figures[figures.len() / 2]
         };
         let (figure, ceiling) = (median(|round| round.figure), median(|round| round.ceiling));
-        let or_dash = |number: f64, digits: usize| {
-            if number.is_nan() { "-".to_owned() } else { format!("{number:.digits$}") }
-        };
         let moods = self.rounds.iter().map(|round| {
             let us = round.fdatasync_us;
             if is_void(round) { format!("({us:.0})") } else { format!("{us:.0}") }
         });
         println!(
-            "{:<34} {:>12} {:>12} {:<7} {:>5}  {} {verdict}",
+            "{:<34} {:>12} {:>12} {:<7} {:<9} {:>5}  {} {verdict}",
             self.name,
-            or_dash(figure, 1),
-            or_dash(ceiling, 1),
+            format!("{figure:.1}"),
+            format!("{ceiling:.1}"),
             self.unit,
-            or_dash(figure / ceiling, 2),
+            self.beside,
+            format!("{:.2}", figure / ceiling),
             moods.collect::<Vec<_>>().join(" "),
         );
     }
