@@ -78,6 +78,14 @@ impl Case {
         self.found["sizes"][property].as_u64().unwrap()
     }
 
+    /// The SHA-256 of each file after RocketMQ has recovered the store and closed it.
+    pub fn digests_after_recovery(&self) -> BTreeMap<String, String> {
+        let recovered = json(&self.dir.join("recovered.json"));
+        let text = |file: &Value, name: &str| file[name].as_str().unwrap().to_owned();
+        let files = recovered["files"].as_array().unwrap().iter();
+        files.map(|file| (text(file, "path"), text(file, "sha256"))).collect()
+    }
+
     /// A copy to work on.
     pub fn copy(&self) -> TempDir {
         let copy = TempDir::in_memory();
