@@ -9,7 +9,7 @@ mod temp;
 
 use duralog::clock::{Clock, ManualClock, SystemClock};
 use duralog::disk::SimDisk;
-use duralog::message::java_string_hash;
+use duralog::message::{SysFlag, java_string_hash};
 use duralog::{
     Corruption, Environment, Error, FetchStatus, FlushMode, Message, MessageView, PutStatus,
     RecoveryMode, Store, StoreConfig, StoreWorker, TagFilter, TimeBound, Visibility,
@@ -381,6 +381,22 @@ fn a_view_outlives_its_store_and_its_file() {
         assert_eq!(id_of(view.body()), id as u64);
         assert_eq!((view.topic(), view.queue_offset()), (TOPIC, id as u64));
         assert_eq!(view.to_stored().encode(), view.bytes());
+    }
+}
+
+#[test]
+fn a_message_that_is_in_no_queue_is_read_where_it_lies() {
+    let disk = disk();
+    let store = open(&disk, config());
+    for flag in [SysFlag::PREPARED, SysFlag::ROLLBACK] {
+        put(&store, 1);
+        let half = Message::new(TOPIC, "half").sys_flag(flag);
+        let half = store.put(half).expect("accepted").ok().expect("safe");
+        for found_while in ["it is the last one", "others follow"] {
+            let found = store.get_at(half.physical_offset).expect(found_while);
+            assert_eq!(found.expect("visible").body(), b"half");
+            put(&store, 2);
+        }
     }
 }
 

@@ -522,33 +522,4 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_dates() {
-        assert_eq!(name_of(0), 19_700_101_000_000_000);
-        assert_eq!(name_of(1_700_000_000_123), 20_231_114_221_320_123);
-        assert_eq!(name_of(951_782_399_999), 20_000_228_235_959_999);
-        assert_eq!(name_of(951_782_400_000), 20_000_229_000_000_000);
-        assert_eq!(name_of(4_107_542_399_999), 21_000_228_235_959_999);
-        assert_eq!(name_of(4_107_542_400_000), 21_000_301_000_000_000);
-        assert_eq!(parse_name("20231114221320123"), Some(20_231_114_221_320_123));
-        assert_eq!(parse_name("2023111422132012"), None);
-        assert_eq!(parse_name("+0231114221320123"), None);
-    }
-
-    #[test]
-    fn the_state_round_trips_and_every_flipped_bit_is_noticed() {
-        let header = Header { next_item: 7, end_physical: 99, ..Header::default() };
-        let geometry = Geometry { slots: 5, items: 20 };
-        let saved = Saved { geometry, covered: 123, file: 20_231_114_221_320_123, header };
-        let bytes = saved.encode();
-        assert_eq!(Saved::decode(&bytes), Some(saved));
-        for at in 0..bytes.len() {
-            let mut flipped = bytes.clone();
-            flipped[at] ^= 4;
-            assert_eq!(Saved::decode(&flipped), None, "byte {at}");
-        }
-    }
-}
+mod tests;

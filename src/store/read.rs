@@ -333,7 +333,8 @@ impl Shared {
             return Ok(true);
         }
         // In no queue, or not in this one: only a walk tells.
-        let mut records = self.core.records(self.core.segment_start(at), at + 1);
+        let end = at + view.size() as u64;
+        let mut records = self.core.records(self.core.segment_start(at), end);
         while let Some(found) = records.next_with(|located| located.physical_offset) {
             if found? == at {
                 return Ok(true);
