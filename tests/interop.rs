@@ -30,12 +30,16 @@ const ROLE: &str = "DURALOG_TEST_ROLE";
 /// Small files, so that every run crosses many of them.
 const SEGMENT_SIZE: u64 = 64 << 10;
 const QUEUE_FILE_SIZE: u64 = 2000;
+const INDEX_SLOTS: u32 = 101;
+const INDEX_ITEMS: u32 = 500;
 /// The same for Java, which takes no size from what is there.
-const SIZES: [&str; 4] = [
+const SIZES: [&str; 5] = [
     "mappedFileSizeCommitLog=65536",
     "mappedFileSizeConsumeQueue=2000",
-    "maxHashSlotNum=1000",
-    "maxIndexNum=4000",
+    "maxHashSlotNum=101",
+    "maxIndexNum=500",
+    // Otherwise no query finds more than 64.
+    "maxMsgsNumBatch=100000",
 ];
 /// RocketMQ reaches into the JDK to unmap its files.
 const JVM: [&str; 6] = [
@@ -82,8 +86,20 @@ impl Java {
         messages(&output.stdout)
     }
 
+    /// Every message; each is found by each of its keys.
     fn list(self, dir: &Path) -> Messages {
-        by_place(self.run("list", dir, &[]))
+        let (messages, keys) = self.list_with_keys(dir, &[]);
+        assert_eq!(assert_found(&keys, &messages, |_| true), 0);
+        messages
+    }
+
+    /// Every message, and where a query by key finds it.
+    fn list_with_keys(self, dir: &Path, options: &[&str]) -> (Messages, Keys) {
+        let said = self.run("list", dir, &[&["--keys"], options].concat());
+        let (keys, messages) = said.into_iter().partition(|line| line.get("offsets").is_some());
+        let messages = by_place(messages);
+        let keys = real_keys(keys, &messages);
+        (messages, keys)
     }
 
     /// Lets it write from four threads and die once `count` messages are stored: by its own hand, or
@@ -151,6 +167,60 @@ fn by_place(messages: Vec<Value>) -> Messages {
     placed
 }
 
+/// Physical offsets, rising, of the messages of a topic that have a key.
+type Keys = BTreeMap<(String, String), Vec<i64>>;
+
+/// What there is to be found.
+fn keys_of(messages: &Messages) -> Keys {
+    let mut keys = Keys::new();
+    for ((topic, ..), message) in messages {
+        let words = message["keys"].as_str().into_iter().flat_map(|keys| keys.split(' '));
+        for key in words.chain(message["properties"]["UNIQ_KEY"].as_str()) {
+            let offset = message["physicalOffset"].as_i64().expect("a number");
+            keys.entry((topic.clone(), key.to_owned())).or_default().push(offset);
+        }
+    }
+    for offsets in keys.values_mut() {
+        offsets.sort_unstable();
+        offsets.dedup();
+    }
+    keys
+}
+
+/// What RocketMQ found, without the messages whose key has the same hash, and each message once: after
+/// a crash RocketMQ may have a key twice.
+fn real_keys(answers: Vec<Value>, messages: &Messages) -> Keys {
+    let real = keys_of(messages);
+    let mut found = Keys::new();
+    for answer in answers {
+        let word = |name: &str| answer[name].as_str().expect("a word").to_owned();
+        let place = (word("topic"), word("key"));
+        let real = real.get(&place).map_or(&[][..], Vec::as_slice);
+        let offsets = answer["offsets"].as_array().expect("an array").iter();
+        let offsets = offsets.map(|offset| offset.as_i64().expect("a number"));
+        let mut offsets: Vec<_> = offsets.filter(|o| real.binary_search(o).is_ok()).collect();
+        offsets.dedup();
+        assert!(offsets.is_sorted(), "{answer}");
+        found.insert(place, offsets);
+    }
+    found
+}
+
+/// Each message is found by each of its keys, if it must be; how many answers were missing that may.
+fn assert_found(found: &Keys, messages: &Messages, must: impl Fn(i64) -> bool) -> usize {
+    let real = keys_of(messages);
+    assert!(found.keys().eq(real.keys()), "other keys were asked for");
+    let mut missing = 0;
+    for (place, offsets) in real {
+        let found = &found[&place];
+        for offset in offsets.iter().filter(|offset| found.binary_search(offset).is_err()) {
+            assert!(!must(*offset), "{place:?} is not found at {offset}, but at {found:?}");
+            missing += 1;
+        }
+    }
+    missing
+}
+
 /// Both read the same, in every field.
 fn assert_same(rust: &Messages, java: &Messages) {
     for (place, message) in java {
@@ -184,10 +254,12 @@ fn assert_kept(acks: &[Value], found: &Messages) {
 }
 
 fn config(dir: &Path, flush: FlushMode) -> StoreConfig {
-    StoreConfig::new(dir)
+    let mut config = StoreConfig::new(dir)
         .flush_mode(flush)
         .segment_size(SEGMENT_SIZE)
-        .consume_queue_file_size(QUEUE_FILE_SIZE)
+        .consume_queue_file_size(QUEUE_FILE_SIZE);
+    (config.index_slots, config.index_items) = (INDEX_SLOTS, INDEX_ITEMS);
+    config
 }
 
 fn open(dir: &Path) -> Store {
@@ -199,7 +271,7 @@ fn flush_mode(n: u64) -> FlushMode {
     if n.is_multiple_of(2) { FlushMode::sync() } else { FlushMode::async_default() }
 }
 
-/// Opens the store, reads every message through its queue, and closes it.
+/// Opens the store, reads every message through its queue and by each of its keys, and closes it.
 fn read(dir: &Path) -> (Messages, RecoveryReport) {
     let store = open(dir);
     let mut messages = Vec::new();
@@ -220,9 +292,71 @@ fn read(dir: &Path) -> (Messages, RecoveryReport) {
     }
     let verified = store.verify().expect("readable");
     assert!(verified.is_ok(), "{verified:?}");
+    let messages = by_place(messages);
+    assert_finds_all(&store, &messages);
     let report = store.recovery().clone();
     store.close().expect("the store closes");
-    (by_place(messages), report)
+    (messages, report)
+}
+
+/// Every key finds exactly the messages that have it, also of those stored in some times.
+fn assert_finds_all(store: &Store, messages: &Messages) {
+    let found = |topic: &str, key: &str, times| {
+        let views = store.query(topic, key, usize::MAX, times).expect("readable");
+        views.iter().map(|view| view.physical_offset() as i64).collect::<Vec<_>>()
+    };
+    let times = messages.values().map(|message| {
+        let number = |name: &str| message[name].as_i64().expect("a number");
+        (number("physicalOffset"), number("storeTimestamp"))
+    });
+    let times: BTreeMap<_, _> = times.collect();
+    for ((topic, key), offsets) in keys_of(messages) {
+        assert_eq!(found(&topic, &key, 0..=i64::MAX), offsets, "{topic} {key}");
+        // Of one message, and of the older half of many.
+        let middle = times[&offsets[offsets.len() / 2]];
+        for range in [middle..=middle, 0..=middle] {
+            let stored_then = |offset: &i64| range.contains(&times[offset]);
+            let expected: Vec<_> = offsets.iter().copied().filter(stored_then).collect();
+            assert_eq!(found(&topic, &key, range.clone()), expected, "{topic} {key} {range:?}");
+        }
+    }
+}
+
+/// A number in one of RocketMQ's files.
+fn number<const N: usize>(bytes: &[u8], at: usize) -> i64 {
+    let bytes: [u8; N] = *bytes[at..].first_chunk().expect("long enough");
+    bytes.iter().fold(0, |number, byte| number << 8 | i64::from(*byte))
+}
+
+/// The files of a directory in the order of their names, which are numbers.
+fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let entries = fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry"));
+    let mut files: Vec<_> = entries
+        .map(|entry| (entry.file_name().into_string().expect("UTF-8"), entry.path()))
+        .map(|(name, path)| (name, fs::read(path).expect("readable")))
+        .collect();
+    files.sort();
+    files
+}
+
+/// Which messages RocketMQ finds by key once it has recovered a store that was not closed: it keeps the
+/// index files that the checkpoint vouches for, and indexes the log anew from the newest file that
+/// begins three seconds before the times in the checkpoint.
+fn found_after_a_kill(dir: &Path) -> impl Fn(i64) -> bool + use<> {
+    let times = fs::read(dir.join("checkpoint")).unwrap_or_else(|_| vec![0; 24]);
+    let [commit_log, queues, index] = [0, 8, 16].map(|at| number::<8>(&times, at));
+    let kept = files(&dir.join("index")).into_iter().map(|(_, file)| file);
+    let kept = kept.filter(|file| number::<8>(file, 8) <= index && number::<4>(file, 36) > 1);
+    let kept: Vec<_> = kept.map(|f| (number::<8>(&f, 16), number::<8>(&f, 24))).collect();
+    let until = commit_log.min(queues) - 3000;
+    let from = files(&dir.join("commitlog")).into_iter().rev().find(|(_, file)| {
+        let v6 = number::<4>(file, 36) & 0x10 > 0;
+        let stored = number::<8>(file, if v6 { 68 } else { 56 });
+        stored > 0 && stored <= until
+    });
+    let from = from.map_or(0, |(name, _)| name.parse().expect("a number"));
+    // The message on the edge of a file may have some of its keys in the other.
+    move |offset| offset >= from || kept.iter().any(|(begin, end)| *begin < offset && offset < *end)
 }
 
 /// The message that `seed` has as number `n`.
@@ -240,6 +374,8 @@ fn message(seed: u64, n: u64) -> Message {
         .store_host(host(&mut rng))
         .key(format!("key-{seed}-{n}"))
         .key(format!("shared-{}", rng.index(5)))
+        // Words that Java hashes alike.
+        .key(rng.pick(&["Aa", "BB"]))
         .unique_key(format!("{seed:016X}{n:016X}"));
     if rng.one_in(4) {
         message = message.prepared_transaction_offset(rng.next() as i64);
@@ -441,24 +577,30 @@ fn rust_dies_and_java_recovers(java: Java) {
     const KILLS: u64 = 6;
     let (_temp, dir) = place();
     let mut rng = Rng(4);
-    let mut acks = Vec::new();
+    let (mut acks, mut missing) = (Vec::new(), 0);
     for kill in 0..KILLS {
         acks.extend(write_and_die(&dir, kill, kill, 1 + rng.index(800)));
+        let must = found_after_a_kill(&dir);
         // Where Java can hold every record against its checksum, it does in turn.
         let strict = java.knows_record_crc() && kill % 3 == 1;
         let option: &[_] = if strict { &["forceVerifyPropCRC=true"] } else { &[] };
-        let listed = by_place(java.run("list", &dir, option));
+        let (listed, keys) = java.list_with_keys(&dir, option);
+        missing += assert_found(&keys, &listed, must);
         assert_kept(&acks, &listed);
         assert_same(&read(&dir).0, &listed);
     }
-    println!("interop {}: Rust died {KILLS} times, Java has all {} acked", java.0, acks.len());
+    println!(
+        "interop {}: Rust died {KILLS} times, Java has all {} acked; {missing} keys not found",
+        java.0,
+        acks.len()
+    );
 }
 
 /// Ten turns on one directory; each way to end is followed by each way to begin.
 fn they_take_turns(java: Java) {
     const TURNS: u64 = 10;
     let (temp, dir) = place();
-    let (mut acks, mut kills, mut compared) = (Vec::new(), 0, 0);
+    let (mut acks, mut kills, mut compared, mut missing) = (Vec::new(), 0, 0, 0);
     for turn in 0..TURNS {
         let (javas, dies) = (turn % 2 == 1, [2, 3, 5, 6].contains(&turn));
         let before = acks.len();
@@ -473,7 +615,16 @@ fn they_take_turns(java: Java) {
         // The other one looks at a copy, so that it begins its own turn with what it was left.
         let look = temp.path().join("look");
         copy(&dir, &look);
-        let found = if javas { read(&look).0 } else { java.list(&look) };
+        let found = match (javas, dies) {
+            (true, _) => read(&look).0,
+            (false, false) => java.list(&look),
+            (false, true) => {
+                let must = found_after_a_kill(&look);
+                let (listed, keys) = java.list_with_keys(&look, &[]);
+                missing += assert_found(&keys, &listed, must);
+                listed
+            }
+        };
         fs::remove_dir_all(look).expect("removed");
         assert_kept(&acks, &found);
         compared += found.len();
@@ -483,10 +634,151 @@ fn they_take_turns(java: Java) {
     assert_same(&read(&dir).0, &listed);
     compared += listed.len();
     println!(
-        "interop {}: {TURNS} turns, {kills} ended by a kill: all {} acked there, {compared} compared",
+        "interop {}: {TURNS} turns, {kills} ended by a kill: all {} acked there, {compared} compared, \
+         {missing} keys not found by Java after a kill",
         java.0,
         acks.len()
     );
+}
+
+/// The same messages, also where few are asked for, and where other keys have the same hash.
+fn both_find_the_same_by_key(java: Java) {
+    const MAX: usize = 7;
+    let (mut queries, mut answers, mut collisions) = (0, 0, 0);
+    for javas in [false, true] {
+        let (_temp, dir) = place();
+        if javas {
+            java.run("append", &dir, &["1500", "2"]);
+        } else {
+            write(&dir, FlushMode::sync(), 1, 1500);
+        }
+        let messages = java.list(&dir);
+        let real = keys_of(&messages);
+        let colliding = ["Aa", "BB"].map(|key| ("payments", key));
+        let absent = [("orders", "none"), ("none", "Aa"), ("orders", "shared-1 shared-2")];
+        let asked: Vec<_> =
+            colliding.into_iter().chain([("orders", "shared-3")]).chain(absent).collect();
+        let words: Vec<_> = asked.iter().flat_map(|(topic, key)| [*topic, *key]).collect();
+        for max in [MAX, usize::MAX] {
+            let limit = max.min(100_000).to_string();
+            let said = java.run("query", &dir, &[&["--max", &limit], &words[..]].concat());
+            let store = open(&dir);
+            for ((topic, key), answer) in asked.iter().zip(&said) {
+                let real = real.get(&((*topic).to_owned(), (*key).to_owned()));
+                let real = real.map_or(&[][..], Vec::as_slice);
+                let newest = &real[real.len().saturating_sub(max)..];
+                let found = store.query(topic, key, max, 0..=i64::MAX).expect("readable");
+                let found: Vec<_> = found.iter().map(|m| m.physical_offset() as i64).collect();
+                assert_eq!(found, newest, "{topic} {key} {max}");
+                // With messages of another key among them, fewer of this one.
+                let by_java = answer["offsets"].as_array().expect("an array").len();
+                let really = real_keys(vec![answer.clone()], &messages).pop_last().expect("one").1;
+                assert!(newest.ends_with(&really), "{topic} {key} {max}: {really:?}");
+                assert!(really.len() == newest.len() || by_java == max, "{topic} {key} {max}");
+                (queries, answers) = (queries + 1, answers + found.len());
+                collisions += by_java - really.len();
+            }
+            assert_eq!(said.len(), asked.len());
+            store.close().expect("the store closes");
+        }
+    }
+    assert!(collisions > 0);
+    println!(
+        "interop {}: {queries} queries by key, {answers} messages found by both, {collisions} others \
+         with the same hash by Java alone",
+        java.0
+    );
+}
+
+/// Both index the same log from its beginning: the files are the same, but for their names.
+fn an_index_from_scratch_is_the_same(java: Java) {
+    let (temp, dir) = place();
+    write(&dir, FlushMode::sync(), 6, 1500);
+    let java_dir = temp.path().join("java");
+    copy(&dir, &java_dir);
+    // What makes the one and the other begin at the beginning.
+    for dir in [&dir, &java_dir] {
+        fs::remove_dir_all(dir.join("index")).expect("removed");
+    }
+    fs::remove_file(dir.join("duralog/index")).expect("removed");
+    fs::remove_dir_all(java_dir.join("consumequeue")).expect("removed");
+    fs::remove_file(java_dir.join("checkpoint")).expect("removed");
+    File::create(java_dir.join("abort")).expect("a file");
+    java.list(&java_dir);
+    open(&dir).close().expect("the store closes");
+    let (rust, java_files) = (files(&dir.join("index")), files(&java_dir.join("index")));
+    assert_eq!(rust.len(), java_files.len());
+    let mut bytes = 0;
+    for (n, ((_, mut rust), (_, mut by_java))) in rust.into_iter().zip(java_files).enumerate() {
+        if n > 0 {
+            // RocketMQ counts the first item's seconds from the end of the file before.
+            let at = 40 + 4 * INDEX_SLOTS as usize + 20 + 12;
+            assert_eq!(rust[at..at + 4], [0; 4]);
+            rust[at..at + 4].fill(0xff);
+            by_java[at..at + 4].fill(0xff);
+        }
+        assert_eq!(rust.len(), by_java.len());
+        let differs = rust.iter().zip(&by_java).position(|(rust, java)| rust != java);
+        assert_eq!(differs, None, "file {n}");
+        bytes += rust.len();
+    }
+    println!("interop {}: both made the same index, {bytes} bytes", java.0);
+}
+
+/// After a kill RocketMQ drops the newest index file, and may not index again all that was in it. Here
+/// nothing is lost, and Java finds everything again once the store was closed here.
+fn a_key_that_java_forgot_is_found(java: Java) {
+    let (temp, dir) = place();
+    let put = |store: &Store, n: usize| {
+        let message = Message::new("orders", vec![n as u8; 15_000]).key(format!("key-{n}"));
+        let put = store.put(&message).expect("stored");
+        assert!(put.ok().is_ok(), "{put:?}");
+    };
+    // Several segments, each some seconds after the other; one index file.
+    let store = open(&dir);
+    for n in 0..15 {
+        put(&store, n);
+        if n % 5 == 4 {
+            std::thread::sleep(Duration::from_millis(3200));
+        }
+    }
+    store.close().expect("the store closes");
+    let store = open(&dir);
+    put(&store, 15);
+    // Copied while it is open, a store is what a kill leaves.
+    let killed = temp.path().join("killed");
+    copy(&dir, &killed);
+    let must = found_after_a_kill(&killed);
+    let (listed, keys) = java.list_with_keys(&killed, &[]);
+    let forgotten = assert_found(&keys, &listed, must);
+    assert!((1..15).contains(&forgotten), "{forgotten}");
+    assert_eq!(listed.len(), 16);
+    assert_same(&read(&killed).0, &listed);
+    assert_same(&listed, &java.list(&killed));
+    println!("interop {}: {forgotten} of 16 keys that Java forgot are found here", java.0);
+}
+
+/// What RocketMQ reads of the checkpoint written here: times of messages, none after the last.
+fn java_reads_the_checkpoint(java: Java) {
+    let (_temp, dir) = place();
+    let times = |dir: &Path| {
+        let said = java.run("checkpoint", dir, &[]).remove(0);
+        ["physic", "logics", "index", "min"].map(|name| said[name].as_i64().expect("a number"))
+    };
+    for turn in 0..2 {
+        write(&dir, flush_mode(turn), turn, 700);
+        let [physic, logics, index, min] = times(&dir);
+        let messages = java.list(&dir);
+        let stored = messages.values().map(|m| m["storeTimestamp"].as_i64().expect("a number"));
+        let newest = stored.clone().max().expect("some");
+        assert_eq!((physic, logics, min), (newest, newest, newest - 3000));
+        assert!(index <= newest && stored.clone().any(|time| time == index), "{index}");
+        // Java has closed it in order since, and added nothing.
+        let [physic, logics, index_then, _] = times(&dir);
+        assert!((0..=newest).contains(&physic) && (0..=newest).contains(&logics));
+        assert!((index..=newest).contains(&index_then));
+        println!("interop {}: checkpoint {newest}, index {} ms before", java.0, newest - index);
+    }
 }
 
 fn java_keeps_rust_out(java: Java) {
@@ -579,6 +871,10 @@ macro_rules! for_each_version {
         java_dies_and_rust_recovers
         rust_dies_and_java_recovers
         they_take_turns
+        both_find_the_same_by_key
+        an_index_from_scratch_is_the_same
+        a_key_that_java_forgot_is_found
+        java_reads_the_checkpoint
         java_keeps_rust_out
         rust_keeps_java_out
         a_checksum_that_java_copied_is_no_damage

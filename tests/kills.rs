@@ -149,6 +149,21 @@ fn what_a_java_broker_wrote_between_two_kills_is_kept() {
     }
 }
 
+#[test]
+fn what_a_java_broker_wrote_between_a_close_and_its_own_kill_is_kept() {
+    for mode in modes() {
+        let disk = SimDisk::new(7);
+        let store = open_stepped(&disk, config()).expect("the store opens");
+        put_stepped(&store, 1);
+        let last = put_stepped(&store, 2);
+        store.close().expect("the store closes");
+        java_writes(&disk, 3, &last);
+        disk.put_file("/store/abort", b"4711").expect("there is room");
+        let store = open_stepped(&disk, config().recovery_mode(mode)).expect("the store opens");
+        assert_eq!(ids(&store), [1, 2, 3], "{mode:?}: {:?}", store.recovery());
+    }
+}
+
 /// A Java broker recovers before it sees the lock, and deletes segments in which there is nothing yet.
 #[test]
 fn a_segment_that_vanishes_before_its_first_record_is_made_again() {

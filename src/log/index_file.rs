@@ -148,6 +148,12 @@ impl Item {
         let physical_offset = u64::from(word(4)) << 32 | u64::from(word(8));
         Self { hash: word(0), physical_offset, seconds: word(12), older: word(16) }
     }
+
+    /// The seconds of an item of this number. RocketMQ counts those of the first one from the end of
+    /// the file before, though the begin time is its own.
+    fn seconds_of(self, number: u32) -> u32 {
+        if number <= 1 { 0 } else { self.seconds }
+    }
 }
 
 /// Some of the slots, as they are to be.
@@ -367,6 +373,12 @@ impl IndexFile {
         Ok(Some(self.take_image(&mut state)))
     }
 
+    /// Makes durable what was there when the file was opened: another program wrote it.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &self.path)
+    }
+
     /// Makes an image durable, and every item it speaks of.
     ///
     /// After a failure the file on disk may be anything, and what is in memory is not all of it: it
@@ -423,7 +435,8 @@ impl IndexFile {
         let mut below = header.next_item;
         while number > 0 && number < below {
             let item = self.item(number)?;
-            let time = header.begin_timestamp.saturating_add(i64::from(item.seconds) * 1000);
+            let seconds = item.seconds_of(number);
+            let time = header.begin_timestamp.saturating_add(i64::from(seconds) * 1000);
             if time < times.0 {
                 break;
             }
@@ -485,7 +498,7 @@ impl IndexFile {
             let before = number;
             for item in kept {
                 *self.slot(&mut state, item.hash)? = number;
-                last = Some(item);
+                last = Some((item.physical_offset, item.seconds_of(number)));
                 number += 1;
             }
             if number - before < count {
@@ -499,10 +512,10 @@ impl IndexFile {
         state.dirty = true;
         match last {
             Some(_) if number == header.next_item => {}
-            Some(last) => {
-                state.header.end_physical = last.physical_offset;
+            Some((physical_offset, seconds)) => {
+                state.header.end_physical = physical_offset;
                 // Items know the second alone.
-                let end = i64::from(last.seconds) * 1000 + 999;
+                let end = i64::from(seconds) * 1000 + 999;
                 state.header.end_timestamp = header.begin_timestamp.saturating_add(end);
             }
             None => state.header = Header::default(),

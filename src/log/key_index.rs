@@ -189,10 +189,16 @@ impl KeyIndex {
         if !fits {
             index.remove_all(&mut found, 0)?;
         }
-        match &known {
-            Some(saved) => index.settle(&found, saved, left.unclean)?,
-            None if left.unclean => index.drop_unsafe(&mut found, directory)?,
-            None => {}
+        match (&known, &saved) {
+            (Some(saved), _) => index.settle(&found, saved, left.unclean)?,
+            // A broker that recovers drops the newest files, and does not index again all that was in
+            // them. Files before the one that is gone were complete.
+            (None, Some(saved)) => {
+                let kept = found.iter().take_while(|file| file.name() < saved.file).count();
+                index.remove_all(&mut found, kept)?;
+            }
+            (None, None) if left.unclean => index.drop_unsafe(&mut found, directory)?,
+            (None, None) => {}
         }
         // A file before the newest may reach behind what was durable, too.
         let limit = known.map_or(left.end, |saved| saved.covered);
@@ -202,15 +208,33 @@ impl KeyIndex {
         let mut writer = index.writer.lock();
         (writer.resume, writer.covered) = match (known, newest) {
             (Some(saved), _) => (saved.covered, saved.covered),
-            // The record at the end of the newest file is in it, and where it ends is not said.
-            (None, Some(header)) => (header.end_physical, header.end_physical + 1),
+            // The record at the end of the newest file is in it, and where it ends is not said. Where
+            // files are gone, some of its keys may be, too: it is put in again.
+            (None, Some(header)) => {
+                let whole = saved.is_none() && !left.unclean;
+                (header.end_physical, header.end_physical + u64::from(whole))
+            }
             (None, None) => (left.min, left.min),
         };
         let older = found.iter().rev().skip(1).filter(|file| file.is_dirty());
         writer.unsynced = older.cloned().collect();
         drop(writer);
         *index.files.write() = found;
+        if known.is_none() && !index.options.read_only {
+            index.adopt(directory)?;
+        }
         Ok(index)
+    }
+
+    /// Saves what the index begins with: should a broker drop some of it before the first checkpoint,
+    /// the next open knows.
+    fn adopt(&self, directory: &Directory) -> Result<()> {
+        self.files.read().iter().try_for_each(|file| file.sync())?;
+        let mut saved = self.saved.lock();
+        let writer = self.writer.lock();
+        let covered = writer.resume;
+        *saved = Some(self.write_all(writer, directory, covered)?);
+        Ok(())
     }
 
     fn forget_state(&self, directory: &Directory, path: &Path) -> Result<()> {
@@ -224,13 +248,7 @@ impl KeyIndex {
 
     /// The files of the right geometry, oldest first, up to the first that is none.
     fn load(&self) -> Result<Vec<Arc<IndexFile>>> {
-        let entries = match self.disk.list(&self.dir) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            listed => listed.at(IoOp::List, &self.dir)?,
-        };
-        let names = entries.iter().filter(|entry| !entry.is_dir);
-        let mut names: Vec<_> = names.filter_map(|entry| parse_name(&entry.name)).collect();
-        names.sort_unstable();
+        let names = self.names()?;
         let mut found = Vec::new();
         self.writer.lock().last_name = names.last().copied().unwrap_or(0);
         let mut opened = names.iter().map(|name| {
@@ -411,6 +429,7 @@ impl KeyIndex {
             images.push((file, file.prepare()?));
         }
         let header = newest.as_ref().map(|file| file.header()).unwrap_or_default();
+        let ours = self.has_its_names()?;
         // Puts go on while this is written, and belong to the next checkpoint.
         drop(writer);
         for (file, image) in images {
@@ -427,9 +446,32 @@ impl KeyIndex {
         }
         let geometry = self.options.geometry();
         let file = newest.as_ref().map_or(0, |file| file.name());
-        let state = Saved { geometry, covered, file, header };
+        let state = if ours {
+            Saved { geometry, covered, file, header }
+        } else {
+            Saved { geometry, covered: 0, file: 0, header: Header::default() }
+        };
         directory.save(&*self.disk, STATE_NAME, &state.encode())?;
         Ok(state)
+    }
+
+    /// Whether the directory holds the files of this index and no others. A broker that is started here
+    /// drops files and makes some before it sees the lock; the next open begins anew then.
+    fn has_its_names(&self) -> Result<bool> {
+        let there = self.names()?;
+        Ok(self.files.read().iter().map(|file| file.name()).eq(there))
+    }
+
+    /// The names of the files in the directory, which tell the order.
+    fn names(&self) -> Result<Vec<u64>> {
+        let entries = match self.disk.list(&self.dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            listed => listed.at(IoOp::List, &self.dir)?,
+        };
+        let names = entries.iter().filter(|entry| !entry.is_dir);
+        let mut names: Vec<_> = names.filter_map(|entry| parse_name(&entry.name)).collect();
+        names.sort_unstable();
+        Ok(names)
     }
 
     /// Up to which time every key is durably in a file that is never changed again: RocketMQ's

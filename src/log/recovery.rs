@@ -147,8 +147,8 @@ pub(super) fn recover(
         },
         last_timestamp: 0,
     };
-    if left_open && !directory.was_left_by(recovery.checkpoint.owner) {
-        // Someone else recovered and closed this store since, or crashed with it: a Java broker,
+    if !closed_by_us && !directory.was_left_by(recovery.checkpoint.owner) {
+        // Someone else had this store since it was left or closed, or crashed with it: a Java broker,
         // whose records need not carry a checksum.
         recovery.forget_checksums_from(recovery.checkpoint.durable);
     }

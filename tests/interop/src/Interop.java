@@ -22,7 +22,9 @@ import java.util.List;
 import java.util.Map;
 import java.util.Properties;
 import java.util.Random;
+import java.util.Set;
 import java.util.TreeMap;
+import java.util.TreeSet;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.atomic.AtomicLong;
 import org.apache.rocketmq.common.BrokerConfig;
@@ -39,20 +41,25 @@ public final class Interop {
         usage: Interop COMMAND DIR [ARGUMENT]... [OPTION=VALUE]...
 
           list DIR                       every message, queue by queue
-          query DIR TOPIC KEY            the messages that the key index has
+            [--keys]                       and what the key index has for each of their keys
+          query DIR [TOPIC KEY]...       what the key index has, the newest MAX
+            [--max MAX]                    (all)
+          checkpoint DIR                 the times in RocketMQ's checkpoint; nothing is opened
           append DIR COUNT SEED          stores COUNT messages, which SEED decides
             [--threads T]                  from so many threads (1)
             [--kill-after N]               and dies in the middle of it, N of them stored
           reput DIR TOPIC QUEUE OFFSET   stores a message once more, properties as they lie there
           hold DIR                       says READY and keeps the store until standard input ends
 
-        A line of JSON for every message; OPTION is one of MessageStoreConfig, such as
+        A line of JSON for every message and every key; OPTION is one of MessageStoreConfig, such as
         mappedFileSizeCommitLog=65536.""";
 
     /** Bodies up to this length are printed, of longer ones the SHA-256. */
     private static final int BODY_PRINTED = 256;
     private static final int MAGIC_V2 = 0xdaa320ab;
     private static final int FETCH = 32;
+    /** More than any test stores with one key. */
+    private static final int QUERY_MAX = 100_000;
     private static final long PATIENCE_MS = 60_000;
 
     private static final FileOutputStream OUT = new FileOutputStream(FileDescriptor.out);
@@ -79,6 +86,8 @@ public final class Interop {
         Properties options = new Properties();
         int threads = 1;
         long killAfter = Long.MAX_VALUE;
+        int max = QUERY_MAX;
+        boolean keys = false;
         Command command;
         try {
             for (int i = 0; i < args.length; i++) {
@@ -87,13 +96,18 @@ public final class Interop {
                     threads = Integer.parseInt(args[++i]);
                 } else if (args[i].equals("--kill-after")) {
                     killAfter = Long.parseLong(args[++i]);
+                } else if (args[i].equals("--max")) {
+                    max = Integer.parseInt(args[++i]);
+                } else if (args[i].equals("--keys")) {
+                    keys = true;
                 } else if (equals > 0 && i > 1) {
                     options.setProperty(args[i].substring(0, equals), args[i].substring(equals + 1));
                 } else {
                     words.add(args[i]);
                 }
             }
-            command = command(words.remove(), words.remove(), words, threads, killAfter, options);
+            command = command(words.remove(), words.remove(), words, threads, killAfter, max, keys,
+                options);
             if (!words.isEmpty()) {
                 throw new IllegalArgumentException(words.toString());
             }
@@ -110,15 +124,21 @@ public final class Interop {
     }
 
     private static Command command(String name, String dir, Deque<String> words, int threads,
-            long killAfter, Properties options) {
+            long killAfter, int max, boolean keys, Properties options) {
         switch (name) {
             case "list":
-                return () -> with(dir, options, Interop::list);
+                return () -> with(dir, options, store -> list(store, keys));
             case "query": {
-                String topic = words.remove();
-                String key = words.remove();
-                return () -> with(dir, options, store -> query(store, topic, key));
+                List<String> queries = new ArrayList<>(words);
+                words.clear();
+                return () -> with(dir, options, store -> {
+                    for (int i = 0; i < queries.size(); i += 2) {
+                        query(store, queries.get(i), queries.get(i + 1), max);
+                    }
+                });
             }
+            case "checkpoint":
+                return () -> checkpoint(dir);
             case "append": {
                 long count = Long.parseLong(words.remove());
                 long seed = Long.parseLong(words.remove());
@@ -182,17 +202,24 @@ public final class Interop {
         return store;
     }
 
-    private static void list(DefaultMessageStore store) throws Exception {
+    private static void list(DefaultMessageStore store, boolean keys) throws Exception {
+        Map<String, Set<String>> queries = new TreeMap<>();
         for (Map.Entry<String, ? extends Map<Integer, ?>> topic
                 : new TreeMap<>(store.getConsumeQueueTable()).entrySet()) {
             for (Map.Entry<Integer, ?> queue : new TreeMap<>(topic.getValue()).entrySet()) {
-                list(store, topic.getKey(), queue.getKey(), (ConsumeQueue) queue.getValue());
+                list(store, topic.getKey(), queue.getKey(), (ConsumeQueue) queue.getValue(),
+                    queries);
+            }
+        }
+        for (Map.Entry<String, Set<String>> topic : queries.entrySet()) {
+            for (String key : keys ? topic.getValue() : Set.<String>of()) {
+                query(store, topic.getKey(), key, QUERY_MAX);
             }
         }
     }
 
-    private static void list(DefaultMessageStore store, String topic, int queueId, ConsumeQueue queue)
-            throws Exception {
+    private static void list(DefaultMessageStore store, String topic, int queueId, ConsumeQueue queue,
+            Map<String, Set<String>> queries) throws Exception {
         long next = store.getMinOffsetInQueue(topic, queueId);
         long end = store.getMaxOffsetInQueue(topic, queueId);
         while (next < end) {
@@ -202,6 +229,7 @@ public final class Interop {
             }
             for (ByteBuffer record : found.getMessageBufferList()) {
                 print(describe(record, tagsCode(queue, next)));
+                keys(record, queries);
                 next++;
             }
             if (found.getNextBeginOffset() != next) {
@@ -220,12 +248,43 @@ public final class Interop {
         }
     }
 
-    private static void query(DefaultMessageStore store, String topic, String key) throws Exception {
-        QueryMessageResult found = store.queryMessage(topic, key, 64, 0, Long.MAX_VALUE);
+    /** Adds the keys by which the message can be found. */
+    private static void keys(ByteBuffer record, Map<String, Set<String>> queries) throws IOException {
+        MessageExt message = decode(record);
+        Set<String> keys = queries.computeIfAbsent(message.getTopic(), topic -> new TreeSet<>());
+        String unique = message.getProperty("UNIQ_KEY");
+        if (unique != null) {
+            keys.add(unique);
+        }
+        if (message.getKeys() != null) {
+            keys.addAll(Arrays.asList(message.getKeys().split(" ")));
+        }
+    }
+
+    /** What RocketMQ finds: messages whose key has the same hash, too. */
+    private static void query(DefaultMessageStore store, String topic, String key, int max)
+            throws Exception {
+        QueryMessageResult found = store.queryMessage(topic, key, max, 0, Long.MAX_VALUE);
+        List<Long> offsets = new ArrayList<>();
         for (ByteBuffer record : found.getMessageBufferList()) {
-            print(describe(record, null));
+            offsets.add(decode(record).getCommitLogOffset());
         }
         found.release();
+        Map<String, Object> line = new LinkedHashMap<>();
+        line.put("topic", topic);
+        line.put("key", key);
+        line.put("offsets", offsets);
+        print(line);
+    }
+
+    private static void checkpoint(String dir) throws Exception {
+        StoreCheckpoint checkpoint = new StoreCheckpoint(dir + "/checkpoint");
+        Map<String, Object> line = new LinkedHashMap<>();
+        line.put("physic", checkpoint.getPhysicMsgTimestamp());
+        line.put("logics", checkpoint.getLogicsMsgTimestamp());
+        line.put("index", checkpoint.getIndexMsgTimestamp());
+        line.put("min", checkpoint.getMinTimestamp());
+        print(line);
     }
 
     private static void append(DefaultMessageStore store, long count, long seed, int threads,
@@ -279,7 +338,9 @@ public final class Interop {
         if (random.nextInt(4) > 0) {
             message.setTags(new String[] {"paid", "late", "grün", "取消"}[random.nextInt(4)]);
         }
-        message.setKeys("key-" + seed + "-" + n + " shared-" + random.nextInt(5));
+        // Words that Java hashes alike, for collisions.
+        message.setKeys("key-" + seed + "-" + n + " shared-" + random.nextInt(5) + " "
+            + (random.nextBoolean() ? "Aa" : "BB"));
         MessageAccessor.putProperty(message, "UNIQ_KEY", String.format("%016X%016X", seed, n));
         if (random.nextInt(3) == 0) {
             MessageAccessor.putProperty(message, "note", "ä 😀 " + "x".repeat(random.nextInt(300)));
