@@ -4,22 +4,28 @@
 //! record after record, writes and syncs what it accepts once more (after a kill it may be in the
 //! page cache alone), and cuts off the rest so that no stale byte can come back.
 
+mod cut;
+mod report;
+mod scan;
+mod tail;
+
+pub use report::{Cut, Hole, RecoveryReport};
+
 use super::checkpoint::{Checkpoint, CheckpointFile};
-use super::directory::{Directory, remove_if_there, write_failed};
+use super::directory::{Directory, remove_if_there};
 use super::queue_table;
 use super::segment::{file_name, parse_file_name};
 use crate::config::{LogConfig, RecoveryMode};
-use crate::disk::{Disk, DiskFile, OpenAccess, SyncMethod, last_nonzero};
+use crate::disk::{Disk, DiskFile, OpenAccess, SyncMethod};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
-use crate::message::{self, Frame, RecordCheck, RecordRef, format};
+use crate::message::{RecordCheck, format};
+use scan::Scan;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tail::Tail;
 
 /// How much is read at a time.
 const STEP: usize = 512 << 10;
-/// Bytes that are read to tell whether something behind damage is a record. Messages can be made of
-/// what looks like thousands of them, each as long as the segment.
-const CANDIDATES_MAX: u64 = 256 << 20;
 /// How exactly is asked where data lies, in bytes.
 const DATA_STEP: u64 = 64 << 10;
 /// Enough of a record to know its size.
@@ -30,76 +36,6 @@ const LOOKS_MAX: u32 = 8;
 const SEGMENT_SIZES: std::ops::RangeInclusive<u64> = 128..=i32::MAX as u64;
 /// RocketMQ's offsets are `i64`; far below its end nothing overflows.
 const OFFSET_MAX: u64 = i64::MAX as u64 / 2;
-
-/// What recovery found and did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct RecoveryReport {
-    /// The log was not closed in order.
-    pub unclean: bool,
-    /// There was no checkpoint of this crate: another program wrote the log.
-    pub foreign: bool,
-    /// Physical offset at which scanning began: the durable offset known before.
-    pub scanned_from: u64,
-    /// Bytes of valid records found from there on.
-    pub scanned_bytes: u64,
-    /// Their number.
-    pub scanned_records: u64,
-    /// Bytes that were written and synced again.
-    pub rewritten_bytes: u64,
-    /// Where the log was cut, if bytes had to go; where it ends for a reader, if it was opened
-    /// read-only: then they are still there.
-    pub cut: Option<Cut>,
-    /// A cut that an earlier recovery had begun was finished at this offset.
-    pub finished_cut: Option<u64>,
-    /// Damaged stretches that [`RecoveryMode::Salvage`] stepped over.
-    pub salvaged: Vec<Hole>,
-    /// Names in `commitlog/` that are no segments; they were left alone.
-    pub ignored: Vec<String>,
-    /// Messages whose queue entries were written again.
-    pub redispatched_records: u64,
-    /// Why the table of the queues was not believed, if there was one: they were rebuilt from the whole
-    /// log, as they are where there is none.
-    pub queues_rebuilt: Option<String>,
-}
-
-impl RecoveryReport {
-    /// Bytes that were cut off, without the zeros that end them: [`Cut::bytes`], or 0.
-    pub fn cut_bytes(&self) -> u64 {
-        self.cut.as_ref().map_or(0, |cut| cut.bytes)
-    }
-}
-
-/// The end of the log, where bytes that are no record lay behind it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Cut {
-    /// Physical offset of the first byte cut.
-    pub offset: u64,
-    /// Bytes from there to the last one that was not zero.
-    pub bytes: u64,
-    /// Why the bytes at `offset` are no record.
-    pub what: Corruption,
-    /// Physical offset of the first valid record among the bytes: damage rather than a torn tail.
-    pub next_valid: Option<u64>,
-    /// Copies of the cut bytes, made because a valid record lay among them.
-    pub copies: Vec<PathBuf>,
-}
-
-/// A damaged stretch with valid records behind it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Hole {
-    /// Physical offset of its first byte.
-    pub offset: u64,
-    /// Its length in bytes.
-    pub bytes: u64,
-    /// What is wrong with it.
-    pub what: Corruption,
-    /// A copy of its bytes; none where they were left as they are: below the durable offset, or in a log
-    /// that was opened read-only.
-    pub copy: Option<PathBuf>,
-}
 
 /// What the log starts with.
 pub(super) struct Recovered {
@@ -413,176 +349,6 @@ impl Recovery<'_> {
         }
     }
 
-    /// Looks for bytes other than zero, and for a valid record, behind the damage at `at`.
-    fn probe(&self, at: u64) -> Result<Tail> {
-        let tail = self.search(at, at)?;
-        // What looks like a record inside of the damaged one's body is part of it.
-        match tail.next_valid {
-            Some(found) => match self.whole_body_end(at)? {
-                Some(end) if found < end => self.search(at, end - 1),
-                _ => Ok(tail),
-            },
-            None => Ok(tail),
-        }
-    }
-
-    /// Where the body of the damaged record at `at` ends, if it is whole.
-    fn whole_body_end(&self, at: u64) -> Result<Option<u64>> {
-        let end = self.segment_of(at) + self.size;
-        let mut bytes = self.read_range(at, (at + HEADER).min(end))?;
-        if let Err(Corruption::Truncated { needed, .. }) = RecordRef::decode(&bytes)
-            && needed <= end - at
-        {
-            bytes = self.read_range(at, at + needed)?;
-        }
-        Ok(message::whole_body_end(&bytes).map(|end| at + end as u64))
-    }
-
-    /// Looks for bytes other than zero behind `at`, and for a valid record behind `after`.
-    fn search(&self, at: u64, after: u64) -> Result<Tail> {
-        let mut tail = Tail { data_end: at, next_valid: None, certain: true };
-        let mut budget = CANDIDATES_MAX;
-        let mut bytes = vec![0; STEP];
-        for &base in self.bases.iter().filter(|base| **base + self.size > at) {
-            let (file, path) = self.open(base)?;
-            let from = at.saturating_sub(base);
-            let ranges = file.data_ranges(from..self.size, DATA_STEP);
-            for data in ranges.at_offset(IoOp::Read, &path, from)? {
-                // Chunks overlap by a header, so that no magic code is cut in two.
-                for from in data.clone().step_by(STEP - HEADER as usize) {
-                    let want = (data.end - from).min(STEP as u64) as usize;
-                    let chunk = bytes.get_mut(..want).unwrap_or_default();
-                    let got = file.read_at(chunk, from).at_offset(IoOp::Read, &path, from)?;
-                    let chunk = bytes.get(..got).unwrap_or_default();
-                    let Some(last) = last_nonzero(chunk) else { continue };
-                    tail.data_end = tail.data_end.max(base + from + last as u64 + 1);
-                    if tail.next_valid.is_none() {
-                        tail.next_valid =
-                            self.find_record(&*file, base + from, chunk, after, &mut budget)?;
-                        tail.certain = budget > 0;
-                    }
-                }
-            }
-        }
-        Ok(tail)
-    }
-
-    /// The first valid record that begins in `chunk`, which lies at `start` of the log, behind `after`.
-    /// When the budget is used up, what may be one is taken for one.
-    fn find_record(
-        &self,
-        file: &dyn DiskFile,
-        start: u64,
-        chunk: &[u8],
-        after: u64,
-        budget: &mut u64,
-    ) -> Result<Option<u64>> {
-        for at in message::candidates(chunk, start).filter(|at| *at > after) {
-            if self.is_record(file, at, budget)? || *budget == 0 {
-                return Ok(Some(at));
-            }
-        }
-        Ok(None)
-    }
-
-    fn is_record(&self, file: &dyn DiskFile, at: u64, budget: &mut u64) -> Result<bool> {
-        let base = self.segment_of(at);
-        let remaining = base + self.size - at;
-        let mut want = HEADER.min(remaining);
-        loop {
-            *budget = budget.saturating_sub(want);
-            let mut bytes = vec![0; want as usize];
-            let got =
-                file.read_at(&mut bytes, at - base).at(IoOp::Read, self.directory.commitlog())?;
-            let bytes = bytes.get(..got).unwrap_or_default();
-            // By its body alone: as evidence it need not be one of ours.
-            match message::verified_frame(bytes, at, remaining, RecordCheck::Body) {
-                Ok(Frame::Record(_)) => return Ok(true),
-                Err(Corruption::Truncated { needed, .. })
-                    if needed > want && needed <= remaining && *budget > 0 =>
-                {
-                    want = needed;
-                }
-                _ => return Ok(false),
-            }
-        }
-    }
-
-    /// Cuts the log at `at`, unless there is nothing behind it.
-    fn cut(
-        &mut self,
-        file: &CheckpointFile,
-        at: u64,
-        what: Corruption,
-        tail: &Tail,
-        copy: bool,
-    ) -> Result<()> {
-        let bytes = tail.data_end.saturating_sub(at);
-        let beyond: Vec<_> = self.bases.iter().copied().filter(|base| *base > at).collect();
-        let mut copies = Vec::new();
-        if copy && !self.config.read_only {
-            copies = self.copy_tail(at, tail.data_end)?;
-        }
-        if bytes > 0 {
-            let next_valid = tail.next_valid;
-            self.report.cut = Some(Cut { offset: at, bytes, what, next_valid, copies });
-        }
-        self.bases.retain(|base| *base <= at);
-        if self.config.read_only || (bytes == 0 && beyond.is_empty()) {
-            return Ok(());
-        }
-        self.carry_out_cut(file, at, &beyond)
-    }
-
-    /// The durable cut: recorded first, so that a crash in the middle cannot leave half of it.
-    fn carry_out_cut(&mut self, file: &CheckpointFile, at: u64, beyond: &[u64]) -> Result<()> {
-        let dir = self.directory.commitlog();
-        let mut cutting = self.checkpoint.clone();
-        cutting.cut = Some(at);
-        cutting.durable = cutting.durable.min(at);
-        cutting.clean = false;
-        cutting.segment_size = self.size;
-        file.update(true, |checkpoint| *checkpoint = cutting.clone())?;
-        let base = self.segment_of(at);
-        if self.bases.contains(&base) {
-            let (segment, path) = self.open(base)?;
-            if !cfg!(canary = "stale_tail") {
-                let end = if cfg!(canary = "one_header_zeroed") {
-                    (at - base + 8).min(self.size)
-                } else {
-                    self.size
-                };
-                if self.report.finished_cut.is_some() {
-                    overwrite(&*segment, at - base..end).at_offset(IoOp::Zero, &path, at - base)?;
-                }
-                segment.zero(at - base..end).at_offset(IoOp::Zero, &path, at - base)?;
-                if !cfg!(canary = "cut_sync") {
-                    segment.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &path)?;
-                }
-            }
-        }
-        for base in beyond.iter().rev() {
-            remove_if_there(self.disk, &dir.join(file_name(*base)))?;
-        }
-        if !cfg!(canary = "cut_dir_sync") {
-            self.disk.sync_dir(dir).at(IoOp::SyncDir, dir)?;
-        }
-        self.names_durable = true;
-        cutting.cut = None;
-        file.update(true, |checkpoint| *checkpoint = cutting.clone())?;
-        self.checkpoint = cutting;
-        Ok(())
-    }
-
-    /// Copies everything from `at` to `end` to `duralog/cut-<offset>`, a file per segment.
-    fn copy_tail(&self, at: u64, end: u64) -> Result<Vec<PathBuf>> {
-        let mut copies = Vec::new();
-        for &base in self.bases.iter().filter(|base| **base + self.size > at && **base < end) {
-            copies.push(self.copy(at.max(base), end.min(base + self.size))?);
-        }
-        Ok(copies)
-    }
-
     fn read_range(&self, from: u64, to: u64) -> Result<Vec<u8>> {
         let base = self.segment_of(from);
         let (file, path) = self.open(base)?;
@@ -591,52 +357,6 @@ impl Recovery<'_> {
             file.read_at(&mut bytes, from - base).at_offset(IoOp::Read, &path, from - base)?;
         bytes.truncate(got);
         Ok(bytes)
-    }
-
-    /// Copies the bytes from `from` to `to`, which lie in one segment.
-    fn copy(&self, from: u64, to: u64) -> Result<PathBuf> {
-        let base = self.segment_of(from);
-        let (segment, path) = self.open(base)?;
-        self.directory.keep_copy(self.disk, &format!("cut-{from}"), |copy, copy_path| {
-            let mut bytes = vec![0; STEP.min((to - from) as usize)];
-            for at in (from..to).step_by(STEP) {
-                let piece = bytes.get_mut(..STEP.min((to - at) as usize)).unwrap_or_default();
-                let got =
-                    segment.read_at(piece, at - base).at_offset(IoOp::Read, &path, at - base)?;
-                let read = piece.get(..got).unwrap_or_default();
-                copy.write_at(read, at - from).map_err(|e| write_failed(copy_path, got, e))?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Where reading goes on after the hole from `at`.
-    fn after_hole(&self, at: u64, next_valid: u64) -> u64 {
-        let end = self.segment_of(at) + self.size;
-        next_valid.min(end)
-    }
-
-    /// Replaces the bytes from `at` to `next_valid` by something every reader steps over: a record
-    /// that no queue takes, or a blank where the hole reaches the end of the segment. False if the
-    /// hole is too small for either.
-    fn fill_hole(&mut self, at: u64, next_valid: u64, what: Corruption) -> Result<bool> {
-        let base = self.segment_of(at);
-        let to = self.after_hole(at, next_valid);
-        if self.config.read_only {
-            self.report.salvaged.push(Hole { offset: at, bytes: to - at, what, copy: None });
-            return Ok(true);
-        }
-        let filler = if to == base + self.size {
-            Some(message::blank((to - at) as u32).to_vec())
-        } else {
-            message::filler(at, (to - at) as usize, self.check_at(at) == RecordCheck::Record)
-        };
-        let Some(filler) = filler else { return Ok(false) };
-        let copy = self.copy(at, to)?;
-        let (file, path) = self.open(base)?;
-        file.write_at(&filler, at - base).at_offset(IoOp::Write, &path, at - base)?;
-        self.report.salvaged.push(Hole { offset: at, bytes: to - at, what, copy: Some(copy) });
-        Ok(true)
     }
 
     /// Syncs every segment from the one that holds `from`, and their names: whoever made the last of
@@ -654,143 +374,6 @@ impl Recovery<'_> {
             file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &path)?;
         }
         Ok(())
-    }
-}
-
-/// Writes zeros over whatever `range` may hold, also where it reads as zeros: a sync that failed may
-/// have left them in the page cache alone.
-fn overwrite(file: &dyn DiskFile, range: std::ops::Range<u64>) -> std::io::Result<()> {
-    let zeros = vec![0; STEP];
-    for data in file.data_ranges(range, DATA_STEP)? {
-        for at in data.clone().step_by(STEP) {
-            let piece = (data.end - at).min(STEP as u64);
-            file.write_at(zeros.get(..piece as usize).unwrap_or_default(), at)?;
-        }
-    }
-    Ok(())
-}
-
-/// What lies behind the end of the valid records.
-struct Tail {
-    /// Physical offset behind the last byte that is not zero.
-    data_end: u64,
-    next_valid: Option<u64>,
-    /// `next_valid` was checked to the end.
-    certain: bool,
-}
-
-/// A pass over the records, which writes back what it accepted as it goes.
-struct Scan {
-    /// The bytes at hand, of the segment at `base`, from physical offset `start` on.
-    bytes: Vec<u8>,
-    start: u64,
-    base: u64,
-    file: Option<(Arc<dyn DiskFile>, PathBuf)>,
-    /// Accepted bytes before this offset have been written back, or need not be.
-    rewritten: u64,
-}
-
-impl Scan {
-    fn new(from: u64, rewrite_from: u64) -> Self {
-        Self { bytes: Vec::new(), start: from, base: u64::MAX, file: None, rewritten: rewrite_from }
-    }
-
-    /// Accepts records from `at` on; where it had to stop, and why.
-    fn run(&mut self, recovery: &mut Recovery<'_>, mut at: u64) -> Result<(u64, Corruption)> {
-        loop {
-            let base = recovery.segment_of(at);
-            if !recovery.bases.contains(&base) {
-                return Ok((at, Corruption::Magic { found: 0 }));
-            }
-            let remaining = base + recovery.size - at;
-            let mut want = HEADER.min(remaining);
-            let step = loop {
-                let check = recovery.check_at(at);
-                let bytes = self.fetch(recovery, base, at, want)?;
-                match message::verified_frame(bytes, at, remaining, check) {
-                    Ok(Frame::Blank { .. }) => break Ok(None),
-                    Ok(Frame::Record(record)) => {
-                        break Ok(Some((record.size() as u64, record.store_timestamp())));
-                    }
-                    Err(Corruption::Truncated { needed, .. })
-                        if needed > want && needed <= remaining =>
-                    {
-                        want = needed;
-                    }
-                    Err(what) => break Err(what),
-                }
-            };
-            match step {
-                Ok(Some((size, timestamp))) => {
-                    at += size;
-                    recovery.report.scanned_bytes += size;
-                    recovery.report.scanned_records += 1;
-                    recovery.last_timestamp = recovery.last_timestamp.max(timestamp);
-                }
-                Ok(None) => {
-                    self.write_back(recovery, at + format::BLANK_SIZE as u64)?;
-                    at = base + recovery.size;
-                    self.rewritten = self.rewritten.max(at);
-                }
-                Err(what) => return Ok((at, what)),
-            }
-        }
-    }
-
-    /// Bytes from `at` on, at least `want` unless the segment ends.
-    fn fetch(
-        &mut self,
-        recovery: &mut Recovery<'_>,
-        base: u64,
-        at: u64,
-        want: u64,
-    ) -> Result<&[u8]> {
-        let held = self.base == base
-            && at >= self.start
-            && at + want <= self.start + self.bytes.len() as u64;
-        if !held {
-            self.write_back(recovery, at)?;
-            if self.base != base {
-                self.file = Some(recovery.open(base)?);
-                self.base = base;
-            }
-            let length = (want.max(STEP as u64)).min(base + recovery.size - at) as usize;
-            self.bytes.resize(length, 0);
-            self.start = at;
-            if let Some((file, path)) = &self.file {
-                let got = file.read_at(&mut self.bytes, at - base).at_offset(
-                    IoOp::Read,
-                    path,
-                    at - base,
-                )?;
-                self.bytes.truncate(got);
-            }
-        }
-        Ok(self.bytes.get((at - self.start) as usize..).unwrap_or_default())
-    }
-
-    /// Writes the accepted bytes before `upto` back to where they came from.
-    fn write_back(&mut self, recovery: &mut Recovery<'_>, upto: u64) -> Result<()> {
-        let from = self.rewritten.max(self.start);
-        if upto <= from || recovery.config.read_only {
-            return Ok(());
-        }
-        if let Some((file, path)) = &self.file
-            && let Some(bytes) =
-                self.bytes.get((from - self.start) as usize..(upto - self.start) as usize)
-        {
-            if !cfg!(canary = "recovery_rewrite") {
-                let at = from - self.base;
-                file.write_at(bytes, at).at_offset(IoOp::Write, path, at)?;
-            }
-            recovery.report.rewritten_bytes += bytes.len() as u64;
-            self.rewritten = upto;
-        }
-        Ok(())
-    }
-
-    fn finish(&mut self, recovery: &mut Recovery<'_>, end: u64) -> Result<()> {
-        self.write_back(recovery, end)
     }
 }
 
