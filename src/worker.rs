@@ -86,6 +86,14 @@ impl Alarm {
     }
 }
 
+/// Runs `work` on a thread called `name`; it goes on if nobody joins it.
+pub(crate) fn detach(
+    name: &str,
+    work: impl FnOnce() + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work)
+}
+
 /// Runs `work` on a thread called `name` and waits for it, at most `timeout`: for calls that may hang
 /// in the operating system.
 pub(crate) fn run_bounded(
@@ -98,8 +106,7 @@ pub(crate) fn run_bounded(
         // Nobody listens any more if the time was up.
         let _ = done.send(work());
     };
-    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
-    if let Err(source) = spawned {
+    if let Err(source) = detach(name, body) {
         return Err(Error::io(IoOp::Create, Path::new(name), None, source));
     }
     match answer.recv_timeout(timeout) {
@@ -169,7 +176,7 @@ impl Worker {
                 on_panic(Error::WorkerPanicked { thread: thread_name, message });
             }
         };
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body)?;
+        let thread = detach(name, body)?;
         Ok(Self { name: name.to_owned(), bell, stop, gone, thread: Some(thread) })
     }
 

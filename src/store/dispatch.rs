@@ -164,7 +164,7 @@ impl Shared {
         let (from, until) = (progress.dispatched(), progress.visible());
         if until <= from {
             if std::mem::take(&mut dispatcher.worked) && !progress.has_readers() {
-                return Next::At(Instant::now() + REST);
+                return Next::At(self.core.clock.now() + REST);
             }
             return progress
                 .visible_alarm()

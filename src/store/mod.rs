@@ -28,7 +28,7 @@ use crate::log::{
 };
 use crate::replication::{Epoch, LogSlice, Refusal, ReplicatedLog, Replicator, StartPoint};
 use crate::sync::Receiver;
-use crate::worker::{Doorbell, Next, Worker, is_worker, run_bounded};
+use crate::worker::{Doorbell, Next, Worker, detach, is_worker, run_bounded};
 use deadline::Deadlines;
 use dispatch::Dispatcher;
 use parking_lot::Mutex;
@@ -419,7 +419,7 @@ impl Drop for Inner {
         // itself. If there is no other to be had, the next open recovers.
         let engine = self.engine.clone();
         let close = move || drop(engine.close());
-        let _ = std::thread::Builder::new().name(CLOSE_THREAD.to_owned()).spawn(close);
+        let _ = detach(CLOSE_THREAD, close);
     }
 }
 
