@@ -83,8 +83,8 @@ pub use error::{Corruption, Error, InvalidMessage, IoOp, Result};
 pub use log::{MessageView, Reached, RecoveryReport, TimeBound, Watermarks};
 pub use message::{Message, StoredMessage};
 pub use store::{
-    Acknowledged, FetchStatus, Fetched, Health, PutResult, PutStatus, Stats, Store, StoreWorker,
-    TagFilter, Ticket, VerifyReport,
+    Acknowledged, FetchStatus, Fetched, Health, PutResult, PutStatus, SnapshotReport, Stats, Store,
+    StoreWorker, TagFilter, Ticket, VerifyReport,
 };
 pub use worker::Next;
 

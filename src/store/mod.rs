@@ -5,12 +5,14 @@ mod dispatch;
 mod put;
 mod read;
 mod result;
+mod snapshot;
 mod stats;
 mod ticket;
 mod verify;
 
 pub use read::{FetchStatus, Fetched, TagFilter};
 pub use result::{Acknowledged, PutResult, PutStatus};
+pub use snapshot::SnapshotReport;
 pub use stats::{Health, Latency, Pin, Stats};
 pub use ticket::Ticket;
 pub use verify::VerifyReport;
