@@ -240,6 +240,11 @@ pub enum Error {
         /// The process that holds it, where that can be told.
         pid: Option<u32>,
     },
+    /// A snapshot is to go to a directory that holds something. Nothing was changed.
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A configuration value is out of range.
     Config {
         /// The field. Those of [`FlushMode`](crate::FlushMode) go by RocketMQ-like names:
@@ -482,6 +487,10 @@ impl fmt::Display for Error {
             }
             Self::Config { field, value, allowed } => {
                 write!(f, "{field} is {value}, but must be {allowed}")
+            }
+            Self::NotEmpty { path } => {
+                let path = path.display();
+                write!(f, "{path} is not empty; a snapshot goes to a directory of its own")
             }
             Self::Full => f.write_str(
                 "`max_in_flight_bytes` wait for the disk already; try again when some are written",

@@ -84,7 +84,7 @@ pub use log::{MessageView, Reached, RecoveryReport, TimeBound, Watermarks};
 pub use message::{Message, StoredMessage};
 pub use store::{
     Acknowledged, FetchStatus, Fetched, Health, Pinned, PutResult, PutStatus, RetentionStats,
-    Stats, Store, StoreWorker, TagFilter, Ticket, VerifyReport,
+    SnapshotReport, Stats, Store, StoreWorker, TagFilter, Ticket, VerifyReport,
 };
 pub use worker::Next;
 

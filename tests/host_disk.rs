@@ -48,6 +48,23 @@ fn a_reserved_file_has_all_its_blocks_and_a_sparse_one_none() {
 }
 
 #[test]
+fn a_file_has_a_second_name_and_a_directory_another() {
+    for dir in dirs() {
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir(path("old")).expect("there is room");
+        fs::write(path("old/file"), "1").expect("there is room");
+        HostDisk.hard_link(&path("old/file"), &path("link")).expect("the same file system");
+        assert!(HostDisk.hard_link(&path("old/file"), &path("link")).is_err());
+        assert_eq!(fs::metadata(path("link")).expect("it is there").nlink(), 2);
+        fs::create_dir(path("new")).expect("there is room");
+        HostDisk.rename(&path("old"), &path("new")).expect("it is empty");
+        assert_eq!(fs::read(path("new/file")).expect("it came along"), b"1");
+        fs::create_dir(path("old")).expect("there is room");
+        assert!(HostDisk.rename(&path("old"), &path("new")).is_err());
+    }
+}
+
+#[test]
 fn allocating_fills_the_holes_of_a_file_and_keeps_what_it_holds() {
     for dir in dirs() {
         let path = dir.path().join("holes");

@@ -854,6 +854,56 @@ fn a_checksum_that_java_copied_is_no_damage(java: Java) {
     println!("interop {}: {} records with a stale checksum read", java.0, stale.len());
 }
 
+/// Copies a store that is written to, and lets Java have the copy: what it does there is not to be seen in
+/// the store, of which the copy shares files.
+fn rust_snapshot_java_reads(java: Java) {
+    let (temp, dir) = place();
+    let mut config = config(&dir, FlushMode::sync());
+    (config.index_slots, config.index_items) = (1000, 4000);
+    let store = Store::open(config).expect("the store opens");
+    let before = append(&store, 1, 1000, |_| {});
+    let copy = temp.path().join("copy");
+    let (during, report) = std::thread::scope(|scope| {
+        let during = scope.spawn(|| append(&store, 2, 1000, |_| {}));
+        let report = store.snapshot(&copy).expect("made");
+        (during.join().expect("no panic"), report)
+    });
+    assert!(report.linked > 2, "{report:?}");
+    let listed = java.list(&copy);
+    assert_kept(&before, &listed);
+    assert_eq!(listed.len() as u64, report.messages);
+    let (copied, recovery) = read(&copy);
+    assert_eq!((recovery.unclean, recovery.cut), (false, None));
+    assert_same(&copied, &listed);
+
+    let appended = java.run("append", &copy, &["300", "3"]);
+    let dying = java.write_and_die(&copy, 4, 200, true);
+    let recovered = java.list(&copy);
+    for acks in [&before, &appended, &dying] {
+        assert_kept(acks, &recovered);
+    }
+    assert_same(&read(&copy).0, &recovered);
+    assert!(store.verify().expect("readable").is_ok());
+    store.close().expect("the store closes");
+    let (kept, _) = read(&dir);
+    assert_kept(&before, &kept);
+    assert_kept(&during, &kept);
+    assert_eq!(kept.len(), before.len() + during.len());
+    assert_same(&kept, &java.list(&dir));
+    // What RocketMQ has written can be copied, too.
+    let second = temp.path().join("second");
+    let store = open(&copy);
+    store.snapshot(&second).expect("made");
+    store.close().expect("the store closes");
+    assert_same(&recovered, &java.list(&second));
+    println!(
+        "interop {}: {} of a snapshot read, {} after Java wrote and died in it",
+        java.0,
+        listed.len(),
+        recovered.len()
+    );
+}
+
 macro_rules! for_each_version {
     ($($module:ident $version:literal: $tests:tt)*) => { $(mod $module {
         for_each_version!(@ $version $tests);
@@ -878,6 +928,7 @@ macro_rules! for_each_version {
         java_keeps_rust_out
         rust_keeps_java_out
         a_checksum_that_java_copied_is_no_damage
+        rust_snapshot_java_reads
     })* } };
 }
 

@@ -133,8 +133,17 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Opens an existing file. The descriptor is closed in child processes.
     fn open(&self, path: &Path, access: OpenAccess) -> io::Result<Arc<dyn DiskFile>>;
 
-    /// Gives a file another name, replacing what had it. Durable once the directories are synced.
+    /// Gives a file another name, replacing what had it, or a directory, replacing an empty one at most.
+    /// Durable once the directories are synced.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Gives a file a second name, where nothing has it yet. Durable once the directory is synced.
+    ///
+    /// `Unsupported` unless it is implemented; whoever calls this copies the file then.
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let _ = (from, to);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Removes a name. Open files and mappings stay usable. Durable once the directory is synced.
     fn remove(&self, path: &Path) -> io::Result<()>;

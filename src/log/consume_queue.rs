@@ -380,6 +380,37 @@ impl ConsumeQueue {
         self.dir().join(file_name(index * file_size))
     }
 
+    /// Bytes of each of its files, those to come included.
+    pub(crate) fn file_size(&self) -> Result<u64> {
+        let (prepared, file_size) = {
+            let state = self.state.read();
+            (state.prepared, state.file_size)
+        };
+        if prepared {
+            return Ok(file_size);
+        }
+        // What another program made decides, as it would at the first write.
+        Ok(Survey::take(&*self.shared.disk, &self.dir(), file_size, false)?.file_size)
+    }
+
+    /// Sets how long files are to be, of a queue that has none.
+    pub(crate) fn set_file_size(&self, file_size: u64) {
+        self.state.write().file_size = file_size;
+    }
+
+    /// The entry before `offset`, also one that has expired, as long as its file is there.
+    pub(crate) fn entry_before(&self, offset: u64) -> Option<QueueEntry> {
+        let (key, file_size) = {
+            let state = self.state.read();
+            (state.key, state.file_size)
+        };
+        let at = offset.checked_sub(1)?.checked_mul(ENTRY_SIZE)?;
+        let file = self.readable(FileKey { queue: key, index: at / file_size }, file_size).ok()?;
+        let mut bytes = [0; ENTRY_LEN];
+        let got = file.read_at(&mut bytes, at % file_size).ok()?;
+        QueueEntry::decode(&bytes).filter(|_| got == ENTRY_LEN)
+    }
+
     /// The row for the table.
     pub(crate) fn durable(&self) -> Durable {
         let state = self.state.read();

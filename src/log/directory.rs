@@ -1,6 +1,6 @@
 //! The store's root directory: what lies where, who holds it, and whether it was left in order.
 
-use super::queue_dir::non_empty;
+pub(crate) use super::queue_dir::non_empty;
 use crate::config::{LogConfig, RecoveryMode};
 use crate::disk::{Allocation, Disk, DiskFile, DiskLock, LockError, OpenAccess, SyncMethod};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
@@ -31,7 +31,7 @@ pub(crate) struct Directory {
     lock: Mutex<Option<Lock>>,
 }
 
-struct Lock(#[expect(dead_code, reason = "held, not used")] DiskLock);
+pub(crate) struct Lock(#[expect(dead_code, reason = "held, not used")] DiskLock);
 
 impl std::fmt::Debug for Lock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -217,7 +217,7 @@ pub(crate) fn write_failed(path: &Path, len: usize, error: std::io::Error) -> Er
     refused(IoOp::Write, path, len, error)
 }
 
-fn refused(op: IoOp, path: &Path, len: usize, error: std::io::Error) -> Error {
+pub(crate) fn refused(op: IoOp, path: &Path, len: usize, error: std::io::Error) -> Error {
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             Error::DiskFull { path: path.to_owned(), needed: len as u64, available: None }
@@ -226,7 +226,7 @@ fn refused(op: IoOp, path: &Path, len: usize, error: std::io::Error) -> Error {
     }
 }
 
-fn take_lock(disk: &dyn Disk, root: &Path) -> Result<Lock> {
+pub(crate) fn take_lock(disk: &dyn Disk, root: &Path) -> Result<Lock> {
     let path = root.join("lock");
     match disk.lock(&path) {
         Ok(lock) => Ok(Lock(lock)),

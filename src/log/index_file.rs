@@ -9,6 +9,7 @@
 //! Items come in log order and never change, so they are appended; slots and header are changed in
 //! memory and written now and then, all that changed together. Item 0 is never used.
 
+use super::directory::{refused, write_failed};
 use super::key_index::IndexOptions;
 use crate::disk::{Allocation, Disk, DiskFile, OpenAccess, SyncMethod};
 use crate::error::{IoContext, IoOp, Result};
@@ -80,6 +81,14 @@ impl Default for Header {
 
 impl Header {
     pub(crate) const LEN: usize = HEADER_LEN as usize;
+
+    /// Makes an item of this offset and second the newest one.
+    fn end_at(&mut self, physical_offset: u64, seconds: u32) {
+        self.end_physical = physical_offset;
+        // Items know the second alone.
+        let end = i64::from(seconds) * 1000 + 999;
+        self.end_timestamp = self.begin_timestamp.saturating_add(end);
+    }
 
     pub(crate) fn encode(&self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
@@ -469,6 +478,77 @@ impl IndexFile {
         Ok(Item::decode(&bytes))
     }
 
+    /// The items from number `from` on, encoded: as many as come in one piece, `count` at most.
+    fn items(&self, from: u32, count: u32) -> Result<Vec<u8>> {
+        let want = count as usize * ITEM_LEN;
+        let state = self.state.read();
+        let written = state.tail_from.saturating_sub(from) as usize * ITEM_LEN;
+        if written == 0 {
+            let skip = (from - state.tail_from) as usize * ITEM_LEN;
+            let tail = state.tail.get(skip..).unwrap_or_default();
+            return Ok(tail.get(..want.min(tail.len())).unwrap_or_default().to_vec());
+        }
+        drop(state);
+        let mut bytes = vec![0; want.min(written)];
+        let got = self.read(&mut bytes, self.geometry.item_at(from))?;
+        bytes.truncate(got);
+        Ok(bytes)
+    }
+
+    /// Makes a file of the same name in `dir` that holds the items of messages before `end`, durably but
+    /// for its name; what it says of itself. `None` if there are none such: then there is no file.
+    ///
+    /// Messages may be added meanwhile. Takes four bytes of memory for each slot.
+    pub(crate) fn copy_to(&self, disk: &dyn Disk, dir: &Path, end: u64) -> Result<Option<Header>> {
+        let mut header = self.header();
+        if header.next_item <= 1 || header.begin_physical >= end {
+            return Ok(None);
+        }
+        let path = Self::path_of(dir, self.name);
+        let copy = disk
+            .create(&path, self.geometry.file_len(), Allocation::Sparse)
+            .map_err(|error| refused(IoOp::Create, &path, 0, error))?;
+        let write = |bytes: &[u8], at: u64| {
+            copy.write_at(bytes, at).map_err(|error| write_failed(&path, bytes.len(), error))
+        };
+        let mut slots = vec![0u32; self.geometry.slots as usize];
+        let (mut number, mut last) = (1, None);
+        while number < header.next_item {
+            let bytes = self.items(number, (header.next_item - number).min(WALK_ITEMS))?;
+            let mut kept = 0;
+            for item in bytes.as_chunks::<ITEM_LEN>().0.iter().map(Item::decode) {
+                if item.physical_offset >= end {
+                    break;
+                }
+                if let Some(slot) = slots.get_mut(self.geometry.slot_of(item.hash)) {
+                    *slot = number + kept;
+                }
+                last = Some((item.physical_offset, item.seconds_of(number + kept)));
+                kept += 1;
+            }
+            let kept_bytes = bytes.get(..kept as usize * ITEM_LEN).unwrap_or_default();
+            write(kept_bytes, self.geometry.item_at(number))?;
+            number += kept;
+            if kept == 0 || kept_bytes.len() < bytes.len() {
+                break;
+            }
+        }
+        for (n, page) in slots.chunks(PAGE_SLOTS).enumerate() {
+            if page.iter().any(|slot| *slot > 0) {
+                let bytes: Vec<u8> = page.iter().flat_map(|slot| slot.to_be_bytes()).collect();
+                write(&bytes, self.geometry.slot_at((n * PAGE_SLOTS) as u64))?;
+            }
+        }
+        if let Some((physical_offset, seconds)) = last.filter(|_| number < header.next_item) {
+            header.end_at(physical_offset, seconds);
+        }
+        header.next_item = number;
+        header.slots_used = slots.iter().filter(|slot| **slot > 0).count() as u32;
+        write(&header.encode(), 0)?;
+        copy.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &path)?;
+        Ok(Some(header))
+    }
+
     /// Takes out messages at `end` and behind it, as [`rebuild`](Self::rebuild) does.
     pub(crate) fn forget_from(&self, end: u64) -> Result<()> {
         let header = self.header();
@@ -512,12 +592,7 @@ impl IndexFile {
         state.dirty = true;
         match last {
             Some(_) if number == header.next_item => {}
-            Some((physical_offset, seconds)) => {
-                state.header.end_physical = physical_offset;
-                // Items know the second alone.
-                let end = i64::from(seconds) * 1000 + 999;
-                state.header.end_timestamp = header.begin_timestamp.saturating_add(end);
-            }
+            Some((physical_offset, seconds)) => state.header.end_at(physical_offset, seconds),
             None => state.header = Header::default(),
         }
         *self.state.write() = state;

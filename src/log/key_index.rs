@@ -474,6 +474,30 @@ impl KeyIndex {
         Ok(names)
     }
 
+    /// Copies the keys of records before `end` into the index of another store; durable on return. All
+    /// of those records have been put here, but if the index [has failed](Self::has_failed). The
+    /// [settled timestamp](Self::settled_timestamp) of the copy.
+    pub(crate) fn copy_to(&self, directory: &Directory, end: u64) -> Result<i64> {
+        let disk = &*self.disk;
+        let dir = directory.root().join(INDEX_DIR);
+        let files = self.files.read().clone();
+        let mut copied: Vec<(u64, Header)> = Vec::new();
+        for file in &files {
+            disk.create_dir(&dir).at(IoOp::Create, &dir)?;
+            let Some(header) = file.copy_to(disk, &dir, end)? else { break };
+            copied.push((file.name(), header));
+        }
+        if !files.is_empty() {
+            disk.sync_dir(&dir).at(IoOp::SyncDir, &dir)?;
+        }
+        let geometry = self.options.geometry();
+        let (file, header) = copied.pop().unwrap_or_default();
+        let state = Saved { geometry, covered: end, file, header };
+        directory.save(disk, STATE_NAME, &state.encode())?;
+        let settled = copied.iter().filter(|(_, header)| header.next_item >= geometry.items);
+        Ok(settled.map(|(_, header)| header.end_timestamp).max().unwrap_or(0))
+    }
+
     /// Up to which time every key is durably in a file that is never changed again: RocketMQ's
     /// `indexMsgTimestamp`.
     pub(crate) fn settled_timestamp(&self) -> i64 {

@@ -18,6 +18,7 @@ mod index_file;
 mod interval_flush;
 mod key_index;
 pub(crate) mod progress;
+mod queue_copy;
 mod queue_dir;
 mod queue_entry;
 mod queue_offsets;

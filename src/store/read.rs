@@ -498,7 +498,7 @@ impl Shared {
     }
 
     /// What to make of an error of a queue's files: if they are damaged, the next open rebuilds them.
-    fn queue_damage(&self, error: Error) -> Error {
+    pub(super) fn queue_damage(&self, error: Error) -> Error {
         let error = match error {
             Error::Io { path, source, .. } if source.kind() == ErrorKind::NotFound => {
                 Error::Corrupt { path, offset: 0, what: Corruption::QueueEntry }

@@ -103,6 +103,11 @@ impl Meters {
         }
     }
 
+    /// How `work` ended last, if it failed.
+    pub(super) fn queue_error(&self, work: QueueWork) -> Option<Error> {
+        self.queue_errors.lock().get(work as usize).cloned().flatten()
+    }
+
     /// Counts a record of which no queue entry could be made.
     pub(super) fn skip_record(&self) {
         self.skipped_records.fetch_add(1, Relaxed);

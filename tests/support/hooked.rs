@@ -59,6 +59,11 @@ impl Disk for Hooked {
         self.below.rename(from, to)
     }
 
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.hook.before(SimCall::HardLink)?;
+        self.below.hard_link(from, to)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.hook.before(SimCall::Remove)?;
         self.below.remove(path)

@@ -15,6 +15,8 @@ pub enum SimCall {
     Open,
     /// `Disk::rename`; its path is the new name.
     Rename,
+    /// `Disk::hard_link`; its path is the new name.
+    HardLink,
     /// `Disk::remove`.
     Remove,
     /// `Disk::create_dir`.
@@ -45,7 +47,7 @@ pub enum SimCall {
     Map,
 }
 
-pub(super) const CALLS: usize = 17;
+pub(super) const CALLS: usize = 18;
 
 impl SimCall {
     /// All of them.
@@ -53,6 +55,7 @@ impl SimCall {
         Self::Create,
         Self::Open,
         Self::Rename,
+        Self::HardLink,
         Self::Remove,
         Self::CreateDir,
         Self::RemoveDir,
@@ -75,6 +78,7 @@ impl SimCall {
             Self::Create => "create",
             Self::Open => "open",
             Self::Rename => "rename",
+            Self::HardLink => "hard_link",
             Self::Remove => "remove",
             Self::CreateDir => "create_dir",
             Self::RemoveDir => "remove_dir",

@@ -32,7 +32,7 @@ use super::{
 use block::PAGE;
 use file::{FileState, Holder, Inode};
 use handle::{SimFile, SimLock};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -50,8 +50,9 @@ use world::{End, Gone, Machine, PathInfo, Verdict, World, os};
 /// handle returned belongs to the next life. Controls, counters and planted faults belong to the disk
 /// and outlast its lives.
 ///
-/// Paths may be absolute or not, which makes no difference; only the root exists at first. Two things
-/// it cannot do: rename a directory, and grow a file far beyond a region that is still mapped.
+/// Paths may be absolute or not, which makes no difference; only the root exists at first. It cannot grow
+/// a file far beyond a region that is still mapped. A power cut may leave a directory that was renamed
+/// with both names.
 ///
 /// ```
 /// use std::path::Path;
@@ -237,9 +238,14 @@ impl SimDisk {
 
     /// How many sectors a power cut would decide about.
     pub fn unsynced_sectors(&self) -> usize {
-        let mut count = 0;
+        let (mut count, mut seen) = (0, BTreeSet::new());
         let world = self.machine.lock();
-        world.root.for_each_name(Path::new("/"), &mut |_, state| count += state.unsynced());
+        world.root.for_each_name(Path::new("/"), &mut |_, state| {
+            // A file with two names is one file.
+            if seen.insert(std::ptr::from_mut(state)) {
+                count += state.unsynced();
+            }
+        });
         count
     }
 
@@ -440,18 +446,44 @@ impl Disk for SimDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let from = self.machine.lock().info(from);
         self.call(SimCall::Rename, to, |world, to| {
-            let inode = world.file(&from)?;
-            let (source, target) = (world.parent(&from)?, world.parent(to)?);
-            match target.get(to.name()?) {
-                Some(Node::Dir(_)) => return Err(os(libc::EISDIR)),
-                Some(Node::File(other)) if Arc::ptr_eq(&other, &inode) => return Ok(()),
+            let source = world.parent(&from)?;
+            let node = source.get(from.name()?).ok_or_else(|| os(libc::ENOENT))?;
+            let target = world.parent(to)?;
+            match (&node, target.get(to.name()?)) {
+                (Node::File(file), Some(Node::File(other))) if Arc::ptr_eq(&other, file) => {
+                    return Ok(());
+                }
+                (Node::Dir(dir), Some(Node::Dir(other))) if Arc::ptr_eq(&other, dir) => {
+                    return Ok(());
+                }
+                (Node::File(_), Some(Node::Dir(_))) => return Err(os(libc::EISDIR)),
+                (Node::Dir(_), Some(Node::File(_))) => return Err(os(libc::ENOTDIR)),
+                (Node::Dir(_), Some(Node::Dir(other))) if !other.is_empty() => {
+                    return Err(os(libc::ENOTEMPTY));
+                }
+                (Node::Dir(_), _) if to.is_below(&from) => return Err(os(libc::EINVAL)),
+                (Node::File(file), _) => file.set_name(to),
                 _ => {}
             }
-            inode.set_name(to);
             let (add, remove) = (world.next_change(), world.next_change());
-            let replaced = target.set(to.name()?, Some(Node::File(inode)), add);
+            let replaced = target.set(to.name()?, Some(node), add);
             source.set(from.name()?, None, remove);
             world.unlink(replaced);
+            Ok(())
+        })
+    }
+
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let from = self.machine.lock().info(from);
+        self.call(SimCall::HardLink, to, |world, to| {
+            let inode = world.file(&from)?;
+            let target = world.parent(to)?;
+            if target.get(to.name()?).is_some() {
+                return Err(os(libc::EEXIST));
+            }
+            inode.state().links += 1;
+            let change = world.next_change();
+            target.set(to.name()?, Some(Node::File(inode)), change);
             Ok(())
         })
     }

@@ -168,6 +168,55 @@ fn a_rename_may_leave_either_name_both_or_none() {
 }
 
 #[test]
+fn a_directory_is_renamed_with_all_that_is_in_it() {
+    let (disk, file) = disk_with_file();
+    let (new, inside) = (p("/moved"), p("/moved/commitlog/00000000000000004096"));
+    disk.rename(p(ROOT), p(ROOT)).unwrap();
+    assert_eq!(errno(disk.rename(p(ROOT), p("/store/commitlog/x"))), Some(libc::EINVAL));
+    assert_eq!(errno(disk.rename(p("/none"), new)), Some(libc::ENOENT));
+    disk.put_file("/moved/file", b"x").unwrap();
+    assert_eq!(errno(disk.rename(p(ROOT), new)), Some(libc::ENOTEMPTY));
+    assert_eq!(errno(disk.rename(p(ROOT), p("/moved/file"))), Some(libc::ENOTDIR));
+    assert_eq!(errno(disk.rename(p("/moved/file"), p(ROOT))), Some(libc::EISDIR));
+    disk.remove(p("/moved/file")).unwrap();
+    disk.sync_dir(new).unwrap();
+    disk.rename(p(ROOT), new).unwrap();
+    file.write_at(&[3], 0).unwrap();
+    assert_eq!((disk.bytes(inside).unwrap()[0], disk.bytes(FILE).is_ok()), (3, false));
+    let disk = disk.cut_power(Cut::losing_all());
+    assert_eq!((disk.bytes(FILE).unwrap()[0], disk.bytes(inside).is_ok()), (0, false));
+    disk.rename(p(ROOT), new).unwrap();
+    disk.sync_dir(p("/")).unwrap();
+    let disk = disk.cut_power(Cut::losing_all());
+    assert!(disk.bytes(inside).is_ok() && disk.bytes(FILE).is_err());
+}
+
+#[test]
+fn a_hard_link_is_a_second_name_of_the_same_bytes() {
+    let (disk, file) = disk_with_file();
+    let (link, used) = (p("/store/link"), disk.used());
+    disk.hard_link(p(FILE), link).unwrap();
+    assert_eq!(errno(disk.hard_link(p(FILE), link)), Some(libc::EEXIST));
+    assert_eq!(errno(disk.hard_link(p("/none"), p("/x"))), Some(libc::ENOENT));
+    assert_eq!(errno(disk.hard_link(p(LOG), p("/x"))), Some(libc::EISDIR));
+    file.write_at(&[3], 0).unwrap();
+    assert_eq!((disk.bytes(link).unwrap()[0], disk.unsynced_sectors()), (3, 1));
+    sync(&file).unwrap();
+    assert!(disk.cut_power(Cut::losing_all()).bytes(link).is_err());
+
+    let (disk, file) = disk_with_file();
+    disk.hard_link(p(FILE), link).unwrap();
+    disk.sync_dir(p(ROOT)).unwrap();
+    drop(file);
+    disk.remove(p(FILE)).unwrap();
+    disk.sync_dir(p(LOG)).unwrap();
+    let disk = disk.cut_power(Cut::losing_all());
+    assert_eq!((disk.bytes(link).unwrap().len(), disk.used()), (4096, used));
+    disk.remove(link).unwrap();
+    assert_eq!(disk.used(), 0);
+}
+
+#[test]
 fn of_one_name_the_first_changes_survive() {
     let mut seen = std::collections::BTreeSet::new();
     for seed in 0..200 {
@@ -592,6 +641,7 @@ fn a_read_only_disk_refuses_changes_alone() {
         file.prewrite(0..10),
         disk.remove(p(FILE)),
         disk.rename(p(FILE), p("/store/x")),
+        disk.hard_link(p(FILE), p("/store/x")),
         disk.create(p("/store/x"), 0, Allocation::Sparse).map(drop),
         disk.create_dir(p("/store/x")).map(drop),
         disk.open(p(FILE), OpenAccess::Write).map(drop),

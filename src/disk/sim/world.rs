@@ -66,6 +66,12 @@ impl PathInfo {
     pub(super) fn name(&self) -> io::Result<&OsString> {
         self.name.as_ref().ok_or_else(|| os(libc::EBUSY))
     }
+
+    /// Whether the directory `above` is on the way to this.
+    pub(super) fn is_below(&self, above: &PathInfo) -> bool {
+        let rest = self.parents.strip_prefix(above.parents.as_slice());
+        rest.and_then(<[_]>::first) == above.name.as_ref() && above.name.is_some()
+    }
 }
 
 /// All paths that differ only in digits.

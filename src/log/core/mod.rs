@@ -1,6 +1,7 @@
 //! The state behind a commit log, shared by its handle, its threads and the store.
 
 mod append;
+mod copy;
 mod flush;
 mod read;
 mod upkeep;
