@@ -371,3 +371,39 @@ fn readers_get_their_messages_or_none_while_segments_expire() {
     assert!(log <= 9, "{log} segments");
     store.close().expect("the store closes");
 }
+
+#[test]
+fn a_snapshot_holds_segments_while_others_are_put_and_expire() {
+    let (dir, copies) = (temp::TempDir::new(), temp::TempDir::new());
+    let retention = Retention::max_total_bytes(6 << 16).check_interval(Duration::from_millis(1));
+    let config = StoreConfig::new(dir.path())
+        .segment_size(1 << 16)
+        .flush_mode(duralog::FlushMode::async_default())
+        .retention(retention);
+    let store = Store::open(config.clone()).expect("the store opens");
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for id in 0.. {
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                let put = store.put(Message::new(TOPIC, body(id))).expect("accepted");
+                assert_eq!(put.queue_offset, id);
+            }
+        });
+        for n in 0..10 {
+            let before = store.stats().retention.segments;
+            eventually("something expires", || store.stats().retention.segments > before);
+            let copy = copies.path().join(n.to_string());
+            store.snapshot(&copy).expect("nothing is missing");
+            let mut kept = config.clone();
+            kept.log.dir = copy;
+            let copy = Store::open(kept.read_only(true)).expect("the copy opens");
+            assert!(copy.verify().expect("readable").is_ok());
+            assert!(copy.max_offset(TOPIC, 0) > copy.min_offset(TOPIC, 0));
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    store.close().expect("the store closes");
+}

@@ -8,7 +8,7 @@ use crate::error::{Error, IoContext, IoOp, Result};
 use crate::log::ConsumeQueue;
 use crate::tables::{ConsumerOffsets, QueueProgress, Tables};
 use crate::worker::{Doorbell, Next};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,11 +60,18 @@ pub(crate) struct Expiry {
     /// The disk is beyond the level at which puts are refused.
     refuses: AtomicBool,
     next: Mutex<Option<Instant>>,
+    /// Held while segments are deleted, and by whoever needs all of them.
+    deleting: Mutex<()>,
 }
 
 impl Expiry {
     pub(super) fn connect(&self, bell: Doorbell) {
         let _ = self.bell.set(bell);
+    }
+
+    /// Keeps every segment until the guard goes.
+    pub(super) fn hold(&self) -> MutexGuard<'_, ()> {
+        self.deleting.lock()
     }
 
     pub(super) fn stats(&self) -> RetentionStats {
@@ -102,6 +109,10 @@ impl Shared {
         if self.core.progress.latched().is_some() || self.core.config.read_only {
             return Next::Idle;
         }
+        let Some(_deleting) = self.expiry.deleting.try_lock() else {
+            // Whoever needs them all is asked again soon, and not waited for: the store may be closing.
+            return Next::At(now + retention.check_interval);
+        };
         let outcome = self.expire(retention);
         let more = matches!(outcome, Ok(true));
         self.stats.queue_work(QueueWork::Expire, outcome.err());

@@ -93,6 +93,8 @@ impl Store {
         let shared = self.shared();
         shared.check_open()?;
         let disk = &*shared.core.disk;
+        // Nothing is deleted that is being copied.
+        let _kept = shared.expiry.hold();
         let made = Snapshot::begin(&shared.core, dir.as_ref()).and_then(|copy| {
             let filled = copy.fill(&self.inner.engine);
             let made = filled.and_then(|report| copy.publish(shared).map(|()| report));
