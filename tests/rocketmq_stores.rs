@@ -478,6 +478,8 @@ fn salvage_loses_exactly_the_one_damaged_message_where_rocketmq_loses_all_behind
     assert_eq!((hole.offset, hole.bytes), (damaged, size));
     assert!(matches!(hole.what, Corruption::BodyCrc { .. }), "{:?}", hole.what);
     assert_eq!(fs::read(hole.copy.as_ref().unwrap()).unwrap(), before, "and keeps its bytes");
+    let there = store.get_at(damaged);
+    assert!(matches!(there, Err(Error::Corrupt { .. })), "what took its place is no message");
 }
 
 #[test]

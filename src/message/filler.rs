@@ -1,6 +1,6 @@
 //! A record that nobody reads.
 
-use super::{Draft, Host, Message, RecordLayout, Stamp, SysFlag};
+use super::{Draft, Host, Message, RecordLayout, RecordRef, Stamp, SysFlag, Transaction};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// The topic of fillers: so short that one takes the place of any record. No queue entry ever points
@@ -28,6 +28,13 @@ pub(crate) fn filler(physical_offset: u64, size: usize, record_crc: bool) -> Opt
     Some(record)
 }
 
+/// Whether a record is a filler. No message was ever stored at time 0.
+pub(crate) fn is_filler(record: &RecordRef<'_>) -> bool {
+    record.store_timestamp() == 0
+        && record.sys_flag().transaction() == Transaction::Rollback
+        && record.topic() == TOPIC
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Frame, RecordCheck, frame};
@@ -43,7 +50,7 @@ mod tests {
                 let Ok(Frame::Record(record)) = frame(&bytes, 7, u64::MAX) else {
                     panic!("no record of {size} bytes");
                 };
-                assert!(!record.sys_flag().takes_queue_offset());
+                assert!(!record.sys_flag().takes_queue_offset() && is_filler(&record));
                 record.verify(RecordCheck::Body).unwrap();
                 assert_eq!(record.verify(RecordCheck::Record).is_ok(), record_crc);
             }

@@ -29,7 +29,7 @@ mod wire;
 
 pub use batch::{BatchEntry, decode_batch, encode_batch};
 pub use draft::{Draft, RecordLayout, Stamp};
-pub(crate) use filler::filler;
+pub(crate) use filler::{filler, is_filler};
 pub use frame::{Frame, blank, frame};
 pub(crate) use frame::{candidates, verified_frame, whole_body_end};
 pub use header::RecordVersion;

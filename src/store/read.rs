@@ -5,7 +5,7 @@ use super::{Shared, Store};
 use crate::config::RecoveryMode;
 use crate::error::{Corruption, Error, Result};
 use crate::log::{ConsumeQueue, Located, MessageView, QueueEntry, Reader, TimeBound};
-use crate::message::{RecordRef, StoredMessage, java_string_hash};
+use crate::message::{RecordRef, StoredMessage, is_filler, java_string_hash};
 use std::io::ErrorKind;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -301,7 +301,8 @@ impl Store {
     /// nothing visible is there.
     ///
     /// # Errors
-    /// As [`get`](Self::get); [`Error::Corrupt`] also if no record begins there.
+    /// As [`get`](Self::get); [`Error::Corrupt`] also if no record begins there, or none but what
+    /// [`RecoveryMode::Salvage`] put in the place of damage.
     pub fn get_at(&self, physical_offset: u64) -> Result<Option<MessageView>> {
         let shared = self.shared();
         let visible = shared.core.progress.visible();
@@ -322,7 +323,7 @@ impl Store {
 }
 
 impl Shared {
-    /// Whether a record begins here, and not in the middle of another one whose body looks like one.
+    /// Whether a message begins here, and not in the middle of another one whose body looks like one.
     fn is_whole(&self, view: &MessageView) -> Result<bool> {
         let record = view.record();
         let at = view.physical_offset();
@@ -331,6 +332,9 @@ impl Shared {
             && queue.entry(record.queue_offset().cast_unsigned())? == Some(entry(at, &record))
         {
             return Ok(true);
+        }
+        if is_filler(&record) {
+            return Ok(false);
         }
         // In no queue, or not in this one: only a walk tells.
         let end = at + view.size() as u64;

@@ -5,8 +5,8 @@
 //! so that no edit can compose a valid record. With `DURALOG_TELL` set the edits are printed, for a
 //! look at an input that fails.
 
+use crate::check::{Damage, Sample};
 use crate::image::Image;
-use crate::stores::Sample;
 
 const EDITS_MAX: usize = 8;
 const EDIT_LEN: usize = 8;
@@ -28,17 +28,6 @@ const NAMES: [&str; 12] = [
     "duralog/abort.tmp",
 ];
 
-/// A damaged store, and what can be expected of it.
-pub struct Damage {
-    pub image: Image,
-    /// The log is as it was before this physical offset.
-    pub log_intact_to: u64,
-    /// Nothing says any more that records carry a checksum of their own.
-    pub checksums_forgotten: bool,
-    /// A file of duralog's own says something else than it did, with a matching checksum.
-    pub forged: bool,
-}
-
 pub fn inflict(sample: &Sample, edits: &[u8]) -> Damage {
     let mut image = sample.image.clone();
     let mut forged = false;
@@ -50,35 +39,7 @@ pub fn inflict(sample: &Sample, edits: &[u8]) -> Damage {
         }
         forged |= edit.apply(&mut image, &sample.earlier);
     }
-    let differs = |name: &str| image.0.get(name) != sample.image.0.get(name);
-    let checksums_forgotten =
-        sample.without_checksums || forged || differs(CHECKPOINT) || differs("abort");
-    let log_intact_to = intact(&sample.image, &image);
-    Damage { image, log_intact_to, checksums_forgotten, forged }
-}
-
-/// The first physical offset at which two logs differ.
-fn intact(before: &Image, after: &Image) -> u64 {
-    let segments = |image: &Image| {
-        let named = image.0.iter().filter_map(|(name, bytes)| {
-            let name = name.strip_prefix("commitlog/").filter(|name| name.len() == 20)?;
-            Some((name.parse::<u64>().ok()?, bytes.clone()))
-        });
-        named.collect::<std::collections::BTreeMap<_, _>>()
-    };
-    let (before, after) = (segments(before), segments(after));
-    let mut first = u64::MAX;
-    for base in before.keys().chain(after.keys()) {
-        let (old, new) = (before.get(base), after.get(base));
-        if old == new {
-            continue;
-        }
-        let same = |(old, new): (&Vec<u8>, &Vec<u8>)| {
-            std::iter::zip(old, new).take_while(|(old, new)| old == new).count() as u64
-        };
-        first = first.min(base + old.zip(new).map_or(0, same));
-    }
-    first
+    Damage::new(sample, image, forged)
 }
 
 #[derive(Debug)]

@@ -1,40 +1,18 @@
 //! The stores that are going to be damaged: small, but with several segments, two topics, and files of
 //! every kind.
 
+use crate::check::Sample;
 use crate::image::{Image, ROOT};
 use duralog::clock::ManualClock;
 use duralog::disk::SimDisk;
-use duralog::{Environment, Error, FlushMode, Message, Store, StoreConfig, StoreWorker, TagFilter};
-use std::collections::BTreeMap;
+use duralog::{Environment, Error, FlushMode, Message, Store, StoreConfig, StoreWorker};
 use std::sync::Arc;
 use std::time::Duration;
 
 const TOPICS: [&str; 2] = ["orders", "payments"];
-/// Where messages go that are put after the damage.
-pub const NEW_TOPIC: &str = "new";
 const MESSAGES: u64 = 40;
 /// When the files are looked at that an edit can bring back.
 const EARLIER: u64 = 15;
-
-/// Topic, queue id and queue offset.
-pub type Place = (String, i32, u64);
-
-/// A message that was put.
-pub struct Known {
-    pub physical_offset: u64,
-    pub bytes: Vec<u8>,
-    pub body: Vec<u8>,
-}
-
-/// A store, as it was left.
-pub struct Sample {
-    pub image: Image,
-    /// The same store some time before.
-    pub earlier: Image,
-    pub messages: BTreeMap<Place, Known>,
-    /// Nothing says that its records carry a checksum of their own.
-    pub without_checksums: bool,
-}
 
 #[derive(Clone, Copy, PartialEq)]
 enum Left {
@@ -47,10 +25,11 @@ enum Left {
     Foreign,
 }
 
-pub fn config() -> StoreConfig {
+fn config() -> StoreConfig {
     let mut config = StoreConfig::new(ROOT).segment_size(4096).consume_queue_file_size(400);
     config.queue_checkpoint_bytes = 4096;
     config.max_open_queue_files = 4;
+    (config.index_slots, config.index_items) = (10, 8);
     config
 }
 
@@ -84,8 +63,6 @@ fn sample(left: Left) -> Sample {
             earlier = Image::of(&disk);
         }
     }
-    let messages = known(&store);
-    assert_eq!(messages.len() as u64, MESSAGES);
     if matches!(left, Left::Closed | Left::Foreign) {
         store.close().expect("closed");
     }
@@ -93,7 +70,9 @@ fn sample(left: Left) -> Sample {
     if left == Left::Foreign {
         image.0.retain(|name, _| !name.starts_with("duralog/"));
     }
-    Sample { image, earlier, messages, without_checksums: left == Left::Foreign }
+    let sample = Sample::new(self::config(), image, earlier, left == Left::Foreign);
+    assert_eq!(sample.messages.len() as u64, MESSAGES);
+    sample
 }
 
 /// Some with equal sizes, some empty, some large: four or five to a segment.
@@ -124,22 +103,4 @@ fn submit(store: &Store, message: &Message) {
         };
     }
     panic!("no segment");
-}
-
-fn known(store: &Store) -> BTreeMap<Place, Known> {
-    let mut messages = BTreeMap::new();
-    for (topic, queues) in store.topics() {
-        for queue in queues {
-            let found = store.get_view(&topic, queue, 0, 1000, &TagFilter::any()).expect("read");
-            for view in found.messages {
-                let known = Known {
-                    physical_offset: view.physical_offset(),
-                    bytes: view.bytes().to_vec(),
-                    body: view.body().to_vec(),
-                };
-                messages.insert((topic.clone(), queue, view.queue_offset()), known);
-            }
-        }
-    }
-    messages
 }

@@ -48,6 +48,10 @@ fn newest(index: &KeyIndex, topic: &str, key: &str, max: usize) -> Vec<u64> {
 #[test]
 fn offsets_are_found_as_rocketmq_finds_them_those_of_other_keys_with_the_same_hash_included() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/rocketmq");
+    // They are not in the published package.
+    if !fixtures.exists() {
+        return;
+    }
     let cases = ["4.9.8", "5.3.3"].iter().flat_map(|version| {
         fs::read_dir(fixtures.join(version)).unwrap().map(|case| case.unwrap().path())
     });
