@@ -148,7 +148,10 @@ fn intact(before: &Image, after: &Image) -> u64 {
             continue;
         }
         let same = |(old, new): (&Vec<u8>, &Vec<u8>)| {
-            std::iter::zip(old, new).take_while(|(old, new)| old == new).count() as u64
+            let same = std::iter::zip(old, new).take_while(|(old, new)| old == new).count() as u64;
+            // The length of the only segment is taken for that of all, and in a segment of that length
+            // a record that leaves no room for a blank cannot be.
+            if old.len() == new.len() { same } else { same.saturating_sub(8) }
         };
         first = first.min(base.saturating_add(old.zip(new).map_or(0, same)));
     }
