@@ -846,3 +846,24 @@ fn a_queue_file_whose_sync_failed_is_whole_after_a_reopen_and_a_power_cut() {
     let next = disk.cut_power(Cut::losing_all());
     assert_eq!(ids(&open(&next, config)), (0..25).collect::<Vec<_>>());
 }
+
+#[test]
+fn a_store_opens_without_an_index_that_cannot_be_read() {
+    let (disk, _) = filled(5);
+    disk.inject(Fault::on(SimCall::Open).path("/store/index/"));
+    let store = open(&disk, config());
+    put(&store, 5);
+    assert_eq!(ids(&store), [0, 1, 2, 3, 4, 5]);
+    let refused = store.query(TOPIC, "k1", 9, 0..=i64::MAX);
+    assert!(matches!(refused, Err(Error::Io { .. })));
+    assert!(store.health().queue_error.is_some());
+    store.close().expect("the rest is sound");
+    drop(store);
+    disk.clear_faults();
+    let store = open(&disk, config());
+    for id in [1, 5] {
+        let found = store.query(TOPIC, &format!("k{id}"), 9, 0..=i64::MAX).expect("an index");
+        assert_eq!(found.len(), 1, "message {id}");
+    }
+    assert!(store.health().queue_error.is_none());
+}

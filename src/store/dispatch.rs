@@ -277,6 +277,11 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether there should be an index, and it lacks what is in the log.
+    pub(super) fn lacks_keys(&self) -> bool {
+        self.config.index_enable && self.index.as_ref().is_none_or(KeyIndex::has_failed)
+    }
+
     /// Puts the keys of a record into the index, which can do without: it is rebuilt by the next open.
     #[inline]
     fn index(&self, located: &Located<'_>) {
@@ -377,7 +382,7 @@ impl Shared {
                 finished?;
                 let behind = target < self.core.progress.appended();
                 self.checkpoint_others(target, !behind)?;
-                Ok(behind || self.index.as_ref().is_some_and(KeyIndex::has_failed))
+                Ok(behind || self.lacks_keys())
             }
         }
     }

@@ -34,6 +34,7 @@ use crate::worker::{Doorbell, Next, Worker, detach, is_worker, run_bounded};
 use deadline::Deadlines;
 use dispatch::Dispatcher;
 use parking_lot::Mutex;
+use stats::QueueWork;
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -452,22 +453,24 @@ impl Shared {
             core.progress.set_visible_by(visible_by);
         }
         let mut report = log.recovery().clone();
-        let index = match config.index_enable {
-            true => {
-                let (slots, items) = (config.index_slots, config.index_items);
-                let options = IndexOptions { slots, items, read_only };
-                let (min, end) = (core.min_offset(), core.progress.visible());
-                let unclean = report.unclean || core.directory().was_open();
-                let left = Left { unclean, min, end };
-                let clock = core.clock.clone();
-                Some(KeyIndex::open(disk, clock, core.directory(), options, left)?)
+        let stats = stats::Meters::default();
+        let mut index = None;
+        if config.index_enable {
+            let (slots, items) = (config.index_slots, config.index_items);
+            let options = IndexOptions { slots, items, read_only };
+            let (min, end) = (core.min_offset(), core.progress.visible());
+            let unclean = report.unclean || core.directory().was_open();
+            let left = Left { unclean, min, end };
+            match KeyIndex::open(disk, core.clock.clone(), core.directory(), options, left) {
+                Ok(opened) => index = Some(opened),
+                // The store can do without it until the next open, which puts in what it lacks.
+                Err(error) => stats.queue_work(QueueWork::Index, Some(error)),
             }
-            false => None,
-        };
+        }
         let shared = Arc::new(Self {
             index,
             deadlines: Deadlines::default(),
-            stats: stats::Meters::default(),
+            stats,
             expiry: retention::Expiry::default(),
             replicator: replicator.clone(),
             dispatcher: Mutex::new(Dispatcher::default()),

@@ -1,6 +1,7 @@
 //! Reading: by queue offset, by time, and waiting for what is not there yet.
 
 use super::dispatch::entry;
+use super::stats::QueueWork;
 use super::{Shared, Store};
 use crate::config::RecoveryMode;
 use crate::error::{Corruption, Error, Result};
@@ -272,7 +273,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`get`](Self::get); [`Error::Config`] if [`index_enable`](crate::StoreConfig::index_enable) is
-    /// off.
+    /// off; why the index could not be opened, if it could not: [`health`](Self::health) says so, too.
     ///
     /// # Examples
     /// ```
@@ -356,7 +357,8 @@ impl Shared {
     ) -> Result<Vec<MessageView>> {
         let Some(index) = &self.index else {
             let (field, allowed) = ("index_enable", "true to query by key");
-            return Err(Error::Config { field, value: "false".to_owned(), allowed });
+            let off = Error::Config { field, value: "false".to_owned(), allowed };
+            return Err(self.stats.queue_error(QueueWork::Index).unwrap_or(off));
         };
         self.catch_up();
         let mut reader = self.core.reader(true);

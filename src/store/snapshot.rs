@@ -170,7 +170,7 @@ impl<'a> Snapshot<'a> {
         let time = newest.map_or(0, |view| view.record().store_timestamp());
         let mut times = BrokerTimes { commit_log: time, consume_queues: time, index: 0 };
         match &shared.index {
-            Some(index) if index.has_failed() => {
+            _ if shared.lacks_keys() => {
                 // A broker has to look for the keys itself, from the beginning of the log.
                 to.write_abort(disk)?;
                 times = BrokerTimes::default();

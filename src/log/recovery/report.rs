@@ -24,7 +24,7 @@ pub struct RecoveryReport {
     pub cut: Option<Cut>,
     /// A cut that an earlier recovery had begun was finished at this offset.
     pub finished_cut: Option<u64>,
-    /// Damaged stretches that [`RecoveryMode::Salvage`] stepped over.
+    /// Damaged stretches that [`RecoveryMode::Salvage`](crate::RecoveryMode::Salvage) stepped over.
     pub salvaged: Vec<Hole>,
     /// Names in `commitlog/` that are no segments; they were left alone.
     pub ignored: Vec<String>,
