@@ -763,3 +763,22 @@ fn what_is_rebuilt_after_a_kill_equals_what_rocketmq_rebuilds_byte_for_byte() {
     }
     assert_eq!((queues, indexes), (79, 8));
 }
+
+#[test]
+fn a_log_that_lost_the_end_of_its_only_file_is_refused_rather_than_cut() {
+    let case = Case::new("4.9.8/multikeys");
+    for mode in MODES {
+        let dir = case.copy();
+        let segment = dir.path().join("commitlog").join(format!("{:020}", 0));
+        // Five bytes behind a message: less than a segment keeps free.
+        let log = OpenOptions::new().write(true).open(&segment).expect("there is a log");
+        log.set_len(17_377).expect("it can be shortened");
+        let before = files(&dir.path().join("commitlog"));
+        let config = case.config(dir.path()).recovery_mode(mode);
+        match Store::open(config) {
+            Err(Error::Corrupt { what: Corruption::FileSize { found: 17_377, .. }, .. }) => {}
+            other => panic!("{mode:?}: {other:?}"),
+        }
+        assert!(files(&dir.path().join("commitlog")) == before, "{mode:?}: the log was changed");
+    }
+}

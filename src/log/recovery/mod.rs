@@ -255,6 +255,10 @@ impl Recovery<'_> {
         let end = loop {
             let (stopped, what) = scan.run(self, at)?;
             at = stopped;
+            if foreign && !self.config.read_only && self.is_shortened(at, &what)? {
+                let expected = self.config.segment_size;
+                return Err(self.corrupt(at, Corruption::FileSize { found: self.size, expected }));
+            }
             let tail = Tail { data_end: at, next_valid: None, certain: true };
             if trusted_clean && at == from && matches!(what, Corruption::Magic { found: 0 }) {
                 // Zeros behind it, but perhaps a segment that was prepared and never used.

@@ -3,7 +3,7 @@
 use super::{DATA_STEP, HEADER, Recovery, STEP};
 use crate::disk::{DiskFile, last_nonzero};
 use crate::error::{Corruption, IoContext, IoOp, Result};
-use crate::message::{self, Frame, RecordCheck, RecordRef};
+use crate::message::{self, Frame, RecordCheck, RecordRef, format};
 
 /// Bytes that are read to tell whether something behind damage is a record. Messages can be made of
 /// what looks like thousands of them, each as long as the segment.
@@ -19,6 +19,19 @@ pub(super) struct Tail {
 }
 
 impl Recovery<'_> {
+    /// Whether what is refused at `at` is a whole record that leaves too little room behind it: the file
+    /// was longer when that was written, and no size of a segment can be taken from it.
+    pub(super) fn is_shortened(&self, at: u64, what: &Corruption) -> Result<bool> {
+        if !matches!(what, Corruption::Length { field: "record size", .. }) {
+            return Ok(false);
+        }
+        let remaining = self.segment_of(at) + self.size - at;
+        let bytes = self.read_range(at, at + remaining)?;
+        let room = remaining + format::BLANK_SIZE as u64;
+        let whole = message::verified_frame(&bytes, at, room, RecordCheck::Body);
+        Ok(matches!(whole, Ok(Frame::Record(_))))
+    }
+
     /// Looks for bytes other than zero, and for a valid record, behind the damage at `at`.
     pub(super) fn probe(&self, at: u64) -> Result<Tail> {
         let tail = self.search(at, at)?;
