@@ -2,8 +2,10 @@
 
 mod deadline;
 mod dispatch;
+mod engine;
 mod put;
 mod read;
+mod replicated;
 mod result;
 mod retention;
 mod snapshot;
@@ -22,31 +24,22 @@ pub use verify::VerifyReport;
 use crate::config::{FlushMode, StoreConfig, Visibility};
 use crate::disk::Disk;
 use crate::environment::{Environment, Threads};
-use crate::error::{Error, IoContext, IoOp, Result};
+use crate::error::{Error, Result};
 use crate::log::progress::VisibleBy;
 use crate::log::{
-    CLOSE_THREAD, CommitLog, Core, GroupCommit, IndexOptions, IntervalFlush, KeyIndex, Left,
-    QueueOptions, Queues, RecoveryReport,
+    CLOSE_THREAD, CommitLog, Core, IndexOptions, KeyIndex, Left, QueueOptions, Queues,
+    RecoveryReport,
 };
-use crate::replication::{Epoch, LogSlice, Refusal, ReplicatedLog, Replicator, StartPoint};
-use crate::sync::Receiver;
-use crate::worker::{Doorbell, Next, Worker, detach, is_worker, run_bounded};
+use crate::replication::Replicator;
+use crate::worker::{Next, detach, is_worker};
 use deadline::Deadlines;
 use dispatch::Dispatcher;
+use engine::{Engine, Flush};
 use parking_lot::Mutex;
 use stats::QueueWork;
 use std::fmt;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
-use std::time::Duration;
-
-/// How long a reader may take to notice that the store is closed.
-const SEAL_TIME: Duration = Duration::from_millis(100);
-const DISPATCH_THREAD: &str = "duralog-dispatch";
-const CHECKPOINT_THREAD: &str = "duralog-checkpoint";
-const DEADLINE_THREAD: &str = "duralog-deadline";
-const RETENTION_THREAD: &str = "duralog-retain";
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A durable message store in a directory.
 ///
@@ -84,14 +77,6 @@ struct Inner {
     report: RecoveryReport,
 }
 
-/// What runs while the store is open, and is stopped when it closes.
-struct Engine {
-    shared: Arc<Shared>,
-    log: CommitLog,
-    flush: Flush,
-    workers: Mutex<Vec<Worker>>,
-}
-
 /// What handles, tickets and threads share.
 pub(crate) struct Shared {
     pub(crate) core: Arc<Core>,
@@ -118,13 +103,6 @@ impl fmt::Debug for Shared {
             .field("open", &self.is_open())
             .finish_non_exhaustive()
     }
-}
-
-enum Flush {
-    Group(GroupCommit),
-    Interval(IntervalFlush),
-    /// The store is only read.
-    Never,
 }
 
 /// One of the background workers, for [`Store::step`].
@@ -284,133 +262,6 @@ impl Store {
     }
 }
 
-impl Flush {
-    fn start(log: &CommitLog, config: &StoreConfig, threads: Threads) -> Result<Self> {
-        Ok(match config.flush_mode {
-            FlushMode::Sync { timeout } => {
-                Self::Group(GroupCommit::start_with(log, timeout, threads)?)
-            }
-            FlushMode::Async { interval, least_pages, thorough_interval } => Self::Interval(
-                IntervalFlush::start_with(log, interval, least_pages, thorough_interval, threads)?,
-            ),
-        })
-    }
-
-    fn stop(&self, timeout: Duration) -> Result<()> {
-        match self {
-            Self::Group(group_commit) => group_commit.stop_within(timeout),
-            Self::Interval(interval_flush) => interval_flush.stop_within(timeout),
-            Self::Never => Ok(()),
-        }
-    }
-}
-
-impl Engine {
-    fn start_threads(&self) -> Result<()> {
-        let mut workers = self.workers.lock();
-        let (bell, heard) = Doorbell::new();
-        self.shared.core.progress.visible_alarm().connect(bell.clone());
-        workers.push(self.spawn(DISPATCH_THREAD, (bell, heard), Shared::dispatch_step)?);
-        let (bell, heard) = Doorbell::new();
-        self.shared.checkpointer.alarm().connect(bell.clone());
-        workers.push(self.spawn(CHECKPOINT_THREAD, (bell, heard), Shared::checkpoint_step)?);
-        let (bell, heard) = Doorbell::new();
-        self.shared.deadlines.connect(bell.clone());
-        workers.push(self.spawn(DEADLINE_THREAD, (bell, heard), Shared::deadline_step)?);
-        if self.shared.config.retention.is_some() {
-            let (bell, heard) = Doorbell::new();
-            self.shared.expiry.connect(bell.clone());
-            workers.push(self.spawn(RETENTION_THREAD, (bell, heard), Shared::retention_step)?);
-        }
-        Ok(())
-    }
-
-    fn spawn(
-        &self,
-        name: &str,
-        doorbell: (Doorbell, Receiver<()>),
-        step: fn(&Shared) -> Next,
-    ) -> Result<Worker> {
-        let (stepped, latched) = (self.shared.clone(), self.shared.core.clone());
-        let panicked = move |error| {
-            latched.latch(error);
-        };
-        let spawned = Worker::spawn(name, doorbell, move || step(&stepped), panicked);
-        spawned.at(IoOp::Create, Path::new(name))
-    }
-
-    fn flush_all(&self) -> Result<()> {
-        let core = &self.shared.core;
-        let end = core.progress.appended();
-        if core.config.read_only || end <= core.progress.durable() {
-            return Ok(());
-        }
-        if !self.shared.threaded {
-            core.write()?;
-            return core.sync().map(|_| ());
-        }
-        core.want_flush();
-        let timeout = core.config.close_timeout;
-        self.shared.wait_durable(end, core.clock.now() + timeout)
-    }
-
-    fn close(&self) -> Result<()> {
-        if self.shared.closed.swap(true, Ordering::AcqRel) {
-            return Ok(());
-        }
-        let (mut first, mut hangs) = (Ok(()), false);
-        let mut note = |outcome: Result<()>| {
-            hangs |= matches!(outcome, Err(Error::CloseTimeout { .. }));
-            if first.is_ok() {
-                first = outcome;
-            }
-        };
-        let core = &self.shared.core;
-        core.close_appends();
-        core.progress.wake_all();
-        // One deadline for all: a disk that hangs is waited for once.
-        let deadline = core.clock.now() + core.config.close_timeout;
-        let left = || deadline.saturating_duration_since(core.clock.now());
-        match self.flush_all() {
-            // What hangs is named by what follows.
-            Err(Error::FlushTimeout { .. }) => {}
-            flushed => note(flushed),
-        }
-        note(self.flush.stop(left()));
-        for worker in self.workers.lock().iter_mut() {
-            note(worker.stop(left()));
-        }
-        if let Some(replicator) = &self.shared.replicator {
-            replicator.stop();
-        }
-        note(self.log.stop_upkeep(left()));
-        if first.is_ok() {
-            let shared = self.shared.clone();
-            // With many queues that would take longer: half of the time is theirs, and what is not
-            // durable then is dispatched again by the next open.
-            let queues_until = core.clock.now() + left() / 2;
-            let finish = move || {
-                shared.finish_queues(queues_until).and_then(|behind| shared.core.shut(behind))
-            };
-            // On a thread of its own: the disk may hang even now.
-            first = if self.shared.threaded {
-                run_bounded(CLOSE_THREAD, left(), finish)
-            } else {
-                finish()
-            };
-            hangs |= matches!(first, Err(Error::CloseTimeout { .. }));
-        }
-        // A reader may be filling the queues: afterwards, they may be someone else's.
-        self.shared.queues.seal();
-        hangs |= self.shared.dispatcher.try_lock_for(left().max(SEAL_TIME)).is_none();
-        // Not to be let go while a thread may yet write, and not to be called clean after a failure.
-        self.log.abandon(hangs);
-        // Puts that still wait get their last answer.
-        self.shared.core.progress.end();
-        first
-    }
-}
-
 impl Drop for Inner {
     fn drop(&mut self) {
         // Best effort; `close` is how a caller hears of errors.
@@ -490,27 +341,6 @@ impl Shared {
         Ok((shared, flush, report))
     }
 
-    fn start_replicator(&self, replicator: &Arc<dyn Replicator>) -> Result<()> {
-        let progress = &self.core.progress;
-        let end = progress.durable();
-        // What was recovered is in the queues already and stays visible.
-        progress.require_confirmation(end);
-        let log =
-            Arc::new(LogHandle { core: Arc::downgrade(&self.core), epoch: AtomicU64::new(0) });
-        let at =
-            StartPoint { min_offset: self.core.min_offset(), end, epoch: Epoch(self.core.epoch()) };
-        let epoch = replicator.start(log.clone(), at)?;
-        if epoch < at.epoch {
-            replicator.stop();
-            return Err(Error::Refused(Refusal::EpochFell { was: at.epoch, is: epoch }));
-        }
-        log.epoch.store(epoch.0, Ordering::Release);
-        // Durable before anything is written under it.
-        self.core.begin_epoch(epoch.0).inspect_err(|_| replicator.stop())?;
-        self.core.set_replicator(replicator.clone());
-        Ok(())
-    }
-
     pub(crate) fn is_sync(&self) -> bool {
         matches!(self.config.flush_mode, FlushMode::Sync { .. })
     }
@@ -521,36 +351,6 @@ impl Shared {
 
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.is_open() { Ok(()) } else { Err(Error::Closed) }
-    }
-}
-
-/// The log, as a replicator holds it: it does not keep a closed store alive.
-#[derive(Debug)]
-struct LogHandle {
-    core: Weak<Core>,
-    epoch: AtomicU64,
-}
-
-impl ReplicatedLog for LogHandle {
-    fn end(&self) -> u64 {
-        self.core.upgrade().map_or(0, |core| core.progress.written())
-    }
-
-    fn durable(&self) -> u64 {
-        self.core.upgrade().map_or(0, |core| core.progress.durable())
-    }
-
-    fn read(&self, from: u64, max: u64) -> Result<LogSlice> {
-        self.core.upgrade().ok_or(Error::Closed)?.slice(from, max)
-    }
-
-    fn confirm(&self, end: u64, epoch: Epoch) -> Result<()> {
-        if epoch.0 != self.epoch.load(Ordering::Acquire) {
-            return Err(Error::Refused(Refusal::NotPrimary));
-        }
-        let core = self.core.upgrade().ok_or(Error::Closed)?;
-        core.progress.set_confirmed(end.min(core.progress.appended()));
-        Ok(())
     }
 }
 

@@ -1,0 +1,163 @@
+//! What runs while a store is open: the log, who flushes it, and the threads; and how all of it ends.
+
+use super::{Shared, StoreConfig};
+use crate::config::FlushMode;
+use crate::environment::Threads;
+use crate::error::{Error, IoContext, IoOp, Result};
+use crate::log::{CLOSE_THREAD, CommitLog, GroupCommit, IntervalFlush};
+use crate::sync::Receiver;
+use crate::worker::{Doorbell, Next, Worker, run_bounded};
+use parking_lot::Mutex;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How long a reader may take to notice that the store is closed.
+const SEAL_TIME: Duration = Duration::from_millis(100);
+const DISPATCH_THREAD: &str = "duralog-dispatch";
+const CHECKPOINT_THREAD: &str = "duralog-checkpoint";
+const DEADLINE_THREAD: &str = "duralog-deadline";
+const RETENTION_THREAD: &str = "duralog-retain";
+
+/// What runs while the store is open, and is stopped when it closes.
+pub(super) struct Engine {
+    pub(super) shared: Arc<Shared>,
+    pub(super) log: CommitLog,
+    pub(super) flush: Flush,
+    pub(super) workers: Mutex<Vec<Worker>>,
+}
+
+pub(super) enum Flush {
+    Group(GroupCommit),
+    Interval(IntervalFlush),
+    /// The store is only read.
+    Never,
+}
+
+impl Flush {
+    pub(super) fn start(log: &CommitLog, config: &StoreConfig, threads: Threads) -> Result<Self> {
+        Ok(match config.flush_mode {
+            FlushMode::Sync { timeout } => {
+                Self::Group(GroupCommit::start_with(log, timeout, threads)?)
+            }
+            FlushMode::Async { interval, least_pages, thorough_interval } => Self::Interval(
+                IntervalFlush::start_with(log, interval, least_pages, thorough_interval, threads)?,
+            ),
+        })
+    }
+
+    fn stop(&self, timeout: Duration) -> Result<()> {
+        match self {
+            Self::Group(group_commit) => group_commit.stop_within(timeout),
+            Self::Interval(interval_flush) => interval_flush.stop_within(timeout),
+            Self::Never => Ok(()),
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn start_threads(&self) -> Result<()> {
+        let mut workers = self.workers.lock();
+        let (bell, heard) = Doorbell::new();
+        self.shared.core.progress.visible_alarm().connect(bell.clone());
+        workers.push(self.spawn(DISPATCH_THREAD, (bell, heard), Shared::dispatch_step)?);
+        let (bell, heard) = Doorbell::new();
+        self.shared.checkpointer.alarm().connect(bell.clone());
+        workers.push(self.spawn(CHECKPOINT_THREAD, (bell, heard), Shared::checkpoint_step)?);
+        let (bell, heard) = Doorbell::new();
+        self.shared.deadlines.connect(bell.clone());
+        workers.push(self.spawn(DEADLINE_THREAD, (bell, heard), Shared::deadline_step)?);
+        if self.shared.config.retention.is_some() {
+            let (bell, heard) = Doorbell::new();
+            self.shared.expiry.connect(bell.clone());
+            workers.push(self.spawn(RETENTION_THREAD, (bell, heard), Shared::retention_step)?);
+        }
+        Ok(())
+    }
+
+    fn spawn(
+        &self,
+        name: &str,
+        doorbell: (Doorbell, Receiver<()>),
+        step: fn(&Shared) -> Next,
+    ) -> Result<Worker> {
+        let (stepped, latched) = (self.shared.clone(), self.shared.core.clone());
+        let panicked = move |error| {
+            latched.latch(error);
+        };
+        let spawned = Worker::spawn(name, doorbell, move || step(&stepped), panicked);
+        spawned.at(IoOp::Create, Path::new(name))
+    }
+
+    pub(super) fn flush_all(&self) -> Result<()> {
+        let core = &self.shared.core;
+        let end = core.progress.appended();
+        if core.config.read_only || end <= core.progress.durable() {
+            return Ok(());
+        }
+        if !self.shared.threaded {
+            core.write()?;
+            return core.sync().map(|_| ());
+        }
+        core.want_flush();
+        let timeout = core.config.close_timeout;
+        self.shared.wait_durable(end, core.clock.now() + timeout)
+    }
+
+    pub(super) fn close(&self) -> Result<()> {
+        if self.shared.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let (mut first, mut hangs) = (Ok(()), false);
+        let mut note = |outcome: Result<()>| {
+            hangs |= matches!(outcome, Err(Error::CloseTimeout { .. }));
+            if first.is_ok() {
+                first = outcome;
+            }
+        };
+        let core = &self.shared.core;
+        core.close_appends();
+        core.progress.wake_all();
+        // One deadline for all: a disk that hangs is waited for once.
+        let deadline = core.clock.now() + core.config.close_timeout;
+        let left = || deadline.saturating_duration_since(core.clock.now());
+        match self.flush_all() {
+            // What hangs is named by what follows.
+            Err(Error::FlushTimeout { .. }) => {}
+            flushed => note(flushed),
+        }
+        note(self.flush.stop(left()));
+        for worker in self.workers.lock().iter_mut() {
+            note(worker.stop(left()));
+        }
+        if let Some(replicator) = &self.shared.replicator {
+            replicator.stop();
+        }
+        note(self.log.stop_upkeep(left()));
+        if first.is_ok() {
+            let shared = self.shared.clone();
+            // With many queues that would take longer: half of the time is theirs, and what is not
+            // durable then is dispatched again by the next open.
+            let queues_until = core.clock.now() + left() / 2;
+            let finish = move || {
+                shared.finish_queues(queues_until).and_then(|behind| shared.core.shut(behind))
+            };
+            // On a thread of its own: the disk may hang even now.
+            first = if self.shared.threaded {
+                run_bounded(CLOSE_THREAD, left(), finish)
+            } else {
+                finish()
+            };
+            hangs |= matches!(first, Err(Error::CloseTimeout { .. }));
+        }
+        // A reader may be filling the queues: afterwards, they may be someone else's.
+        self.shared.queues.seal();
+        hangs |= self.shared.dispatcher.try_lock_for(left().max(SEAL_TIME)).is_none();
+        // Not to be let go while a thread may yet write, and not to be called clean after a failure.
+        self.log.abandon(hangs);
+        // Puts that still wait get their last answer.
+        self.shared.core.progress.end();
+        first
+    }
+}
