@@ -405,7 +405,6 @@ fn stats_tell_who_pins_which_segment() {
     let disk = disk();
     let store = open(&disk, config().segment_size(4096));
     let puts: Vec<_> = (0..60).map(|id| put_result(&store, id)).collect();
-    assert!(store.stats().pins.iter().all(|pin| pin.views == 0), "{:?}", store.stats().pins);
     let later = puts.iter().find(|put| put.physical_offset >= 8192).expect("a third segment");
     let views: Vec<_> = [&puts[0], &puts[1], later]
         .map(|put| store.get_at(put.physical_offset).expect("readable").expect("visible"))
@@ -414,9 +413,10 @@ fn stats_tell_who_pins_which_segment() {
         let pins = store.stats().pins;
         pins.iter().filter(|pin| pin.views > 0).map(|pin| (pin.segment, pin.views)).collect()
     };
-    assert_eq!(pins(), [(0, 2), (8192, 1)]);
+    // The thread that dispatches holds the segment it is in, too, until it has caught up.
+    eventually("only views pin", || pins() == [(0, 2), (8192, 1)]);
     drop(views);
-    assert_eq!(pins(), []);
+    eventually("nothing pins", || pins().is_empty());
 }
 
 #[test]
