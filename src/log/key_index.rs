@@ -102,7 +102,7 @@ impl Saved {
         let (items, rest) = rest.split_first_chunk()?;
         let (covered, rest) = rest.split_first_chunk()?;
         let (file, rest) = rest.split_first_chunk()?;
-        Some(Self {
+        let saved = Self {
             geometry: Geometry {
                 slots: u32::from_be_bytes(*slots),
                 items: u32::from_be_bytes(*items),
@@ -110,7 +110,9 @@ impl Saved {
             covered: u64::from_be_bytes(*covered),
             file: u64::from_be_bytes(*file),
             header: Header::decode(rest.first_chunk()?),
-        })
+        };
+        // More than a file has room for is no number of items, whatever the checksum says.
+        (saved.header.next_item <= saved.geometry.items.max(1)).then_some(saved)
     }
 }
 

@@ -32,6 +32,16 @@ fn the_state_round_trips_and_every_flipped_bit_is_noticed() {
     }
 }
 
+#[test]
+fn a_state_with_more_items_than_there_is_room_for_is_none() {
+    let geometry = Geometry { slots: 5, items: 20 };
+    let with = |next_item| {
+        let header = Header { next_item, ..Header::default() };
+        Saved::decode(&Saved { geometry, covered: 0, file: 1, header }.encode()).is_some()
+    };
+    assert_eq!([with(1), with(20), with(21), with(u32::MAX)], [true, true, false, false]);
+}
+
 /// The newest `max` physical offsets as the index has them, sorted: RocketMQ's `queryOffset`.
 fn newest(index: &KeyIndex, topic: &str, key: &str, max: usize) -> Vec<u64> {
     let mut found = Vec::new();
