@@ -25,6 +25,11 @@ pub trait Clock: Send + Sync + fmt::Debug {
     }
 }
 
+/// A time in milliseconds since the epoch, as a clock on the wall shows it.
+pub(crate) fn local_millis(clock: &dyn Clock, unix_millis: i64) -> i64 {
+    unix_millis.saturating_add(clock.utc_offset_seconds(unix_millis).saturating_mul(1000))
+}
+
 /// The operating system's clocks.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct SystemClock;

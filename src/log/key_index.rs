@@ -12,7 +12,7 @@
 use super::broker_checkpoint::BrokerCheckpoint;
 use super::directory::Directory;
 use super::index_file::{Geometry, Header, IndexFile};
-use crate::clock::Clock;
+use crate::clock::{Clock, local_millis};
 use crate::disk::{Disk, OpenAccess};
 use crate::error::{IoContext, IoOp, Result};
 use crate::message::{RecordRef, Transaction, index_hash, names};
@@ -380,9 +380,8 @@ impl KeyIndex {
             self.disk.create_dir(&self.dir).at(IoOp::Create, &self.dir)?;
         }
         let now = self.clock.unix_millis();
-        let local = now.saturating_add(self.clock.utc_offset_seconds(now).saturating_mul(1000));
         // Names tell the order, whatever the clock says.
-        let name = name_of(local).max(writer.last_name + 1);
+        let name = name_of(local_millis(&*self.clock, now)).max(writer.last_name + 1);
         writer.last_name = name;
         writer.names_dirty = true;
         IndexFile::create(&*self.disk, &self.dir, name, &self.options)

@@ -69,9 +69,7 @@ impl Engine {
         self.shared.deadlines.connect(bell.clone());
         workers.push(self.spawn(DEADLINE_THREAD, (bell, heard), Shared::deadline_step)?);
         if self.shared.config.retention.is_some() {
-            let (bell, heard) = Doorbell::new();
-            self.shared.expiry.connect(bell.clone());
-            workers.push(self.spawn(RETENTION_THREAD, (bell, heard), Shared::retention_step)?);
+            workers.push(self.spawn(RETENTION_THREAD, Doorbell::new(), Shared::retention_step)?);
         }
         Ok(())
     }

@@ -2,15 +2,15 @@
 
 use super::Shared;
 use super::stats::QueueWork;
+use crate::clock::local_millis;
 use crate::config::{Retention, Threshold};
 use crate::disk::DiskSpace;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::log::ConsumeQueue;
 use crate::tables::{ConsumerOffsets, QueueProgress, Tables};
-use crate::worker::{Doorbell, Next};
+use crate::worker::Next;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -55,7 +55,6 @@ pub enum Pinned {
 /// The state of retention.
 #[derive(Debug, Default)]
 pub(crate) struct Expiry {
-    bell: OnceLock<Doorbell>,
     stats: Mutex<RetentionStats>,
     /// The disk is beyond the level at which puts are refused.
     refuses: AtomicBool,
@@ -65,10 +64,6 @@ pub(crate) struct Expiry {
 }
 
 impl Expiry {
-    pub(super) fn connect(&self, bell: Doorbell) {
-        let _ = self.bell.set(bell);
-    }
-
     /// Keeps every segment until the guard goes.
     pub(super) fn hold(&self) -> MutexGuard<'_, ()> {
         self.deleting.lock()
@@ -153,20 +148,18 @@ impl Shared {
 
     /// Refuses puts beyond the warning level, until the disk is below the level of forced deletion.
     fn watch_disk(&self, retention: &Retention, space: DiskSpace) {
-        let beyond = |level: Option<Threshold>| level.is_some_and(|level| level.is_exceeded(space));
+        let beyond = |level| is_beyond(level, space);
         let refuses = self.expiry.refuses.load(Ordering::Relaxed);
         let stays = refuses && beyond(retention.disk_clean_forcibly);
         self.expiry.refuses.store(beyond(retention.disk_warning) || stays, Ordering::Relaxed);
     }
 
     fn reasons(&self, retention: &Retention, space: DiskSpace) -> Reasons {
-        let beyond = |level: Option<Threshold>| level.is_some_and(|level| level.is_exceeded(space));
+        let beyond = |level| is_beyond(level, space);
         let bytes = self.core.segment_count() as u64 * self.core.segment_size();
         let too_large = retention.max_total_bytes.is_some_and(|max| bytes > max);
         let now = self.core.clock.unix_millis();
-        let local =
-            now.saturating_add(self.core.clock.utc_offset_seconds(now).saturating_mul(1000));
-        let hour = local.div_euclid(HOUR_MS).rem_euclid(24);
+        let hour = local_millis(&*self.core.clock, now).div_euclid(HOUR_MS).rem_euclid(24);
         let hours = &retention.delete_when;
         let timely = hours.is_empty() || hours.iter().any(|due| i64::from(*due) == hour);
         let timely = timely || beyond(retention.disk_max_used);
@@ -255,6 +248,10 @@ impl Shared {
     pub(super) fn sweep_queues(&self) -> Result<()> {
         self.queues.for_each(|queue| queue.remove_expired().map(|_| ()))
     }
+}
+
+fn is_beyond(level: Option<Threshold>, space: DiskSpace) -> bool {
+    level.is_some_and(|level| level.is_exceeded(space))
 }
 
 /// Messages of a queue before `kept` that a group has not consumed.
