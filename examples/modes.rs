@@ -6,14 +6,14 @@
 
 use duralog::message::Message;
 use duralog::replication::{
-    Admission, Epoch, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator, ScriptedReplica,
+    Admission, Confirmation, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator, ScriptedReplica,
     StartPoint,
 };
 use duralog::{Environment, FlushMode, PutStatus, Result, Store, StoreConfig};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const BODY: usize = 1024;
@@ -135,7 +135,7 @@ fn measure(
     let store = match replication {
         Replication::None => Store::open(config)?,
         Replication::Async => {
-            let replicator = Arc::new(NobodyWaits { replica, log: OnceLock::new() });
+            let replicator = Arc::new(NobodyWaits(replica));
             Store::open_replicated(config, Environment::default(), replicator)?
         }
         Replication::Sync => Store::open_replicated(config, Environment::default(), replica)?,
@@ -178,38 +178,31 @@ fn produce(store: &Store, queue_id: usize, until: Instant) -> Result<Vec<(PutSta
     Ok(puts)
 }
 
-/// A replicator that keeps no put waiting: it passes everything on to the replica, and confirms in
-/// the replica's place before an answer could have come.
+/// A replicator that keeps no put waiting: it passes everything on to the replica, and does not ask for
+/// an answer.
 #[derive(Debug)]
-struct NobodyWaits {
-    replica: Arc<ScriptedReplica>,
-    log: OnceLock<(Arc<dyn ReplicatedLog>, Epoch)>,
-}
+struct NobodyWaits(Arc<ScriptedReplica>);
 
 impl Replicator for NobodyWaits {
-    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<Epoch> {
-        let epoch = self.replica.start(log.clone(), at)?;
-        self.log.get_or_init(|| (log, epoch));
-        Ok(epoch)
+    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<u64> {
+        self.0.start(log, at)?;
+        Ok(u64::MAX)
     }
 
     fn admit(&self) -> Result<Admission, Refusal> {
-        self.replica.admit()
+        let confirmation = Confirmation::NotAsked;
+        Ok(Admission { confirmation, ..self.0.admit()? })
     }
 
     fn on_written(&self, end: u64) {
-        self.replica.on_written(end);
-        if let Some((log, epoch)) = self.log.get() {
-            // The epoch is the one this replicator gave out, so it is never stale.
-            let _ = log.confirm(end, *epoch);
-        }
+        self.0.on_written(end);
     }
 
     fn on_durable(&self, end: u64) {
-        self.replica.on_durable(end);
+        self.0.on_durable(end);
     }
 
     fn stop(&self) {
-        self.replica.stop();
+        self.0.stop();
     }
 }

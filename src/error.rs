@@ -221,6 +221,13 @@ pub enum Error {
         /// The failure.
         first: Arc<Error>,
     },
+    /// The end of this log is to be cut off, because another one was chosen: it takes nothing more. The
+    /// next open cuts and goes on. See
+    /// [`ReplicatedLog::truncate`](crate::replication::ReplicatedLog::truncate).
+    Retired {
+        /// Physical offset of the cut.
+        cut: u64,
+    },
     /// A message, or one part of it, is over its limit. Nothing was stored.
     TooLarge {
         /// The part: `body`, `topic`, `properties`, `record` or `batch`; or a `table` of
@@ -266,8 +273,8 @@ pub enum Error {
         base_offset: u64,
     },
     /// The replicator refused the put before anything was written: nothing was stored. Or the store
-    /// refused the replicator: at open or from [`confirm`](crate::replication::ReplicatedLog::confirm),
-    /// for its epoch.
+    /// refused the replicator, at open or from a call of
+    /// [`ReplicatedLog`](crate::replication::ReplicatedLog), and nothing was changed.
     Refused(crate::replication::Refusal),
     /// A [`PutResult`](crate::PutResult) other than `PutOk` was turned into an error by `ok()`.
     NotOk(crate::store::PutResult),
@@ -501,7 +508,10 @@ impl fmt::Display for Error {
                     "the segment at {base_offset} was not ready in time; the disk is slow, try again"
                 )
             }
-            Self::Refused(why) => write!(f, "the replicator refused the put: {why}"),
+            Self::Refused(why) => write!(f, "refused: {why}"),
+            Self::Retired { cut } => {
+                write!(f, "the log is to be cut at {cut} to follow another one; open it again")
+            }
             Self::NotOk(result) => {
                 write!(f, "put ended as {:?}, reached {:?}", result.status, result.reached)
             }

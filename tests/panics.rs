@@ -10,8 +10,7 @@ mod sim;
 use duralog::clock::{Clock, SystemClock};
 use duralog::disk::SimCall;
 use duralog::replication::{
-    Admission, Epoch, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator, ScriptedReplica,
-    StartPoint,
+    Admission, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator, ScriptedReplica, StartPoint,
 };
 use duralog::{Environment, Error, Message, PutResult, PutStatus, Reached, Store, StoreConfig};
 use hooked::{Hook, Hooked};
@@ -195,7 +194,7 @@ struct MinedReplica {
 }
 
 impl Replicator for MinedReplica {
-    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<Epoch> {
+    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<u64> {
         self.below.start(log, at)
     }
 

@@ -8,8 +8,8 @@ mod sim;
 use duralog::clock::ManualClock;
 use duralog::disk::{Cut, CutMoment, Fault, SimCall, SimDisk};
 use duralog::replication::{
-    Admission, Epoch, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator, ScriptedReplica,
-    StartPoint,
+    Admission, Confirmation, Epoch, NodeId, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator,
+    ScriptedReplica, StartPoint,
 };
 use duralog::{
     Environment, Error, PutResult, PutStatus, Reached, Store, StoreConfig, StoreWorker, Ticket,
@@ -328,14 +328,15 @@ impl Manual {
 }
 
 impl Replicator for Manual {
-    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<Epoch> {
+    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<u64> {
+        log.begin_epoch(Epoch(self.epoch), NodeId(1))?;
         *self.log.lock().expect("nobody panics") = Some(log);
         *self.at.lock().expect("nobody panics") = Some(at);
-        Ok(Epoch(self.epoch))
+        Ok(at.end)
     }
 
     fn admit(&self) -> Result<Admission, Refusal> {
-        Ok(Admission { epoch: Epoch(self.epoch), replicas_available: true })
+        Ok(Admission { epoch: Epoch(self.epoch), confirmation: Confirmation::Awaited })
     }
 
     fn on_written(&self, _: u64) {}
@@ -397,15 +398,19 @@ fn a_replicator_reads_nothing_behind_the_end_of_the_log() {
 }
 
 #[test]
-fn an_epoch_does_not_fall() {
+fn an_epoch_does_not_fall_and_does_not_begin_twice() {
     let disk = disk();
     let open = |epoch| open_manual(&disk, config(), &Manual::in_epoch(epoch));
     open(7).expect("the first epoch").close().expect("the store closes");
-    match open(3) {
-        Err(Error::Refused(Refusal::EpochFell { was: Epoch(7), is: Epoch(3), .. })) => {}
-        other => panic!("{other:?}"),
+    for older in [3, 7] {
+        match open(older) {
+            Err(Error::Refused(Refusal::EpochFell { was: Epoch(7), is })) => {
+                assert_eq!(is, Epoch(older));
+            }
+            other => panic!("{other:?}"),
+        }
     }
-    open(7).expect("the same epoch").close().expect("the store closes");
+    open(8).expect("the next epoch").close().expect("the store closes");
 }
 
 #[test]
@@ -421,28 +426,24 @@ fn an_epoch_is_durable_before_anything_is_written_under_it() {
         Err(Error::Refused(Refusal::EpochFell { was: Epoch(7), is: Epoch(6) })) => {}
         other => panic!("{other:?}"),
     }
-    assert!(older.stopped.load(Ordering::SeqCst), "it was started, and nothing comes of it");
-    let same = Manual::in_epoch(7);
-    let store = open_manual(&disk, config(), &same).expect("the store opens");
-    assert_eq!(same.start_point().epoch, Epoch(7));
+    assert!(!older.stopped.load(Ordering::SeqCst), "it never started");
+    let next = Manual::in_epoch(8);
+    let store = open_manual(&disk, config(), &next).expect("the store opens");
+    assert_eq!(next.start_point().epoch, Epoch(7));
     store.close().expect("the store closes");
-    assert!(same.stopped.load(Ordering::SeqCst));
+    assert!(next.stopped.load(Ordering::SeqCst));
 }
 
 #[test]
 fn an_epoch_that_cannot_be_made_durable_does_not_begin() {
-    const CHECKPOINT: &str = "duralog/checkpoint";
-    // The sync behind those that opening takes without a replicator is the epoch's.
-    let sound = disk();
-    let store = open_stepped(&sound, config()).expect("the store opens");
-    let others = sound.syncs_of(CHECKPOINT);
-    drop(store);
     let disk = disk();
-    disk.inject(Fault::on(SimCall::Sync).path(CHECKPOINT).nth(others + 1));
-    let replica = Manual::in_epoch(7);
-    let opened = open_manual(&disk, config(), &replica);
+    disk.inject(Fault::on(SimCall::Sync).path("duralog/epochs.tmp"));
+    let opened = open_manual(&disk, config(), &Manual::in_epoch(7));
     assert!(matches!(opened, Err(Error::Io { .. })), "{opened:?}");
-    assert!(replica.stopped.load(Ordering::SeqCst));
+    let replica = Manual::in_epoch(7);
+    let store = open_manual(&disk, config(), &replica).expect("the disk is sound again");
+    assert_eq!(replica.start_point().epoch, Epoch(0));
+    drop(store);
 }
 
 #[test]
@@ -454,7 +455,7 @@ fn a_confirmation_from_another_epoch_is_refused() {
     let before = store.stats().watermarks.confirmed;
     for other in [0, 6, 8, u64::MAX] {
         match log.confirm(put.end_offset, Epoch(other)) {
-            Err(Error::Refused(Refusal::NotPrimary)) => {}
+            Err(Error::Refused(Refusal::EpochFell { was: Epoch(7), .. })) => {}
             outcome => panic!("epoch {other}: {outcome:?}"),
         }
         assert_eq!(store.stats().watermarks.confirmed, before);

@@ -8,7 +8,9 @@ mod temp;
 use duralog::clock::ManualClock;
 use duralog::config::{Retention, Threshold};
 use duralog::disk::{Cut, CutMoment, SimDisk, Survival};
-use duralog::replication::{Admission, Epoch, Refusal, ReplicatedLog, Replicator, StartPoint};
+use duralog::replication::{
+    Admission, Confirmation, Epoch, Refusal, ReplicatedLog, Replicator, StartPoint,
+};
 use duralog::tables::{ConsumerOffsets, Tables};
 use duralog::{
     Environment, Error, FetchStatus, Message, Next, Pinned, Store, StoreConfig, StoreWorker,
@@ -241,12 +243,12 @@ fn deleting_what_a_group_has_not_consumed_is_counted_or_refused() {
 struct Lagging(AtomicU64);
 
 impl Replicator for Lagging {
-    fn start(&self, _: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<Epoch> {
-        Ok(at.epoch)
+    fn start(&self, _: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<u64> {
+        Ok(at.end)
     }
 
     fn admit(&self) -> Result<Admission, Refusal> {
-        Ok(Admission { epoch: Epoch(0), replicas_available: false })
+        Ok(Admission { epoch: Epoch(0), confirmation: Confirmation::OutOfReach })
     }
 
     fn on_written(&self, _: u64) {}

@@ -96,13 +96,12 @@ pub enum RecoveryMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Visibility {
     /// Only what can no longer vanish: durable with sync flush, in the page cache with async flush,
-    /// and confirmed where a replicator is in place; what the log holds when it is opened counts as
-    /// confirmed. The default. A store that is opened read-only beside a writer, or after a crash, shows
+    /// and confirmed where a replicator is in place. The default. A store that is opened read-only beside a writer, or after a crash, shows
     /// what the last checkpoint says is durable: with sync flush that is some 200 ms behind.
     #[default]
     Safe,
     /// Whatever is in the page cache, as in RocketMQ with `readUnCommitted`: a crash may take back
-    /// what a consumer has seen.
+    /// what a consumer has seen. Without effect on a replica.
     Appended,
 }
 

@@ -17,10 +17,15 @@ const MAGIC: [u8; 8] = *b"DURALOG1";
 const SLOT: usize = 512;
 const CHECKSUM_AT: usize = SLOT - 4;
 const RANGES_AT: usize = 64;
-const RANGES_MAX: usize = (TIMESTAMP_AT - RANGES_AT) / 16;
+const RANGES_MAX: usize = (CONFIRMED_AT - RANGES_AT) / 16;
+const CONFIRMED_AT: usize = TIMESTAMP_AT - 8;
 const TIMESTAMP_AT: usize = CHECKSUM_AT - 12;
 const CLEAN: u32 = 1;
 const CUTTING: u32 = 2;
+/// The cut takes what lies before it, too.
+const RESTARTING: u32 = 4;
+/// The bytes behind the cut may be mapped: they are not to be changed.
+const SHARED: u32 = 8;
 
 /// What `duralog/checkpoint` says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,8 +35,16 @@ pub struct Checkpoint {
     pub durable: u64,
     /// The log was closed with everything durable and zeros behind `durable`.
     pub clean: bool,
-    /// A cut at this physical offset was begun: recovery finishes it before anything else.
+    /// A cut at this physical offset was begun, or is to be made: recovery finishes it before anything
+    /// else.
     pub cut: Option<u64>,
+    /// The cut takes what lies before it, too: the log begins anew there.
+    pub restarts: bool,
+    /// Views may be alive of what lies behind the cut: the segment gets a new file.
+    pub shared: bool,
+    /// Everything before this physical offset is held by replicas and never taken back; a lower bound.
+    /// 0 without replication.
+    pub confirmed: u64,
     /// Names the opening of the store that wrote this; as long as it lasts, `abort` names it, too.
     pub owner: u64,
     /// The epoch under which the log was last written; 0 without replication.
@@ -54,8 +67,13 @@ impl Checkpoint {
 
     fn encode(&self, sequence: u64) -> [u8; SLOT] {
         let mut slot = [0; SLOT];
-        let flags =
-            if self.clean { CLEAN } else { 0 } | if self.cut.is_some() { CUTTING } else { 0 };
+        let flags = [
+            (self.clean, CLEAN),
+            (self.cut.is_some(), CUTTING),
+            (self.restarts, RESTARTING),
+            (self.shared, SHARED),
+        ];
+        let flags = flags.iter().filter(|flag| flag.0).fold(0, |all, flag| all | flag.1);
         // Only the newest ranges fit; forgetting an old one means trusting its body checksums alone.
         let skipped = self.checksummed.len().saturating_sub(RANGES_MAX);
         let ranges = self.checksummed.get(skipped..).unwrap_or_default();
@@ -82,6 +100,7 @@ impl Checkpoint {
             put(&range.start.to_be_bytes());
             put(&range.end.to_be_bytes());
         }
+        slot[CONFIRMED_AT..CONFIRMED_AT + 8].copy_from_slice(&self.confirmed.to_be_bytes());
         slot[TIMESTAMP_AT..TIMESTAMP_AT + 8].copy_from_slice(&self.last_timestamp.to_be_bytes());
         let checksum = crc32fast::hash(&slot[..CHECKSUM_AT]).to_be_bytes();
         slot[CHECKSUM_AT..].copy_from_slice(&checksum);
@@ -96,13 +115,17 @@ impl Checkpoint {
         let u64_at = |at: usize| fields.get(at..)?.first_chunk().map(|b| u64::from_be_bytes(*b));
         let u32_at = |at: usize| fields.get(at..)?.first_chunk().map(|b| u32::from_be_bytes(*b));
         let flags = u32_at(48)?;
-        let count = usize::try_from(u32_at(52)?).ok().filter(|count| *count <= RANGES_MAX)?;
+        // One more fitted before there was a place for `confirmed`.
+        let count = usize::try_from(u32_at(52)?).ok().filter(|count| *count <= RANGES_MAX + 1)?;
         let ranges =
             (0..count).map(|i| Some(u64_at(RANGES_AT + 16 * i)?..u64_at(RANGES_AT + 16 * i + 8)?));
         let checkpoint = Self {
             durable: u64_at(16)?,
             clean: flags & CLEAN != 0,
             cut: if flags & CUTTING != 0 { Some(u64_at(24)?) } else { None },
+            restarts: flags & RESTARTING != 0,
+            shared: flags & SHARED != 0,
+            confirmed: if count > RANGES_MAX { 0 } else { u64_at(CONFIRMED_AT)? },
             owner: u64_at(56)?,
             epoch: u64_at(32)?,
             segment_size: u64_at(40)?,
@@ -200,16 +223,19 @@ impl CheckpointFile {
         self.state.lock().current.durable
     }
 
-    /// Saves the durable offset, and the store timestamp of a record at or behind it.
+    /// Saves the durable offset, what of it is confirmed, and the store timestamp of a record at or
+    /// behind it.
     pub(crate) fn save(
         &self,
         sync: bool,
         now: Instant,
         durable: u64,
+        confirmed: u64,
         timestamp: i64,
     ) -> Result<()> {
         let mut state = self.state.lock();
         let before = std::mem::replace(&mut state.current.durable, durable);
+        state.current.confirmed = state.current.confirmed.max(confirmed.min(durable));
         // Too young a timestamp does no harm if the write fails.
         state.current.last_timestamp = state.current.last_timestamp.max(timestamp);
         state.write(&self.path, sync).inspect_err(|_| state.current.durable = before)?;
@@ -258,6 +284,9 @@ mod tests {
             durable: 123_456,
             clean: true,
             cut: Some(99),
+            restarts: true,
+            shared: true,
+            confirmed: 77,
             owner: 4711,
             epoch: 7,
             segment_size: 4096,

@@ -14,6 +14,7 @@ use crate::config::LogConfig;
 use crate::environment::{Environment, Threads};
 use crate::error::{Error, IoOp, Result};
 use crate::message::{Draft, RecordLayout};
+use crate::replication::Role;
 use crate::worker::{Doorbell, Next, Worker, run_bounded};
 use parking_lot::Mutex;
 use std::path::Path;
@@ -80,10 +81,19 @@ impl CommitLog {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_in(config: LogConfig, environment: Environment) -> Result<Self> {
+        Self::open_as(config, environment, None)
+    }
+
+    /// The same for a log that is replicated, in a role.
+    pub(crate) fn open_as(
+        config: LogConfig,
+        environment: Environment,
+        role: Option<Role>,
+    ) -> Result<Self> {
         config.validate()?;
         let threads = environment.threads;
         let (bell, heard) = Doorbell::new();
-        let (core, report) = Core::open(config, environment, bell.clone())?;
+        let (core, report) = Core::open(config, environment, bell.clone(), role)?;
         let mut worker = None;
         if threads == Threads::Own && !core.config.read_only {
             let (stepped, latched) = (core.clone(), core.clone());

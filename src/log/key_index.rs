@@ -23,7 +23,8 @@ use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"duralogI";
 const VERSION: u32 = 1;
-const STATE_NAME: &str = "index";
+/// Its name in `duralog/`.
+pub(super) const STATE_NAME: &str = "index";
 const STATE_LEN: usize = 8 + 4 + 4 + 4 + 8 + 8 + Header::LEN + 4;
 const INDEX_DIR: &str = "index";
 /// Digits in the name of a file.
@@ -550,6 +551,11 @@ impl KeyIndex {
         drop(writer);
         expired.iter().try_for_each(|file| self.remove(file.path()))
     }
+}
+
+/// Up to where the index in `dir` is durable, if it says so.
+pub(super) fn saved_offset(disk: &dyn Disk, dir: &Path) -> Option<u64> {
+    read_saved(disk, &dir.join(STATE_NAME)).map(|saved| saved.covered)
 }
 
 fn read_saved(disk: &dyn Disk, path: &Path) -> Option<Saved> {

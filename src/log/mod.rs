@@ -11,6 +11,7 @@ mod commit_log;
 mod consume_queue;
 mod core;
 pub(crate) mod directory;
+mod epochs;
 mod file_cache;
 mod flusher;
 mod group_commit;

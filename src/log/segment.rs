@@ -21,6 +21,14 @@ pub(crate) fn parse_file_name(name: &str) -> Option<u64> {
 /// What a log may do with its segments' files, and with their mappings.
 pub(crate) type Access = (OpenAccess, MapAccess);
 
+#[derive(Debug)]
+enum Mapping {
+    None,
+    Mapped(Region),
+    /// There is none any more: what the file holds is about to change.
+    Retired,
+}
+
 /// One file of the commit log.
 ///
 /// Opened and mapped when first needed; the mapping lives as long as anyone holds the segment, the
@@ -33,7 +41,7 @@ pub(crate) struct Segment {
     map: MapAccess,
     open: OpenAccess,
     file: Mutex<Option<Arc<dyn DiskFile>>>,
-    region: RwLock<Option<Region>>,
+    region: RwLock<Mapping>,
     /// Read since mappings were last looked through for ones to give up.
     used: AtomicBool,
 }
@@ -48,7 +56,7 @@ impl Segment {
             map,
             open,
             file: Mutex::new(None),
-            region: RwLock::new(None),
+            region: RwLock::new(Mapping::None),
             used: AtomicBool::new(true),
         }
     }
@@ -94,16 +102,27 @@ impl Segment {
     /// The mapping, made when first asked for, and whether it was made just now.
     pub(crate) fn region(&self, disk: &dyn Disk) -> Result<(Region, bool)> {
         self.used.store(true, Ordering::Relaxed);
-        if let Some(region) = &*self.region.read() {
+        if let Mapping::Mapped(region) = &*self.region.read() {
             return Ok((region.clone(), false));
         }
         let mut slot = self.region.write();
-        if let Some(region) = &*slot {
-            return Ok((region.clone(), false));
+        match &*slot {
+            Mapping::Mapped(region) => return Ok((region.clone(), false)),
+            Mapping::Retired => return Err(Error::Closed),
+            Mapping::None => {}
         }
         let mut file = self.file.lock();
         let region = self.open_in(disk, &mut file)?.map(self.map).at(IoOp::Map, &self.path)?;
-        Ok((slot.insert(region).clone(), true))
+        *slot = Mapping::Mapped(region.clone());
+        Ok((region, true))
+    }
+
+    /// Gives up the mapping for good, so that the file may change; whether others hold it still.
+    pub(crate) fn retire(&self) -> bool {
+        match std::mem::replace(&mut *self.region.write(), Mapping::Retired) {
+            Mapping::Mapped(region) => region.holders() > 1,
+            Mapping::None | Mapping::Retired => false,
+        }
     }
 
     /// Gives up the mapping, unless it was used since this was last asked or is still written to;
@@ -112,11 +131,16 @@ impl Segment {
         if self.used.swap(false, Ordering::Relaxed) || self.file.lock().is_some() {
             return false;
         }
-        self.region.write().take().is_some()
+        let mut slot = self.region.write();
+        let mapped = matches!(*slot, Mapping::Mapped(_));
+        if mapped {
+            *slot = Mapping::None;
+        }
+        mapped
     }
 
     pub(crate) fn is_mapped(&self) -> bool {
-        self.region.read().is_some()
+        matches!(*self.region.read(), Mapping::Mapped(_))
     }
 
     pub(crate) fn sync(&self, method: SyncMethod) -> Result<()> {
@@ -130,7 +154,10 @@ impl Segment {
 
     /// How many others hold the mapping: views, slices, and the writer if there is one.
     pub(crate) fn holders(&self) -> usize {
-        self.region.read().as_ref().map_or(0, |region| region.holders().saturating_sub(1))
+        match &*self.region.read() {
+            Mapping::Mapped(region) => region.holders().saturating_sub(1),
+            Mapping::None | Mapping::Retired => 0,
+        }
     }
 
     /// Closes the descriptor of a segment that will not be written again; the mapping stays.

@@ -3,14 +3,43 @@
 //! The store gives out offsets and bytes; a [`Replicator`] carries them away and says how far the
 //! others have come, by moving one watermark: everything below *confirmed* is held by as many
 //! replicas as the policy asks for and is never taken back. Puts wait for that watermark, and under
-//! [`Visibility::Safe`](crate::Visibility::Safe) readers see nothing above it. What the log holds when it
-//! is opened counts as confirmed.
+//! [`Visibility::Safe`](crate::Visibility::Safe) readers see nothing above it. On the other nodes a
+//! [`Replicator`] in [`Role::Replica`] takes the bytes over.
 //!
 //! The feature `sim` adds `ScriptedReplica`, which confirms, delays, refuses or vanishes as its
 //! `ReplicaBehaviour` says.
 
+#[cfg(feature = "replication")]
+mod group;
+#[cfg(feature = "replication")]
+mod history;
+#[cfg(feature = "replication")]
+mod inbox;
+#[cfg(feature = "replication")]
+mod options;
+#[cfg(feature = "replication")]
+mod primary;
+#[cfg(all(test, feature = "sim", feature = "replication"))]
+mod pump;
+#[cfg(feature = "replication")]
+mod replica;
 #[cfg(feature = "sim")]
 mod scripted;
+#[cfg(feature = "replication")]
+mod secret;
+#[cfg(feature = "replication")]
+mod session;
+#[cfg(feature = "replication")]
+mod wire;
+
+#[cfg(feature = "replication")]
+pub use group::{AckLevel, ReplicaStatus};
+#[cfg(feature = "replication")]
+pub use options::{Ack, NodeOptions, PrimaryOptions};
+#[cfg(feature = "replication")]
+pub use secret::Secret;
+#[cfg(feature = "replication")]
+pub use session::SessionError;
 
 #[cfg(feature = "sim")]
 pub use scripted::{ReplicaBehaviour, ScriptedReplica};
@@ -25,7 +54,34 @@ use std::sync::Arc;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Epoch(pub u64);
 
-/// Why a put was refused before anything was written.
+/// A machine that holds a copy of the log. 0 stands for none in particular.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct NodeId(pub u64);
+
+/// The beginning of an epoch in a log. Two logs that know the same one are equal up to where it, or the
+/// log, ends first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EpochStart {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Physical offset of its first record.
+    pub start: u64,
+    /// Who was the primary.
+    pub node: NodeId,
+    /// Whether its records carry `__CRC32#`: then one without a matching checksum is corrupt.
+    pub record_crc: bool,
+}
+
+/// Who gives out the offsets of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// This node does: it takes puts.
+    Primary,
+    /// Another node does: this one takes over its records, and refuses puts.
+    Replica,
+}
+
+/// Why something was refused; nothing was changed by it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -38,14 +94,31 @@ pub enum Refusal {
     },
     /// This node is not the primary, or no longer.
     NotPrimary,
+    /// This node is not a replica: it gives out the offsets itself.
+    NotReplica,
     /// The replicator was stopped.
     Stopped,
-    /// The replicator began with an older epoch than the log was last written under.
+    /// The epoch is older than one that the log knows or has been promised to.
     EpochFell {
         /// The epoch of the log.
         was: Epoch,
-        /// The replicator's.
+        /// The other one.
         is: Epoch,
+    },
+    /// The log does not end there, or does not hold what should be there.
+    OutOfPlace {
+        /// Physical offset behind its last record.
+        end: u64,
+        /// The offset that was meant.
+        at: u64,
+    },
+    /// What is to be cut is confirmed: someone was told that it is never taken back. The peer is a wrong
+    /// one, or was made primary without asking enough replicas.
+    Confirmed {
+        /// Everything before this physical offset is confirmed.
+        confirmed: u64,
+        /// Where it should be cut.
+        to: u64,
     },
 }
 
@@ -56,16 +129,33 @@ impl fmt::Display for Refusal {
                 write!(f, "{available} replicas in reach, {required} required")
             }
             Self::NotPrimary => f.write_str("this node is not the primary"),
+            Self::NotReplica => f.write_str("this node is not a replica"),
             Self::Stopped => f.write_str("the replicator is stopped"),
             Self::EpochFell { was, is } => {
-                write!(
-                    f,
-                    "the log was written under epoch {}, the replicator is at {}",
-                    was.0, is.0
-                )
+                write!(f, "the log knows epoch {}, so {} is too old", was.0, is.0)
             }
+            Self::OutOfPlace { end, at } => {
+                write!(f, "physical offset {at} does not fit a log that ends at {end}")
+            }
+            Self::Confirmed { confirmed, to } => write!(
+                f,
+                "a cut at {to} would take back what is confirmed up to {confirmed}; follow another \
+                 primary, or empty this node's directory to begin anew"
+            ),
         }
     }
+}
+
+/// What becomes of a put on the way to the replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Confirmation {
+    /// It waits until replicas have confirmed it.
+    Awaited,
+    /// Too few replicas are in reach to confirm it: it is stored here and ends as `ReplicaNotAvailable`
+    /// without waiting for them.
+    OutOfReach,
+    /// It does not depend on replicas.
+    NotAsked,
 }
 
 /// What the replicator says to a put that has not been written yet.
@@ -73,9 +163,8 @@ impl fmt::Display for Refusal {
 pub struct Admission {
     /// The epoch under which the put is accepted.
     pub epoch: Epoch,
-    /// Whether enough replicas are in reach to confirm it. If not, the put is stored here and ends as
-    /// `ReplicaNotAvailable` without waiting for replicas.
-    pub replicas_available: bool,
+    /// Whether it waits for replicas.
+    pub confirmation: Confirmation,
 }
 
 /// Where the log stands when replication starts.
@@ -86,14 +175,20 @@ pub struct StartPoint {
     pub min_offset: u64,
     /// Physical offset behind the last record. All of it is durable.
     pub end: u64,
-    /// The epoch under which the log was last written.
+    /// The newest epoch that the log knows, or has been promised to; 0 without one.
     pub epoch: Epoch,
+    /// Everything before was confirmed, or shown to readers, when the log was last open; a lower bound.
+    pub confirmed: u64,
+    /// The log was not closed in order: under async flush its end may be lost.
+    pub unclean: bool,
 }
 
-/// A backend that copies the log to other machines.
+/// A backend that copies the log to other machines, or takes it over from another.
 ///
-/// **Order.** `start` once, before the first put; then any number of the others; `stop` once, when
-/// the store closes: puts that still wait for replicas then end as `FlushReplicaTimeout`.
+/// **Order.** `role` and `start` once, before the first put; then any number of the others; `stop` once,
+/// when the store closes: puts that still wait for replicas then end as `FlushReplicaTimeout`. A store
+/// keeps its role for as long as it is open: a change of roles is a close and an open, which takes a
+/// millisecond or two, and gives everything that waited its answer.
 /// **Threads.** `admit` and `on_written` are called from producers' threads and from the store's,
 /// also at the same time, so an `end` may be lower than one reported before; `on_durable` from the
 /// thread that syncs. **Blocking.** No method but `start` and `stop` may block, and `on_written` and
@@ -104,7 +199,7 @@ pub struct StartPoint {
 /// One that confirms what is written here, as if a replica had answered at once:
 /// ```
 /// use duralog::replication::{
-///     Admission, Epoch, Refusal, ReplicatedLog, Replicator, StartPoint,
+///     Admission, Confirmation, Epoch, NodeId, Refusal, ReplicatedLog, Replicator, StartPoint,
 /// };
 /// use duralog::{Environment, Message, Reached, Result, Store, StoreConfig};
 /// use std::sync::{Arc, OnceLock};
@@ -115,15 +210,16 @@ pub struct StartPoint {
 /// }
 ///
 /// impl Replicator for Echo {
-///     fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<Epoch> {
+///     fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<u64> {
 ///         let epoch = Epoch(at.epoch.0 + 1);
+///         log.begin_epoch(epoch, NodeId(1))?;
 ///         self.log.get_or_init(|| (log, epoch));
-///         Ok(epoch)
+///         Ok(at.end) // what the log holds already counts as confirmed
 ///     }
 ///
 ///     fn admit(&self) -> Result<Admission, Refusal> {
 ///         let (_, epoch) = self.log.get().ok_or(Refusal::Stopped)?;
-///         Ok(Admission { epoch: *epoch, replicas_available: true })
+///         Ok(Admission { epoch: *epoch, confirmation: Confirmation::Awaited })
 ///     }
 ///
 ///     fn on_written(&self, end: u64) {
@@ -147,19 +243,26 @@ pub struct StartPoint {
 /// # Ok::<(), duralog::Error>(())
 /// ```
 pub trait Replicator: Send + Sync + fmt::Debug + 'static {
-    /// Begins replicating `log`, and says the epoch in which it may be written. The backend starts
-    /// its own threads here. From now on puts wait for [`ReplicatedLog::confirm`].
+    /// Whether this node takes puts, or takes over another one's records. Asked once, before the log is
+    /// recovered.
+    fn role(&self) -> Role {
+        Role::Primary
+    }
+
+    /// Begins replicating `log`, and says up to where it counts as confirmed: from now on readers see
+    /// nothing behind that offset, or [`StartPoint::confirmed`] if that is higher, before
+    /// [`ReplicatedLog::confirm`] moves it, and puts that are [awaited](Confirmation::Awaited) wait for
+    /// it. `u64::MAX` if readers and puts do not depend on replicas.
     ///
-    /// The log may be read at once, but nothing can be confirmed before this has returned.
-    ///
-    /// What the log holds by then counts as confirmed, and readers see it: a backend that knows better
-    /// brings the replicas that far first, or fails.
+    /// A primary begins its epoch here, with [`ReplicatedLog::begin_epoch`], before it accepts or sends
+    /// anything. The backend starts its own threads here; the log can be read and confirmed at once.
     ///
     /// # Errors
-    /// The store is then not opened; nor is it with an epoch below `at.epoch`.
-    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<Epoch>;
+    /// The store is then not opened, and `stop` is not called.
+    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<u64>;
 
-    /// Whether a put may go ahead. Nothing was written yet.
+    /// Whether a put may go ahead. Nothing was written yet. Not asked in [`Role::Replica`], where every
+    /// put is refused.
     ///
     /// # Errors
     /// The put fails with [`Error::Refused`](crate::Error::Refused), and nothing is stored.
@@ -182,29 +285,107 @@ pub trait Replicator: Send + Sync + fmt::Debug + 'static {
     fn stop(&self);
 }
 
-/// The log as a replicator sees it.
+/// The log as a replicator sees it. It does not keep a closed store alive: then offsets are 0, and
+/// everything else is [`Error::Closed`](crate::Error::Closed).
 pub trait ReplicatedLog: Send + Sync + fmt::Debug {
-    /// Physical offset behind the last byte that can be read; 0 once the store is gone.
+    /// Physical offset of the first byte kept.
+    fn min_offset(&self) -> u64;
+
+    /// Physical offset behind the last byte that can be read.
     fn end(&self) -> u64;
 
-    /// Physical offset behind the last byte that survives a power cut here; 0 once the store is gone.
+    /// Physical offset behind the last byte that survives a power cut here.
     fn durable(&self) -> u64;
 
-    /// Bytes from `from` on, at most `max` of them and all from one segment; empty at the end. They
-    /// are not copied, and stay readable as long as the slice is held.
+    /// Bytes of a segment, by which all nodes must go: records do not cross from one to the next.
+    fn segment_size(&self) -> u64;
+
+    /// Bytes from `from` on, at most `max` of them and all from one segment; empty at the end, and where
+    /// they are no longer kept. They are not copied, and stay readable as long as the slice is held.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if the segment cannot be opened or mapped;
-    /// [`Error::Closed`](crate::Error::Closed) if the store is gone.
+    /// [`Error::Io`](crate::Error::Io) if the segment cannot be opened or mapped.
     fn read(&self, from: u64, max: u64) -> Result<LogSlice>;
 
-    /// Everything before `end` is held by as many replicas as the policy asks for. Lower values than
-    /// before change nothing.
+    /// A CRC-32 of the last bytes before `end`, at most `max`, and how many they are: by it two nodes
+    /// find out whether they speak of the same log.
     ///
     /// # Errors
-    /// [`Error::Refused`](crate::Error::Refused) if `epoch` is not the one that
-    /// [`Replicator::start`] returned; [`Error::Closed`](crate::Error::Closed) if the store is gone.
+    /// As [`read`](Self::read).
+    fn checksum(&self, end: u64, max: u64) -> Result<(u64, u32)>;
+
+    /// Everything before `end` is held by as many replicas as the policy asks for, and never taken back:
+    /// readers may see it. Lower values than before change nothing.
+    ///
+    /// # Errors
+    /// [`Error::Refused`](crate::Error::Refused) if `epoch` is not the newest of the log.
     fn confirm(&self, end: u64, epoch: Epoch) -> Result<()>;
+
+    /// What [`confirm`](Self::confirm) last said, or had said when the log was last open; a lower bound.
+    fn confirmed(&self) -> u64;
+
+    /// The epochs of the log, oldest first: those of which it holds bytes, and the newest.
+    fn epochs(&self) -> Vec<EpochStart>;
+
+    /// The epoch that nobody may write before any more; see [`promise`](Self::promise).
+    fn promised(&self) -> Epoch;
+
+    /// Lets nobody write under an epoch before `epoch` any more, also after a crash: durable on return.
+    /// Who asks enough replicas for that promise can then choose the one with the most as the next
+    /// primary, and no older one confirms anything behind its back.
+    ///
+    /// # Errors
+    /// [`Error::Refused`](crate::Error::Refused) if the log knows `epoch` or a later one, or has promised
+    /// it; [`Error::DiskFull`](crate::Error::DiskFull), [`Error::Io`](crate::Error::Io).
+    fn promise(&self, epoch: Epoch) -> Result<()>;
+
+    /// Begins an epoch of this node at the end of the log, before the first put under it; durable on
+    /// return. In [`Role::Primary`].
+    ///
+    /// # Errors
+    /// As [`promise`](Self::promise), but for the promise, which may be to this epoch.
+    fn begin_epoch(&self, epoch: Epoch, node: NodeId) -> Result<EpochStart>;
+
+    /// Notes that what comes next, at the end of the log, is of this epoch; durable on return. Entering
+    /// the newest one again changes nothing. In [`Role::Replica`].
+    ///
+    /// # Errors
+    /// As [`begin_epoch`](Self::begin_epoch), and
+    /// [`Refusal::OutOfPlace`] if the epoch does not begin where the log ends; an empty log may begin in
+    /// the middle of one.
+    fn enter_epoch(&self, start: EpochStart) -> Result<()>;
+
+    /// Takes over the records and blanks at the front of `bytes`, as far as they are whole, byte for
+    /// byte, at the end of the log, which is `at`; the new end. They are checked before, and in the
+    /// page cache or on their way there on return. In [`Role::Replica`].
+    ///
+    /// What is not whole at the end of `bytes` is not taken: it is to come again, with its rest. One
+    /// record may be as long as a segment.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if no valid record is there;
+    /// [`Error::Refused`](crate::Error::Refused) if the log does not end at `at`, or `epoch` is not the
+    /// newest; [`Error::DiskFull`](crate::Error::DiskFull), [`Error::Full`](crate::Error::Full) and
+    /// [`Error::SegmentNotReady`](crate::Error::SegmentNotReady) after `put_timeout`.
+    fn append(&self, at: u64, epoch: Epoch, bytes: &[u8]) -> Result<u64>;
+
+    /// Orders a cut at `to`, and ends this log: nothing is written any more, calls fail with
+    /// [`Error::Latched`](crate::Error::Latched) by [`Error::Retired`](crate::Error::Retired). The order
+    /// is durable on return, and the next open carries it out before anything else, or finishes it after
+    /// a crash. A log is never cut under its readers: views of what is cut stay what they are.
+    /// In [`Role::Replica`].
+    ///
+    /// # Errors
+    /// [`Error::Refused`](crate::Error::Refused) if that is not inside the log, or before what is
+    /// [confirmed](Self::confirmed); [`Error::Io`](crate::Error::Io).
+    fn truncate(&self, to: u64) -> Result<()>;
+
+    /// The same for a log that begins anew at `at`, which is at or behind its end, and a multiple of the
+    /// segment size: what it held is no longer to be had where the log comes from.
+    ///
+    /// # Errors
+    /// As [`truncate`](Self::truncate).
+    fn restart(&self, at: u64) -> Result<()>;
 }
 
 /// A piece of the log that keeps its segment alive.

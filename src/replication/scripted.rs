@@ -1,6 +1,8 @@
 //! A replica that does as it is told, for tests and demonstrations.
 
-use super::{Admission, Epoch, Refusal, ReplicatedLog, Replicator, StartPoint};
+use super::{
+    Admission, Confirmation, Epoch, NodeId, Refusal, ReplicatedLog, Replicator, StartPoint,
+};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::sync::Receiver;
@@ -110,8 +112,9 @@ impl Shared {
 }
 
 impl Replicator for ScriptedReplica {
-    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<Epoch> {
+    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<u64> {
         let epoch = Epoch(at.epoch.0 + 1);
+        log.begin_epoch(epoch, NodeId(1))?;
         let mut state = self.shared.state.lock();
         state.log = Some(log);
         state.epoch = epoch;
@@ -119,7 +122,7 @@ impl Replicator for ScriptedReplica {
         let (stepped, bell, heard) = (self.shared.clone(), self.bell.clone(), self.heard.clone());
         let worker = Worker::spawn(THREAD, (bell, heard), move || stepped.step(), |_| {});
         *self.worker.lock() = Some(worker.at(IoOp::Create, Path::new(THREAD))?);
-        Ok(epoch)
+        Ok(at.end)
     }
 
     fn admit(&self) -> Result<Admission, Refusal> {
@@ -129,8 +132,11 @@ impl Replicator for ScriptedReplica {
                 Err(Refusal::NotEnoughReplicas { available: 0, required: 1 })
             }
             behaviour => {
-                let replicas_available = behaviour != ReplicaBehaviour::Absent;
-                Ok(Admission { epoch: state.epoch, replicas_available })
+                let confirmation = match behaviour {
+                    ReplicaBehaviour::Absent => Confirmation::OutOfReach,
+                    _ => Confirmation::Awaited,
+                };
+                Ok(Admission { epoch: state.epoch, confirmation })
             }
         }
     }

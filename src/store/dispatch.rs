@@ -309,7 +309,8 @@ impl Shared {
         let moved = self.checkpointer.wanted.swap(false, Ordering::SeqCst);
         let target = progress.dispatched().min(progress.durable());
         self.checkpointer.attempted.store(target, Ordering::Release);
-        let saved = self.queues.checkpoint(target, &mut || self.pace());
+        let agreed = self.core.save_agreed();
+        let saved = agreed.and_then(|()| self.queues.checkpoint(target, &mut || self.pace()));
         let saved = saved.and_then(|()| self.checkpoint_others(target, false));
         match saved.and_then(|()| if moved { self.sweep_queues() } else { Ok(()) }) {
             Ok(()) => {
@@ -376,6 +377,7 @@ impl Shared {
         }
         let target = self.core.progress.dispatched().min(self.core.progress.durable());
         let in_time = || if self.core.clock.now() < until { Ok(()) } else { Err(Error::Closed) };
+        self.core.save_agreed()?;
         match self.queues.checkpoint(target, &mut { in_time }) {
             Err(Error::Closed) => Ok(true),
             finished => {

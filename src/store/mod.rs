@@ -30,7 +30,7 @@ use crate::log::{
     CLOSE_THREAD, CommitLog, Core, IndexOptions, KeyIndex, Left, QueueOptions, Queues,
     RecoveryReport,
 };
-use crate::replication::Replicator;
+use crate::replication::{Replicator, Role};
 use crate::worker::{Next, detach, is_worker};
 use deadline::Deadlines;
 use dispatch::Dispatcher;
@@ -87,6 +87,7 @@ pub(crate) struct Shared {
     pub(crate) stats: stats::Meters,
     pub(crate) expiry: retention::Expiry,
     replicator: Option<Arc<dyn Replicator>>,
+    role: Role,
     dispatcher: Mutex<Dispatcher>,
     checkpointer: dispatch::Checkpointer,
     closed: AtomicBool,
@@ -161,12 +162,12 @@ impl Store {
         Self::open_with(config, environment, None)
     }
 
-    /// The same, replicated: puts wait for what `replicator` confirms. What the log holds when it is
-    /// opened counts as confirmed. [`Replicator`] has an example.
+    /// The same, replicated: puts wait for what `replicator` confirms, or are refused if that takes over
+    /// another node's records. [`Replicator`] has an example.
     ///
     /// # Errors
-    /// As [`open`](Self::open), what the replicator's `start` says, and [`Error::Refused`] if that
-    /// returns an older epoch than the log was written under.
+    /// As [`open`](Self::open), and what the replicator's `start` says. [`Error::Config`] for
+    /// `read_only`.
     pub fn open_replicated(
         config: StoreConfig,
         environment: Environment,
@@ -181,8 +182,13 @@ impl Store {
         replicator: Option<Arc<dyn Replicator>>,
     ) -> Result<Self> {
         config.validate()?;
+        if replicator.is_some() && config.log.read_only {
+            let allowed = "false where a replicator writes to the log";
+            return Err(Error::Config { field: "read_only", value: "true".to_owned(), allowed });
+        }
         let (threads, disk) = (environment.threads, environment.disk.clone());
-        let log = CommitLog::open_in(config.resolved_log(), environment)?;
+        let role = replicator.as_ref().map(|replicator| replicator.role());
+        let log = CommitLog::open_as(config.resolved_log(), environment, role)?;
         let built = Shared::build(&log, config, disk, threads, replicator);
         let (shared, flush, report) = match built {
             Ok(built) => built,
@@ -298,7 +304,8 @@ impl Shared {
             ..QueueOptions::default()
         };
         let (queues, table) = Queues::open(disk.clone(), core.directory().root(), &options)?;
-        if config.visibility == Visibility::Safe {
+        let role = replicator.as_ref().map_or(Role::Primary, |replicator| replicator.role());
+        if config.visibility == Visibility::Safe || role == Role::Replica {
             let sync = matches!(config.flush_mode, FlushMode::Sync { .. });
             let visible_by = if sync { VisibleBy::Durable } else { VisibleBy::Written };
             core.progress.set_visible_by(visible_by);
@@ -310,7 +317,8 @@ impl Shared {
             let (slots, items) = (config.index_slots, config.index_items);
             let options = IndexOptions { slots, items, read_only };
             let (min, end) = (core.min_offset(), core.progress.visible());
-            let unclean = report.unclean || core.directory().was_open();
+            let unclean =
+                report.unclean || report.finished_cut.is_some() || core.directory().was_open();
             let left = Left { unclean, min, end };
             match KeyIndex::open(disk, core.clock.clone(), core.directory(), options, left) {
                 Ok(opened) => index = Some(opened),
@@ -324,6 +332,7 @@ impl Shared {
             stats,
             expiry: retention::Expiry::default(),
             replicator: replicator.clone(),
+            role,
             dispatcher: Mutex::new(Dispatcher::default()),
             checkpointer: dispatch::Checkpointer::default(),
             closed: AtomicBool::new(false),
@@ -332,13 +341,19 @@ impl Shared {
             queues,
             config,
         });
-        shared.redispatch(&table, &mut report)?;
-        let flush =
-            if read_only { Flush::Never } else { Flush::start(log, &shared.config, threads)? };
         if let Some(replicator) = &replicator {
-            shared.start_replicator(replicator)?;
+            shared.start_replicator(replicator, table.offset, report.unclean)?;
         }
-        Ok((shared, flush, report))
+        let started = shared.redispatch(&table, &mut report).and_then(|()| {
+            if read_only { Ok(Flush::Never) } else { Flush::start(log, &shared.config, threads) }
+        });
+        match (started, &replicator) {
+            (Err(error), Some(replicator)) => {
+                replicator.stop();
+                Err(error)
+            }
+            (started, _) => Ok((shared, started?, report)),
+        }
     }
 
     pub(crate) fn is_sync(&self) -> bool {

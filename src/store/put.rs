@@ -6,6 +6,7 @@ use crate::error::{Error, InvalidMessage, Result};
 use crate::log::progress::{Need, Waited};
 use crate::log::{Appended, Patience};
 use crate::message::{Draft, Message, OffsetMessageId};
+use crate::replication::{Confirmation, Refusal, Role};
 use std::borrow::Borrow;
 use std::sync::Arc;
 use std::time::Instant;
@@ -199,16 +200,20 @@ impl Shared {
             let limit = self.config.max_queues_per_topic;
             return Err(Error::InvalidMessage(InvalidMessage::QueueId { queue_id, limit }));
         }
+        if self.role == Role::Replica {
+            return Err(Error::Refused(Refusal::NotPrimary));
+        }
         self.check_disk(drafts.iter().map(|draft| draft.size() as u64).sum())?;
         let admission = match &self.replicator {
             Some(replicator) => Some(replicator.admit().map_err(Error::Refused)?),
             None => None,
         };
         let waits = drafts.iter().any(Draft::waits);
-        let replicas_available = admission.is_none_or(|admission| admission.replicas_available);
+        let confirmation =
+            admission.map_or(Confirmation::NotAsked, |admission| admission.confirmation);
         let need = Need {
             durable: waits && self.is_sync(),
-            confirmed: waits && admission.is_some() && replicas_available,
+            confirmed: waits && confirmation == Confirmation::Awaited,
         };
         let (flush_deadline, replica_deadline) = self.deadlines_of(need);
         let appended = self.core.append(drafts, patience, blocking && need.durable)?;
@@ -222,7 +227,7 @@ impl Shared {
             queue_id,
             message_id: self.message_id(&appended, first),
             need,
-            replicas_available: replicas_available || !waits,
+            replicas_available: confirmation != Confirmation::OutOfReach || !waits,
             flush_deadline,
             replica_deadline,
         })

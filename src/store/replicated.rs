@@ -2,30 +2,47 @@
 
 use super::Shared;
 use crate::error::{Error, Result};
-use crate::log::Core;
-use crate::replication::{Epoch, LogSlice, Refusal, ReplicatedLog, Replicator, StartPoint};
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::log::{Core, Patience};
+use crate::replication::{
+    Epoch, EpochStart, LogSlice, NodeId, Refusal, ReplicatedLog, Replicator, Role, StartPoint,
+};
 use std::sync::{Arc, Weak};
 
 impl Shared {
-    pub(super) fn start_replicator(&self, replicator: &Arc<dyn Replicator>) -> Result<()> {
-        let progress = &self.core.progress;
-        let end = progress.durable();
-        // What was recovered is in the queues already and stays visible.
-        progress.require_confirmation(end);
-        let log =
-            Arc::new(LogHandle { core: Arc::downgrade(&self.core), epoch: AtomicU64::new(0) });
-        let at =
-            StartPoint { min_offset: self.core.min_offset(), end, epoch: Epoch(self.core.epoch()) };
-        let epoch = replicator.start(log.clone(), at)?;
-        if epoch < at.epoch {
-            replicator.stop();
-            return Err(Error::Refused(Refusal::EpochFell { was: at.epoch, is: epoch }));
-        }
-        log.epoch.store(epoch.0, Ordering::Release);
-        // Durable before anything is written under it.
-        self.core.begin_epoch(epoch.0).inspect_err(|_| replicator.stop())?;
-        self.core.set_replicator(replicator.clone());
+    /// Starts replication, before anything is shown to a reader. `shown` was, when the log was last
+    /// open.
+    pub(super) fn start_replicator(
+        &self,
+        replicator: &Arc<dyn Replicator>,
+        shown: u64,
+        unclean: bool,
+    ) -> Result<()> {
+        let core = &self.core;
+        let (end, epochs) = (core.progress.durable(), core.epochs());
+        // A primary's readers go on from where they were. A replica's see nothing that the primary of
+        // now may not have.
+        let shown = if self.role == Role::Primary { shown } else { 0 };
+        let confirmed = core.agreed().max(shown).min(end);
+        core.progress.require_confirmation(confirmed);
+        let handle = LogHandle {
+            core: Arc::downgrade(core),
+            role: replicator.role(),
+            writes_through: !self.is_sync(),
+        };
+        let at = StartPoint {
+            min_offset: core.min_offset(),
+            end,
+            epoch: epochs.last().max(epochs.promised),
+            confirmed,
+            unclean,
+        };
+        let confirmed = replicator.start(Arc::new(handle), at)?;
+        core.progress.set_confirmed(if confirmed == u64::MAX {
+            u64::MAX
+        } else {
+            confirmed.min(end)
+        });
+        core.set_replicator(replicator.clone());
         Ok(())
     }
 }
@@ -34,28 +51,111 @@ impl Shared {
 #[derive(Debug)]
 struct LogHandle {
     core: Weak<Core>,
-    epoch: AtomicU64,
+    role: Role,
+    /// Nobody else brings what is appended into the page cache soon.
+    writes_through: bool,
+}
+
+impl LogHandle {
+    fn core(&self) -> Result<Arc<Core>> {
+        self.core.upgrade().ok_or(Error::Closed)
+    }
+
+    fn core_as(&self, role: Role) -> Result<Arc<Core>> {
+        if self.role == role {
+            return self.core();
+        }
+        Err(Error::Refused(match role {
+            Role::Primary => Refusal::NotPrimary,
+            Role::Replica => Refusal::NotReplica,
+        }))
+    }
+
+    /// What `of` says of the log; 0 if it is gone.
+    fn offset(&self, of: impl FnOnce(&Core) -> u64) -> u64 {
+        self.core.upgrade().map_or(0, |core| of(&core))
+    }
+}
+
+/// Refuses what is said under another epoch than the newest of the log.
+fn check_epoch(core: &Core, is: Epoch) -> Result<()> {
+    let was = core.newest_epoch();
+    if was == is { Ok(()) } else { Err(Error::Refused(Refusal::EpochFell { was, is })) }
 }
 
 impl ReplicatedLog for LogHandle {
+    fn min_offset(&self) -> u64 {
+        self.offset(Core::min_offset)
+    }
+
     fn end(&self) -> u64 {
-        self.core.upgrade().map_or(0, |core| core.progress.written())
+        self.offset(|core| core.progress.written())
     }
 
     fn durable(&self) -> u64 {
-        self.core.upgrade().map_or(0, |core| core.progress.durable())
+        self.offset(|core| core.progress.durable())
+    }
+
+    fn segment_size(&self) -> u64 {
+        self.offset(Core::segment_size)
     }
 
     fn read(&self, from: u64, max: u64) -> Result<LogSlice> {
-        self.core.upgrade().ok_or(Error::Closed)?.slice(from, max)
+        self.core()?.slice(from, max)
+    }
+
+    fn checksum(&self, end: u64, max: u64) -> Result<(u64, u32)> {
+        self.core()?.checksum_before(end, max)
     }
 
     fn confirm(&self, end: u64, epoch: Epoch) -> Result<()> {
-        if epoch.0 != self.epoch.load(Ordering::Acquire) {
-            return Err(Error::Refused(Refusal::NotPrimary));
-        }
-        let core = self.core.upgrade().ok_or(Error::Closed)?;
-        core.progress.set_confirmed(end.min(core.progress.appended()));
+        let core = self.core()?;
+        check_epoch(&core, epoch)?;
+        let end = end.min(core.progress.appended());
+        core.agree(end);
+        core.progress.set_confirmed(end);
         Ok(())
+    }
+
+    fn confirmed(&self) -> u64 {
+        self.offset(Core::agreed)
+    }
+
+    fn epochs(&self) -> Vec<EpochStart> {
+        self.core.upgrade().map_or_else(Vec::new, |core| core.epochs().starts().to_vec())
+    }
+
+    fn promised(&self) -> Epoch {
+        self.core.upgrade().map_or(Epoch(0), |core| core.epochs().promised)
+    }
+
+    fn promise(&self, epoch: Epoch) -> Result<()> {
+        self.core()?.promise(epoch)
+    }
+
+    fn begin_epoch(&self, epoch: Epoch, node: NodeId) -> Result<EpochStart> {
+        self.core_as(Role::Primary)?.begin_epoch(epoch, node)
+    }
+
+    fn enter_epoch(&self, start: EpochStart) -> Result<()> {
+        self.core_as(Role::Replica)?.enter_epoch(start)
+    }
+
+    fn append(&self, at: u64, epoch: Epoch, bytes: &[u8]) -> Result<u64> {
+        let core = self.core_as(Role::Replica)?;
+        check_epoch(&core, epoch)?;
+        let end = core.append_verbatim(at, bytes, Patience::For(core.config.put_timeout))?;
+        if self.writes_through {
+            core.write()?;
+        }
+        Ok(end)
+    }
+
+    fn truncate(&self, to: u64) -> Result<()> {
+        self.core_as(Role::Replica)?.order_cut(to, false)
+    }
+
+    fn restart(&self, at: u64) -> Result<()> {
+        self.core_as(Role::Replica)?.order_cut(at, true)
     }
 }

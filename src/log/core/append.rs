@@ -60,7 +60,7 @@ pub(super) struct Run {
 
 impl Staged {
     /// Begins a run at `physical_offset` unless the last one is in the same segment.
-    fn run_in(&mut self, segment: &Arc<Segment>, physical_offset: u64) {
+    pub(super) fn run_in(&mut self, segment: &Arc<Segment>, physical_offset: u64) {
         if self.runs.last().is_none_or(|run| !Arc::ptr_eq(&run.segment, segment)) {
             let from = self.bytes.len();
             self.runs.push(Run {
@@ -260,7 +260,7 @@ impl Core {
     }
 
     /// Moves the watermarks to the end of what was appended.
-    fn tell_end(&self, append: &Appender) {
+    pub(super) fn tell_end(&self, append: &Appender) {
         if append.writer.is_some() {
             self.progress.set_appended_and_written(append.end);
         } else {
@@ -279,7 +279,7 @@ impl Core {
     }
 
     /// Whether upkeep has something to do that it has not been told yet.
-    fn wants_upkeep(&self, append: &mut Appender) -> bool {
+    pub(super) fn wants_upkeep(&self, append: &mut Appender) -> bool {
         let half = append.segment.base_offset() + self.segment_size / 2;
         let mut wants = false;
         if let NextSegment::Pending { wanted } = &mut append.next
@@ -305,7 +305,31 @@ impl Core {
         size: u64,
         patience: Patience,
     ) -> Result<bool> {
-        let (mut attempted, mut deadline) = (false, None);
+        let mut attempted = false;
+        self.wait_until(append, patience, |append| {
+            loop {
+                if let Some(full) = self.over_limit(append, size) {
+                    return Ok(Some(full));
+                }
+                if size + BLANK_SIZE as u64 <= append.segment.end_offset() - append.end {
+                    return Ok(None);
+                }
+                match self.next_segment(append, &mut attempted)? {
+                    Ok(next) => self.roll(append, next)?,
+                    Err(refused) => return Ok(Some(refused)),
+                }
+            }
+        })
+    }
+
+    /// Waits until `ready` refuses no more, as long as `patience` lasts; whether it took a wait.
+    pub(super) fn wait_until(
+        &self,
+        append: &mut MutexGuard<'_, Appender>,
+        patience: Patience,
+        mut ready: impl FnMut(&mut Appender) -> Result<Option<Error>>,
+    ) -> Result<bool> {
+        let mut deadline = None;
         loop {
             if let Some(first) = self.progress.latched() {
                 return Err(Error::Latched { first: first.clone() });
@@ -313,42 +337,7 @@ impl Core {
             if append.closed {
                 return Err(Error::Closed);
             }
-            let staged = append.staged.bytes.len();
-            let refused = if staged > 0 && staged + size as usize > self.config.max_in_flight_bytes
-            {
-                Error::Full
-            } else if size + BLANK_SIZE as u64 <= append.segment.end_offset() - append.end {
-                return Ok(deadline.is_some());
-            } else {
-                match &mut append.next {
-                    NextSegment::Ready(next) if self.is_gone(next) => {
-                        append.next = NextSegment::Pending { wanted: true };
-                        continue;
-                    }
-                    NextSegment::Ready(next) => {
-                        let next = next.clone();
-                        self.roll(append, next)?;
-                        continue;
-                    }
-                    NextSegment::Failed(error) => {
-                        // That may have been long ago: only a fresh failure is this put's answer.
-                        let error = error.clone();
-                        append.next = NextSegment::Pending { wanted: true };
-                        self.upkeep.ring();
-                        if attempted {
-                            return Err(error);
-                        }
-                        attempted = true;
-                        error
-                    }
-                    NextSegment::Pending { wanted } => {
-                        *wanted = true;
-                        attempted = true;
-                        self.upkeep.ring();
-                        Error::SegmentNotReady { base_offset: append.segment.end_offset() }
-                    }
-                }
-            };
+            let Some(refused) = ready(append)? else { return Ok(deadline.is_some()) };
             let Patience::For(limit) = patience else { return Err(refused) };
             // The clock is read only by those who have to wait. A limit too far away to be told is
             // none.
@@ -362,6 +351,44 @@ impl Core {
         }
     }
 
+    /// Why `size` more bytes may not be in flight, if they may not.
+    #[inline]
+    pub(super) fn over_limit(&self, append: &Appender, size: u64) -> Option<Error> {
+        let staged = append.staged.bytes.len();
+        let over = staged > 0 && staged + size as usize > self.config.max_in_flight_bytes;
+        over.then_some(Error::Full)
+    }
+
+    /// The segment behind the current one, or why it is not there yet: then it has been asked for.
+    /// `attempted` is kept from one call to the next.
+    pub(super) fn next_segment(
+        &self,
+        append: &mut Appender,
+        attempted: &mut bool,
+    ) -> Result<Result<Arc<Segment>, Error>> {
+        let gone = matches!(&append.next, NextSegment::Ready(next) if self.is_gone(next));
+        if gone {
+            append.next = NextSegment::Pending { wanted: true };
+        }
+        match &mut append.next {
+            NextSegment::Ready(next) => Ok(Ok(next.clone())),
+            NextSegment::Failed(error) => {
+                // That may have been long ago: only a fresh failure is this put's answer.
+                let error = error.clone();
+                append.next = NextSegment::Pending { wanted: true };
+                self.upkeep.ring();
+                if std::mem::replace(attempted, true) { Err(error) } else { Ok(Err(error)) }
+            }
+            NextSegment::Pending { wanted } => {
+                *wanted = true;
+                *attempted = true;
+                self.upkeep.ring();
+                let base_offset = append.segment.end_offset();
+                Ok(Err(Error::SegmentNotReady { base_offset }))
+            }
+        }
+    }
+
     /// Whether somebody removed a segment that was made ahead: a Java broker that is started on an open
     /// store deletes it before it sees the lock. What is written to it then would be lost.
     fn is_gone(&self, segment: &Segment) -> bool {
@@ -371,18 +398,27 @@ impl Core {
 
     /// Ends the current segment with RocketMQ's blank record and goes on in `next`.
     fn roll(&self, append: &mut Appender, next: Arc<Segment>) -> Result<()> {
-        let writer = self.region(&next)?.writer();
         let left = append.segment.end_offset() - append.end;
-        let blank = message::blank(left as u32);
+        self.end_segment(append, &message::blank(left as u32), next)
+    }
+
+    /// Ends the current segment with `bytes` and goes on in `next`.
+    pub(super) fn end_segment(
+        &self,
+        append: &mut Appender,
+        bytes: &[u8],
+        next: Arc<Segment>,
+    ) -> Result<()> {
+        let writer = self.region(&next)?.writer();
         let base = append.segment.base_offset();
         if let Some(writer) = &mut append.writer {
-            writer.copy_in(append.end - base, &blank);
+            writer.copy_in(append.end - base, bytes);
             writer.publish(self.segment_size);
             append.rolled.push(append.segment.clone());
         } else {
             let staged = &mut append.staged;
             staged.run_in(&append.segment, append.end);
-            staged.bytes.extend_from_slice(&blank);
+            staged.bytes.extend_from_slice(bytes);
             if let Some(run) = staged.runs.last_mut() {
                 run.ends_segment = true;
             }

@@ -2,6 +2,7 @@
 
 use super::super::checkpoint::{Checkpoint, CheckpointFile};
 use super::super::directory::{Directory, refused, write_failed};
+use super::super::epochs::{self, Epochs};
 use super::super::segment::{Segment, file_name};
 use super::Core;
 use crate::disk::{Allocation, Disk, OpenAccess, SyncMethod, last_nonzero};
@@ -118,19 +119,27 @@ impl Core {
     /// Writes into `to` what the next recovery there may rely on: everything before `end` is durable,
     /// and nothing else is there. Durable on return, but for the name.
     pub(crate) fn copy_checkpoint(&self, to: &Directory, end: u64) -> Result<()> {
-        let mut checksummed = self.checksummed.clone();
+        let mut checksummed = self.checksummed().to_vec();
         checksummed.iter_mut().for_each(|range| range.end = range.end.min(end));
         checksummed.retain(|range| !range.is_empty());
+        let mut epochs = self.epochs.lock().clone();
+        epochs.end_at(end);
         let copy = Checkpoint {
             durable: end,
             clean: true,
             cut: None,
+            restarts: false,
+            shared: false,
+            confirmed: self.agreed().min(end),
             owner: to.token(),
-            epoch: self.epoch(),
+            epoch: epochs.last().0,
             segment_size: self.segment_size,
             last_timestamp: self.last_timestamp(),
             checksummed,
         };
+        if epochs != Epochs::default() {
+            to.save(&*self.disk, epochs::NAME, &epochs.encode())?;
+        }
         let path = to.duralog().join("checkpoint");
         let (file, _) = CheckpointFile::open(&*self.disk, &path, OpenAccess::Write)?;
         file.ensure(&*self.disk)?;

@@ -4,6 +4,7 @@ mod append;
 mod copy;
 mod flush;
 mod read;
+mod replica;
 mod upkeep;
 
 pub(crate) use append::AppendCounts;
@@ -13,6 +14,7 @@ pub(crate) use read::{Located, Reader};
 
 use super::checkpoint::{Checkpoint, CheckpointFile};
 use super::directory::Directory;
+use super::epochs::Epochs;
 use super::progress::Progress;
 use super::recovery::{self, RecoveryReport};
 use super::segment::{Access, Segment, Segments};
@@ -23,11 +25,11 @@ use crate::environment::Environment;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::message::RecordLayout;
 use crate::message::format::BLANK_SIZE;
-use crate::replication::Replicator;
+use crate::replication::{Replicator, Role};
 use crate::worker::{Alarm, Doorbell};
 use append::{Appender, NextSegment};
 use flush::{Covered, Written};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -58,8 +60,11 @@ pub(crate) struct Core {
     directory: Directory,
     segments: Segments,
     checkpoint: CheckpointFile,
-    /// As in the checkpoint; it changes only while a log is opened.
-    checksummed: Vec<Range<u64>>,
+    /// As in the checkpoint; it changes while a log is opened, and when a replica enters an epoch.
+    checksummed: RwLock<Arc<[Range<u64>]>>,
+    epochs: Mutex<Epochs>,
+    /// Everything before is held by replicas and never taken back, as far as is known here.
+    agreed: AtomicU64,
     append: Mutex<Appender>,
     /// Rung when staging room or the next segment appears; paired with `append`.
     changed: Condvar,
@@ -100,10 +105,11 @@ impl Core {
         config: LogConfig,
         environment: Environment,
         upkeep: Doorbell,
+        role: Option<Role>,
     ) -> Result<(Arc<Self>, RecoveryReport)> {
         let Environment { disk, clock, .. } = environment;
         let directory = Directory::open(&*disk, &config)?;
-        let recovered = recovery::recover(&*disk, &config, &directory)?;
+        let recovered = recovery::recover(&*disk, &config, &directory, role)?;
         let (end, size) = (recovered.end, recovered.segment_size);
         let segment =
             |base: u64| Arc::new(Segment::new(directory.commitlog(), base, size, access(&config)));
@@ -123,7 +129,9 @@ impl Core {
             counts: Counts::default(),
             segment_size: size,
             segments: Segments::new(size, segments),
-            checksummed: recovered.checkpoint.current().checksummed,
+            checksummed: RwLock::new(recovered.checkpoint.current().checksummed.into()),
+            epochs: Mutex::new(recovered.epochs),
+            agreed: AtomicU64::new(recovered.checkpoint.current().confirmed),
             checkpoint: recovered.checkpoint,
             append: Mutex::new(Appender::new(
                 end,
@@ -261,15 +269,6 @@ impl Core {
         self.append.lock().last_timestamp
     }
 
-    pub(crate) fn epoch(&self) -> u64 {
-        self.checkpoint.current().epoch
-    }
-
-    /// Makes `epoch` durable before anything is written under it.
-    pub(crate) fn begin_epoch(&self, epoch: u64) -> Result<()> {
-        self.checkpoint.update(true, |checkpoint| checkpoint.epoch = epoch)
-    }
-
     /// No append succeeds from here on.
     pub(crate) fn close_appends(&self) {
         self.append.lock().closed = true;
@@ -310,6 +309,7 @@ impl Core {
         let timestamp = self.append.lock().last_timestamp;
         self.checkpoint.update(true, |checkpoint| {
             checkpoint.durable = durable;
+            checkpoint.confirmed = checkpoint.confirmed.max(self.agreed().min(durable));
             checkpoint.last_timestamp = checkpoint.last_timestamp.max(timestamp);
             checkpoint.clean = true;
         })?;

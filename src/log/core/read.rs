@@ -7,11 +7,19 @@ use crate::disk::{Prefix, Region};
 use crate::error::{Corruption, Error, Result};
 use crate::message::{self, Frame, RecordCheck, RecordRef};
 use crate::replication::LogSlice;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Mappings kept, about; the system allows a process some 65,000.
 const MAPPINGS_MAX: usize = 4096;
+
+/// How a record at `physical_offset` is checked.
+#[inline]
+fn check_in(checksummed: &[Range<u64>], physical_offset: u64) -> RecordCheck {
+    let ours = checksummed.iter().any(|range| range.contains(&physical_offset));
+    if ours { RecordCheck::Record } else { RecordCheck::Body }
+}
 
 /// One frame of the log, as found in a mapping.
 enum Found<'a> {
@@ -41,6 +49,7 @@ impl Located<'_> {
 pub(crate) struct Reader<'a> {
     core: &'a Core,
     verify: bool,
+    checksummed: Arc<[Range<u64>]>,
     /// The segment it is in, and what can be read of it.
     here: Option<(Arc<Segment>, Prefix)>,
 }
@@ -79,7 +88,7 @@ impl Reader<'_> {
         };
         let remaining = core.segment_size - at;
         let frame = if self.verify {
-            let check = core.check_at(physical_offset);
+            let check = check_in(&self.checksummed, physical_offset);
             message::verified_frame(bytes, physical_offset, remaining, check)
         } else {
             message::frame(bytes, physical_offset, remaining)
@@ -148,7 +157,7 @@ impl Iterator for Records<'_> {
 impl Core {
     /// A reader that checks checksums if it is to `verify`.
     pub(crate) fn reader(&self, verify: bool) -> Reader<'_> {
-        Reader { core: self, verify, here: None }
+        Reader { core: self, verify, checksummed: self.checksummed(), here: None }
     }
 
     /// The record at `physical_offset`; `verify` checks its checksums.
@@ -197,8 +206,12 @@ impl Core {
     }
 
     pub(crate) fn check_at(&self, physical_offset: u64) -> RecordCheck {
-        let ours = self.checksummed.iter().any(|range| range.contains(&physical_offset));
-        if ours { RecordCheck::Record } else { RecordCheck::Body }
+        check_in(&self.checksummed(), physical_offset)
+    }
+
+    /// Where this crate wrote records with a checksum of their own.
+    pub(super) fn checksummed(&self) -> Arc<[Range<u64>]> {
+        self.checksummed.read().clone()
     }
 
     /// Bytes for a replicator, from one segment.

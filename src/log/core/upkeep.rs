@@ -231,7 +231,8 @@ impl Core {
         if rolled || due || durable - saved >= CHECKPOINT_BYTES {
             // A roll forces it to the disk, so that no closed segment is ever in doubt.
             let timestamp = self.append.lock().last_timestamp;
-            if let Err(error) = self.checkpoint.save(rolled, now, durable, timestamp) {
+            if let Err(error) = self.checkpoint.save(rolled, now, durable, self.agreed(), timestamp)
+            {
                 self.latch(error);
             }
             return Next::Idle;

@@ -1,11 +1,13 @@
 //! Taking out of the log what is no record, for good.
 
 use super::super::checkpoint::CheckpointFile;
-use super::super::directory::{remove_if_there, write_failed};
+use super::super::directory::{refused, remove_if_there, write_failed};
+use super::super::epochs::{self, Epochs};
 use super::super::segment::file_name;
+use super::super::{key_index, queue_table};
 use super::tail::Tail;
 use super::{Cut, DATA_STEP, Hole, Recovery, STEP};
-use crate::disk::{DiskFile, SyncMethod};
+use crate::disk::{Allocation, DiskFile, SyncMethod};
 use crate::error::{Corruption, IoContext, IoOp, Result};
 use crate::message::{self, RecordCheck};
 use std::path::PathBuf;
@@ -52,7 +54,9 @@ impl Recovery<'_> {
         cutting.segment_size = self.size;
         file.update(true, |checkpoint| *checkpoint = cutting.clone())?;
         let base = self.segment_of(at);
-        if self.bases.contains(&base) {
+        if self.bases.contains(&base) && self.checkpoint.shared {
+            self.replace_segment(base, at)?;
+        } else if self.bases.contains(&base) {
             let (segment, path) = self.open(base)?;
             if !cfg!(canary = "stale_tail") {
                 let end = if cfg!(canary = "one_header_zeroed") {
@@ -75,11 +79,61 @@ impl Recovery<'_> {
         if !cfg!(canary = "cut_dir_sync") {
             self.disk.sync_dir(dir).at(IoOp::SyncDir, dir)?;
         }
+        if cutting.restarts {
+            self.replace_segment(base, at)?;
+            cutting.durable = at;
+        }
+        // What is derived of the log must not vouch for what is cut: offsets behind the cut are given
+        // out again.
+        if queue_table::saved_offset(self.disk, self.directory.duralog()).is_some_and(|o| o > at) {
+            self.forget(queue_table::NAME)?;
+        }
+        if key_index::saved_offset(self.disk, self.directory.duralog()).is_some_and(|o| o > at) {
+            self.forget(key_index::STATE_NAME)?;
+        }
+        // Nor must an epoch come back that began behind the cut, once the log has grown again.
+        let epochs = Epochs::read(self.disk, self.directory.duralog())?;
+        let mut kept = epochs.clone();
+        kept.cut(if cutting.restarts { 0 } else { at });
+        if kept != epochs {
+            self.directory.save(self.disk, epochs::NAME, &kept.encode())?;
+        }
         self.names_durable = true;
-        cutting.cut = None;
+        (cutting.cut, cutting.restarts, cutting.shared) = (None, false, false);
         file.update(true, |checkpoint| *checkpoint = cutting.clone())?;
         self.checkpoint = cutting;
         Ok(())
+    }
+
+    /// Gives the segment at `base` a new file, which holds what lies before `at`, and zeros.
+    fn replace_segment(&self, base: u64, at: u64) -> Result<()> {
+        let (name, dir) = (file_name(base), self.directory.commitlog());
+        let temporary = self.directory.temporary(&name);
+        remove_if_there(self.disk, &temporary)?;
+        let made = self.disk.create(&temporary, self.size, Allocation::Reserved);
+        let copy = made.map_err(|error| refused(IoOp::Create, &temporary, 0, error))?;
+        if at > base {
+            let (segment, path) = self.open(base)?;
+            let mut bytes = vec![0; STEP.min((at - base) as usize)];
+            for from in (0..at - base).step_by(STEP) {
+                let piece = bytes.get_mut(..STEP.min((at - base - from) as usize));
+                let piece = piece.unwrap_or_default();
+                let got = segment.read_at(piece, from).at_offset(IoOp::Read, &path, from)?;
+                let read = piece.get(..got).unwrap_or_default();
+                copy.write_at(read, from).at_offset(IoOp::Write, &temporary, from)?;
+            }
+        }
+        copy.sync(SyncMethod::Fsync).at(IoOp::Sync, &temporary)?;
+        let path = dir.join(name);
+        self.disk.rename(&temporary, &path).at(IoOp::Rename, &path)?;
+        self.disk.sync_dir(dir).at(IoOp::SyncDir, dir)
+    }
+
+    /// Removes a file of `duralog/` for good.
+    fn forget(&self, name: &str) -> Result<()> {
+        let dir = self.directory.duralog();
+        remove_if_there(self.disk, &dir.join(name))?;
+        self.disk.sync_dir(dir).at(IoOp::SyncDir, dir)
     }
 
     /// Copies everything from `at` to `end` to `duralog/cut-<offset>`, a file per segment.

@@ -13,12 +13,14 @@ pub use report::{Cut, Hole, RecoveryReport};
 
 use super::checkpoint::{Checkpoint, CheckpointFile};
 use super::directory::{Directory, remove_if_there};
+use super::epochs::Epochs;
 use super::queue_table;
 use super::segment::{file_name, parse_file_name};
 use crate::config::{LogConfig, RecoveryMode};
 use crate::disk::{Disk, DiskFile, OpenAccess, SyncMethod};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
 use crate::message::{RecordCheck, format};
+use crate::replication::{Epoch, EpochStart, NodeId, Role};
 use scan::Scan;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,6 +48,7 @@ pub(super) struct Recovered {
     pub(super) durable: u64,
     pub(super) last_timestamp: i64,
     pub(super) checkpoint: CheckpointFile,
+    pub(super) epochs: Epochs,
     pub(super) report: RecoveryReport,
 }
 
@@ -53,6 +56,7 @@ pub(super) fn recover(
     disk: &dyn Disk,
     config: &LogConfig,
     directory: &Directory,
+    role: Option<Role>,
 ) -> Result<Recovered> {
     let access = if config.read_only { OpenAccess::Read } else { OpenAccess::Write };
     let path = directory.duralog().join("checkpoint");
@@ -110,12 +114,28 @@ pub(super) fn recover(
         }
     }
     let end = recovery.find_end(&file)?;
+    let mut epochs = recovery.epochs(end)?;
     if !config.read_only {
-        recovery.extend_checksummed(end);
+        if role == Some(Role::Replica) {
+            recovery.take_checksummed_of(&epochs);
+        } else {
+            recovery.extend_checksummed(end);
+        }
+        if role.is_none() && !epochs.starts().is_empty() {
+            // What is put from now on is not part of what was replicated.
+            let epoch = Epoch(epochs.last().max(epochs.promised).0 + 1);
+            let record_crc = config.record_crc;
+            epochs.begin(EpochStart { epoch, start: end, node: NodeId(0), record_crc });
+            directory.save(disk, super::epochs::NAME, &epochs.encode())?;
+        }
         let settled = Checkpoint {
             durable: end,
             clean: false,
             cut: None,
+            restarts: false,
+            shared: false,
+            epoch: epochs.last().0,
+            confirmed: recovery.checkpoint.confirmed.min(end),
             segment_size: recovery.size,
             last_timestamp: recovery.last_timestamp,
             owner: directory.token(),
@@ -136,6 +156,7 @@ pub(super) fn recover(
         durable,
         last_timestamp: recovery.last_timestamp,
         checkpoint: file,
+        epochs,
         report: recovery.report,
     })
 }
@@ -188,12 +209,17 @@ impl Recovery<'_> {
         }
         if let Some(cut) = self.checkpoint.cut {
             self.report.finished_cut = Some(cut);
+            let restarts = self.checkpoint.restarts;
+            let goes = |base: u64| restarts || base > cut;
             let beyond: Vec<_> =
-                found.iter().map(|segment| segment.0).filter(|base| *base > cut).collect();
-            found.retain(|segment| segment.0 <= cut);
+                found.iter().map(|segment| segment.0).filter(|base| goes(*base)).collect();
+            found.retain(|segment| !goes(segment.0));
             self.bases = found.iter().map(|segment| segment.0).collect();
             if !self.config.read_only {
                 self.carry_out_cut(file, cut, &beyond)?;
+                if restarts {
+                    found.push((cut, self.size));
+                }
             }
         }
         self.check_geometry(&found)?;
@@ -351,6 +377,30 @@ impl Recovery<'_> {
             Some(last) => last.end = u64::MAX,
             None => ranges.push(end..u64::MAX),
         }
+    }
+
+    /// The epochs of the log that ends at `end`.
+    fn epochs(&self, end: u64) -> Result<Epochs> {
+        let mut epochs = Epochs::read(self.disk, self.directory.duralog())?;
+        if epochs.starts().is_empty() && self.checkpoint.epoch > 0 {
+            // Written before epochs were kept apart.
+            let (epoch, node) = (Epoch(self.checkpoint.epoch), NodeId(0));
+            epochs.begin(EpochStart { epoch, start: 0, node, record_crc: false });
+        }
+        let found = epochs.clone();
+        epochs.end_at(end);
+        if epochs != found && !self.config.read_only {
+            // Once the log has grown again they would seem to be part of it.
+            self.directory.save(self.disk, super::epochs::NAME, &epochs.encode())?;
+        }
+        Ok(epochs)
+    }
+
+    /// Records of a replica are those of the epochs' primaries, whatever this configuration says.
+    fn take_checksummed_of(&mut self, epochs: &Epochs) {
+        let replicated_from = epochs.starts().first().map_or(u64::MAX, |first| first.start);
+        self.forget_checksums_from(replicated_from);
+        self.checkpoint.checksummed.extend(epochs.checksummed());
     }
 
     fn read_range(&self, from: u64, to: u64) -> Result<Vec<u8>> {

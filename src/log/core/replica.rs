@@ -1,0 +1,297 @@
+//! A log that is written elsewhere first: epochs, records taken over byte for byte, and cuts.
+
+use super::super::epochs::{self, Epochs};
+use super::append::Appender;
+use super::{Core, Patience};
+use crate::error::{Corruption, Error, Result};
+use crate::message::{self, Frame};
+use crate::replication::{Epoch, EpochStart, NodeId, Refusal};
+use parking_lot::MutexGuard;
+use std::sync::atomic::Ordering;
+
+/// Whole frames that lie next to each other in one segment.
+#[derive(Debug, Default)]
+struct Piece {
+    len: usize,
+    last_timestamp: i64,
+    records: u64,
+    ends_segment: bool,
+}
+
+impl Core {
+    /// Everything before is held by replicas and never taken back, as far as is known here.
+    pub(crate) fn agreed(&self) -> u64 {
+        self.agreed.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn agree(&self, end: u64) {
+        self.agreed.fetch_max(end, Ordering::SeqCst);
+    }
+
+    /// Makes durable what is agreed, before the queues vouch for it.
+    pub(crate) fn save_agreed(&self) -> Result<()> {
+        let agreed = self.agreed().min(self.progress.durable());
+        if agreed <= self.checkpoint.current().confirmed {
+            return Ok(());
+        }
+        self.checkpoint.update(true, |checkpoint| checkpoint.confirmed = agreed)
+    }
+
+    pub(crate) fn epochs(&self) -> Epochs {
+        self.epochs.lock().clone()
+    }
+
+    pub(crate) fn newest_epoch(&self) -> Epoch {
+        self.epochs.lock().last()
+    }
+
+    /// Begins an epoch at the end of the log; durable on return.
+    pub(crate) fn begin_epoch(&self, epoch: Epoch, node: NodeId) -> Result<EpochStart> {
+        let mut epochs = self.epochs.lock();
+        let start = self.progress.appended();
+        let begun = EpochStart { epoch, start, node, record_crc: self.config.record_crc };
+        self.add_epoch(&mut epochs, begun)?;
+        Ok(begun)
+    }
+
+    /// Enters the epoch of another node, of which the next record is; durable on return.
+    pub(crate) fn enter_epoch(&self, start: EpochStart) -> Result<()> {
+        let mut epochs = self.epochs.lock();
+        if epochs.starts().last() == Some(&start) {
+            return Ok(());
+        }
+        let end = self.progress.appended();
+        // Epochs that ended before anything was written under them are left again.
+        let mut with_bytes = epochs.clone();
+        with_bytes.cut(end);
+        let goes_on = match with_bytes.starts().last() {
+            Some(last) => *last == start,
+            None => start.epoch == Epoch(0),
+        };
+        if goes_on {
+            return self.save_epochs(&mut epochs, with_bytes);
+        }
+        let begins_here = start.start == end;
+        // A log that holds nothing yet may begin in the middle of an epoch.
+        let is_empty = start.start < end && end == self.min_offset() && epochs.starts().is_empty();
+        if !begins_here && !is_empty {
+            return Err(Error::Refused(Refusal::OutOfPlace { end, at: start.start }));
+        }
+        self.add_epoch(&mut epochs, start)?;
+        let mut checksummed = self.checksummed().to_vec();
+        checksummed.iter_mut().for_each(|range| range.end = range.end.min(start.start));
+        checksummed.retain(|range| !range.is_empty());
+        if start.record_crc {
+            checksummed.push(end..u64::MAX);
+        }
+        // Durable before the first record of the epoch: recovery judges it by that.
+        self.checkpoint.update(true, |checkpoint| {
+            checkpoint.checksummed.clone_from(&checksummed);
+            checkpoint.epoch = start.epoch.0;
+        })?;
+        *self.checksummed.write() = checksummed.into();
+        Ok(())
+    }
+
+    fn add_epoch(&self, epochs: &mut Epochs, start: EpochStart) -> Result<()> {
+        let was = epochs.last().max(epochs.promised);
+        let fell = !epochs.starts().is_empty() && start.epoch <= epochs.last();
+        if fell || start.epoch < epochs.promised {
+            return Err(Error::Refused(Refusal::EpochFell { was, is: start.epoch }));
+        }
+        let mut changed = epochs.clone();
+        changed.begin(start);
+        changed.expire(self.min_offset());
+        self.save_epochs(epochs, changed)
+    }
+
+    fn save_epochs(&self, epochs: &mut Epochs, changed: Epochs) -> Result<()> {
+        if *epochs == changed {
+            return Ok(());
+        }
+        if !cfg!(canary = "epoch_save") {
+            self.directory.save(&*self.disk, epochs::NAME, &changed.encode())?;
+        }
+        *epochs = changed;
+        Ok(())
+    }
+
+    /// Lets nobody write under an epoch before `epoch` any more; durable on return.
+    pub(crate) fn promise(&self, epoch: Epoch) -> Result<()> {
+        let mut epochs = self.epochs.lock();
+        let was = epochs.last().max(epochs.promised);
+        if epoch <= was {
+            return Err(Error::Refused(Refusal::EpochFell { was, is: epoch }));
+        }
+        let changed = Epochs { promised: epoch, ..epochs.clone() };
+        self.save_epochs(&mut epochs, changed)
+    }
+
+    /// Takes over the whole frames at the front of `bytes`, which belong at the log's end `at`; the new
+    /// end. What is not whole yet is to come again, with the rest of it.
+    pub(crate) fn append_verbatim(
+        &self,
+        mut at: u64,
+        bytes: &[u8],
+        patience: Patience,
+    ) -> Result<u64> {
+        let mut rest = bytes;
+        loop {
+            let piece = self.whole_frames(at, rest)?;
+            let Some((frames, behind)) = rest.split_at_checked(piece.len) else { return Ok(at) };
+            if frames.is_empty() {
+                return Ok(at);
+            }
+            self.place_verbatim(at, frames, &piece, patience)?;
+            at += frames.len() as u64;
+            rest = behind;
+        }
+    }
+
+    /// The verified frames at the front of `bytes`, which lie at `from`, up to the end of a segment.
+    fn whole_frames(&self, from: u64, bytes: &[u8]) -> Result<Piece> {
+        let mut piece = Piece::default();
+        let end = self.segment_start(from) + self.segment_size;
+        // Not more than may be in flight, but for a single one.
+        while piece.len < self.config.max_in_flight_bytes / 2 {
+            let at = from + piece.len as u64;
+            let rest = bytes.get(piece.len..).unwrap_or_default();
+            if rest.is_empty() {
+                break;
+            }
+            match message::verified_frame(rest, at, end - at, self.check_at(at)) {
+                Ok(Frame::Record(record)) => {
+                    piece.len += record.size();
+                    piece.records += 1;
+                    piece.last_timestamp = piece.last_timestamp.max(record.store_timestamp());
+                }
+                // What follows the blank means nothing, and is taken over all the same.
+                Ok(Frame::Blank { size }) if rest.len() >= size as usize => {
+                    piece.len += size as usize;
+                    piece.ends_segment = true;
+                    break;
+                }
+                Ok(Frame::Blank { .. }) | Err(Corruption::Truncated { .. }) => break,
+                // The frames before it are sound.
+                Err(_) if piece.len > 0 => break,
+                Err(what) => return Err(self.corrupt_at(at, what)),
+            }
+        }
+        Ok(piece)
+    }
+
+    fn place_verbatim(
+        &self,
+        at: u64,
+        frames: &[u8],
+        piece: &Piece,
+        patience: Patience,
+    ) -> Result<()> {
+        let mut append: MutexGuard<'_, Appender> = self.append.lock();
+        if append.end != at {
+            return Err(Error::Refused(Refusal::OutOfPlace { end: append.end, at }));
+        }
+        let (mut attempted, mut next) = (false, None);
+        self.wait_until(&mut append, patience, |append| {
+            if let Some(full) = self.over_limit(append, frames.len() as u64) {
+                return Ok(Some(full));
+            }
+            if piece.ends_segment {
+                match self.next_segment(append, &mut attempted)? {
+                    Ok(segment) => next = Some(segment),
+                    Err(refused) => return Ok(Some(refused)),
+                }
+            }
+            Ok(None)
+        })?;
+        if append.end != at {
+            return Err(Error::Refused(Refusal::OutOfPlace { end: append.end, at }));
+        }
+        if let Some(next) = next {
+            self.end_segment(&mut append, frames, next)?;
+        } else {
+            let Appender { writer, segment, staged, end, .. } = &mut *append;
+            let behind = *end + frames.len() as u64;
+            if let Some(writer) = writer {
+                writer.copy_in(*end - segment.base_offset(), frames);
+                writer.publish(behind - segment.base_offset());
+            } else {
+                staged.run_in(segment, *end);
+                staged.bytes.extend_from_slice(frames);
+            }
+            *end = behind;
+            self.tell_end(&append);
+        }
+        append.last_timestamp = append.last_timestamp.max(piece.last_timestamp);
+        append.appended.records += piece.records;
+        append.appended.bytes += frames.len() as u64;
+        let (end, mapped) = (append.end, append.writer.is_some());
+        let wants_upkeep = self.wants_upkeep(&mut append);
+        drop(append);
+        if mapped {
+            self.tell_written(end);
+        }
+        if wants_upkeep {
+            self.upkeep.ring();
+        }
+        self.wake_flusher();
+        Ok(())
+    }
+
+    /// Orders a cut at `to`, which the next open carries out before anything else, and ends this log:
+    /// it takes nothing more. `restarts`: what lies before `to` goes, too.
+    pub(crate) fn order_cut(&self, to: u64, restarts: bool) -> Result<()> {
+        let (confirmed, end) = (self.agreed(), self.progress.appended());
+        if restarts {
+            if !to.is_multiple_of(self.segment_size) || to < end {
+                return Err(Error::Refused(Refusal::OutOfPlace { end, at: to }));
+            }
+        } else if to > end || to < self.min_offset() {
+            return Err(Error::Refused(Refusal::OutOfPlace { end, at: to }));
+        } else if to < confirmed {
+            return Err(Error::Refused(Refusal::Confirmed { confirmed, to }));
+        }
+        // Nobody else writes the checkpoint from here on.
+        let _upkeep = self.upkeeping.lock();
+        self.latch(Error::Retired { cut: to });
+        // Nobody writes or syncs any more, or maps anew what is about to change.
+        let deadline = self.clock.now() + self.config.close_timeout;
+        let hangs = |what: &str| Error::CloseTimeout { thread: what.to_owned() };
+        let synced = self.syncing.try_lock_until(deadline);
+        let _synced = synced.ok_or_else(|| hangs("that syncs the log"))?;
+        let written = self.written.try_lock_until(deadline);
+        let _written = written.ok_or_else(|| hangs("that writes the log"))?;
+        let mut append = self.append.lock();
+        append.writer = None;
+        append.closed = true;
+        drop(append);
+        let shared = self.segments.find(to).is_some_and(|segment| segment.retire());
+        if cfg!(canary = "cut_unrecorded") {
+            return Ok(());
+        }
+        self.checkpoint.update(true, |checkpoint| {
+            checkpoint.cut = Some(to);
+            checkpoint.restarts = restarts;
+            checkpoint.shared = shared && !restarts;
+            checkpoint.durable = checkpoint.durable.min(to);
+            checkpoint.clean = false;
+            checkpoint.confirmed = checkpoint.confirmed.max(confirmed.min(to));
+        })
+    }
+
+    /// A checksum of the last bytes before `end`, at most `max`, and how many they were: by it two nodes
+    /// find out whether they speak of the same log.
+    pub(crate) fn checksum_before(&self, end: u64, max: u64) -> Result<(u64, u32)> {
+        let from = end.saturating_sub(max).max(self.min_offset()).min(end);
+        let (mut at, mut hasher) = (from, crc32fast::Hasher::new());
+        while at < end {
+            let slice = self.slice(at, end - at)?;
+            if slice.bytes().is_empty() {
+                break;
+            }
+            hasher.update(slice.bytes());
+            at += slice.bytes().len() as u64;
+        }
+        Ok((at - from, hasher.finalize()))
+    }
+}

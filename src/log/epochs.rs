@@ -1,0 +1,208 @@
+//! Under whom the log was written: `duralog/epochs`.
+//!
+//! ```text
+//! magic "duralogE"  version u32  promised u64  entries u32
+//! per entry: epoch u64, start u64, node u64, flags u32
+//! crc32 u32 over everything before
+//! ```
+//!
+//! All integers are big endian. There is no such file before the first replicator starts; flag 1 says
+//! that the records of the epoch carry `__CRC32#`.
+
+use crate::disk::{Disk, OpenAccess};
+use crate::error::{Corruption, Error, IoContext, IoOp, Result};
+use crate::replication::{Epoch, EpochStart, NodeId};
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::path::Path;
+
+/// Its name in `duralog/`.
+pub(crate) const NAME: &str = "epochs";
+const MAGIC: &[u8; 8] = b"duralogE";
+const VERSION: u32 = 1;
+const RECORD_CRC: u32 = 1;
+const ENTRY: usize = 28;
+/// More are not kept: the oldest are forgotten.
+pub(crate) const ENTRIES_MAX: usize = 1024;
+const LEN_MAX: usize = 8 + 4 + 8 + 4 + ENTRIES_MAX * ENTRY + 4;
+
+/// The epochs of a log, oldest first, and the one that was promised to come.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Epochs {
+    /// Nobody may write under a lower one any more.
+    pub(crate) promised: Epoch,
+    pub(super) starts: Vec<EpochStart>,
+}
+
+impl Epochs {
+    /// What lies in `dir`; nothing where there is no such file.
+    pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<Self> {
+        let path = dir.join(NAME);
+        let file = match disk.open(&path, OpenAccess::Read) {
+            Ok(file) => file,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Self::default()),
+            Err(e) => return Err(e).at(IoOp::Open, &path),
+        };
+        let mut bytes = vec![0; (file.len() as usize).min(LEN_MAX + 1)];
+        let got = file.read_at(&mut bytes, 0).at(IoOp::Read, &path)?;
+        Self::decode(bytes.get(..got).unwrap_or_default()).ok_or_else(|| {
+            // Whoever forgets a promise may break it: nothing here can be made up.
+            let what = Corruption::StateFile { what: "the epochs cannot be read" };
+            Error::Corrupt { path, offset: 0, what }
+        })
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(LEN_MAX.min(64 + self.starts.len() * ENTRY));
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&VERSION.to_be_bytes());
+        bytes.extend_from_slice(&self.promised.0.to_be_bytes());
+        bytes.extend_from_slice(&(self.starts.len() as u32).to_be_bytes());
+        for one in &self.starts {
+            for number in [one.epoch.0, one.start, one.node.0] {
+                bytes.extend_from_slice(&number.to_be_bytes());
+            }
+            let flags = if one.record_crc { RECORD_CRC } else { 0 };
+            bytes.extend_from_slice(&flags.to_be_bytes());
+        }
+        let crc = crc32fast::hash(&bytes);
+        bytes.extend_from_slice(&crc.to_be_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (fields, crc) = bytes.split_last_chunk::<4>()?;
+        let rest = fields.strip_prefix(MAGIC)?;
+        let (version, rest) = rest.split_first_chunk()?;
+        let (promised, rest) = rest.split_first_chunk()?;
+        let (count, rest) = rest.split_first_chunk()?;
+        let sound = crc32fast::hash(fields) == u32::from_be_bytes(*crc)
+            && u32::from_be_bytes(*version) == VERSION
+            && (u32::from_be_bytes(*count) as usize).checked_mul(ENTRY) == Some(rest.len());
+        if !sound {
+            return None;
+        }
+        let starts = rest.chunks_exact(ENTRY).map(|entry| {
+            let u64_at = |at: usize| entry.get(at..)?.first_chunk().map(|b| u64::from_be_bytes(*b));
+            let flags = entry.last_chunk().map(|b| u32::from_be_bytes(*b))?;
+            Some(EpochStart {
+                epoch: Epoch(u64_at(0)?),
+                start: u64_at(8)?,
+                node: NodeId(u64_at(16)?),
+                record_crc: flags & RECORD_CRC != 0,
+            })
+        });
+        let starts: Vec<_> = starts.collect::<Option<_>>()?;
+        let ordered = starts.is_sorted_by(|a, b| a.epoch < b.epoch && a.start < b.start);
+        ordered.then(|| Self { promised: Epoch(u64::from_be_bytes(*promised)), starts })
+    }
+
+    pub(crate) fn starts(&self) -> &[EpochStart] {
+        &self.starts
+    }
+
+    pub(crate) fn last(&self) -> Epoch {
+        self.starts.last().map_or(Epoch(0), |last| last.epoch)
+    }
+
+    /// Adds `start`. Epochs that would begin at or behind it have no byte in the log any more.
+    pub(crate) fn begin(&mut self, start: EpochStart) {
+        self.cut(start.start);
+        self.starts.push(start);
+        let surplus = self.starts.len().saturating_sub(ENTRIES_MAX);
+        self.starts.drain(..surplus);
+    }
+
+    /// Forgets epochs that begin at or behind `end`.
+    pub(crate) fn cut(&mut self, end: u64) {
+        self.starts.retain(|one| one.start < end);
+    }
+
+    /// Forgets epochs that begin behind `end`: what came before them is not all there.
+    pub(crate) fn end_at(&mut self, end: u64) {
+        self.starts.retain(|one| one.start <= end);
+    }
+
+    /// Forgets epochs that end at or before `min`.
+    pub(crate) fn expire(&mut self, min: u64) {
+        let gone = self.starts.iter().skip(1).take_while(|next| next.start <= min).count();
+        self.starts.drain(..gone);
+    }
+
+    /// Where this crate wrote records with a checksum of their own, as far as the epochs tell.
+    pub(crate) fn checksummed(&self) -> Vec<Range<u64>> {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        let ends = self.starts.iter().skip(1).map(|next| next.start).chain([u64::MAX]);
+        for (one, end) in self.starts.iter().zip(ends).filter(|(one, _)| one.record_crc) {
+            match ranges.last_mut() {
+                Some(last) if last.end == one.start => last.end = end,
+                _ => ranges.push(one.start..end),
+            }
+        }
+        ranges
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(epoch: u64, start: u64) -> EpochStart {
+        EpochStart { epoch: Epoch(epoch), start, node: NodeId(epoch % 3), record_crc: epoch != 2 }
+    }
+
+    fn sample() -> Epochs {
+        let starts = vec![start(1, 0), start(2, 100), start(5, 300), start(6, 400)];
+        Epochs { promised: Epoch(7), starts }
+    }
+
+    #[test]
+    fn what_is_encoded_decodes() {
+        for epochs in [sample(), Epochs::default()] {
+            assert_eq!(Epochs::decode(&epochs.encode()), Some(epochs));
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_missing_byte_is_noticed() {
+        let bytes = sample().encode();
+        for at in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 4;
+            assert_eq!(Epochs::decode(&flipped), None, "byte {at}");
+            assert_eq!(Epochs::decode(&bytes[..at]), None, "{at} bytes");
+        }
+    }
+
+    #[test]
+    fn an_epoch_takes_the_place_of_those_that_would_begin_behind_it() {
+        let mut epochs = sample();
+        epochs.begin(start(8, 300));
+        assert_eq!(epochs.starts(), [start(1, 0), start(2, 100), start(8, 300)]);
+    }
+
+    #[test]
+    fn the_epoch_that_reaches_over_the_first_byte_is_kept() {
+        let mut epochs = sample();
+        epochs.expire(300);
+        assert_eq!(epochs.starts(), [start(5, 300), start(6, 400)]);
+        epochs.expire(399);
+        assert_eq!(epochs.starts(), [start(5, 300), start(6, 400)]);
+    }
+
+    #[test]
+    fn neighbouring_epochs_with_checksums_are_one_range() {
+        assert_eq!(sample().checksummed(), [0..100, 300..u64::MAX]);
+    }
+
+    #[test]
+    fn only_the_newest_epochs_are_kept() {
+        let mut epochs = Epochs::default();
+        for number in 1..=2 * ENTRIES_MAX as u64 {
+            epochs.begin(start(number, number));
+        }
+        assert_eq!(epochs.starts().len(), ENTRIES_MAX);
+        assert_eq!(epochs.last(), Epoch(2 * ENTRIES_MAX as u64));
+        assert_eq!(Epochs::decode(&epochs.encode()), Some(epochs));
+    }
+}

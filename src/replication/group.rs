@@ -1,0 +1,282 @@
+//! What a primary knows of its replicas: who is there, how far each is, and what follows from it.
+
+use super::NodeId;
+use super::session::SessionError;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// When a replica's copy counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum AckLevel {
+    /// When it is durable there: it survives a power cut of all machines at once. The default.
+    #[default]
+    Durable,
+    /// When it is in the replica's memory, as in RocketMQ: it survives the loss of the primary, not that
+    /// of the replica's power.
+    InMemory,
+}
+
+/// What is asked of the replicas.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Policy {
+    /// Copies beside the primary's without which nothing is confirmed.
+    pub(crate) needed: usize,
+    pub(crate) level: AckLevel,
+    /// Farther behind, a replica is out of reach.
+    pub(crate) max_lag: u64,
+}
+
+/// A connection of a replica.
+pub(crate) type SessionId = u64;
+
+#[derive(Debug, Default)]
+struct Member {
+    /// The connection it has now.
+    session: Option<SessionId>,
+    instance: u64,
+    /// What it holds as the policy asks, in this epoch.
+    counts: u64,
+    written: u64,
+    durable: u64,
+}
+
+/// One replica as the primary sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReplicaStatus {
+    /// Who it is.
+    pub node: NodeId,
+    /// Whether it is connected now.
+    pub connected: bool,
+    /// What it said it holds in memory: a physical offset.
+    pub written: u64,
+    /// What it said survives a power cut there: a physical offset.
+    pub durable: u64,
+}
+
+/// All replicas of a primary, for one epoch.
+#[derive(Debug)]
+pub(crate) struct Group {
+    policy: Policy,
+    members: Mutex<BTreeMap<NodeId, Member>>,
+    confirmed: AtomicU64,
+    /// Up to here a put finds enough replicas near enough.
+    reach: AtomicU64,
+    connected: AtomicUsize,
+}
+
+impl Group {
+    /// Nothing behind `confirmed` is.
+    pub(crate) fn new(policy: Policy, confirmed: u64) -> Self {
+        let group = Self {
+            policy,
+            members: Mutex::default(),
+            confirmed: AtomicU64::new(confirmed),
+            reach: AtomicU64::new(0),
+            connected: AtomicUsize::new(0),
+        };
+        group.settle(&BTreeMap::new());
+        group
+    }
+
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Everything before is held by as many replicas as the policy asks for.
+    pub(crate) fn confirmed(&self) -> u64 {
+        self.confirmed.load(Ordering::SeqCst)
+    }
+
+    /// Replicas that are connected.
+    pub(crate) fn connected(&self) -> usize {
+        self.connected.load(Ordering::SeqCst)
+    }
+
+    /// Whether what is put at `end` has enough replicas near enough to confirm it.
+    #[inline]
+    pub(crate) fn reaches(&self, end: u64) -> bool {
+        end <= self.reach.load(Ordering::Relaxed)
+    }
+
+    /// Lets `session` speak for `node`. A newer connection of the same instance takes the place of the
+    /// older one; two instances with one name are a mistake of whoever named them.
+    pub(crate) fn join(
+        &self,
+        node: NodeId,
+        instance: u64,
+        session: SessionId,
+    ) -> Result<(), SessionError> {
+        let mut members = self.members.lock();
+        let member = members.entry(node).or_default();
+        if member.session.is_some() && member.instance != instance {
+            return Err(SessionError::DuplicateNode { node });
+        }
+        // It may have lost what it had: it says anew what counts.
+        *member = Member { session: Some(session), instance, ..Member::default() };
+        self.settle(&members);
+        Ok(())
+    }
+
+    /// Whether `session` still speaks for `node`.
+    pub(crate) fn is_current(&self, node: NodeId, session: SessionId) -> bool {
+        self.members.lock().get(&node).is_some_and(|member| member.session == Some(session))
+    }
+
+    /// Notes what a replica holds; what is confirmed now. Only what it holds `in_epoch`, the primary's
+    /// own, counts: an older primary's records may yet be cut from it.
+    pub(crate) fn ack(
+        &self,
+        node: NodeId,
+        session: SessionId,
+        (written, durable): (u64, u64),
+        in_epoch: bool,
+    ) -> u64 {
+        let mut members = self.members.lock();
+        if let Some(member) = members.get_mut(&node).filter(|one| one.session == Some(session)) {
+            (member.written, member.durable) = (written, durable);
+            if in_epoch {
+                member.counts = match self.policy.level {
+                    AckLevel::Durable if cfg!(canary = "ack_before_durable") => written,
+                    AckLevel::Durable => durable.min(written),
+                    AckLevel::InMemory => written,
+                };
+            }
+            self.settle(&members);
+        }
+        self.confirmed()
+    }
+
+    pub(crate) fn leave(&self, node: NodeId, session: SessionId) {
+        let mut members = self.members.lock();
+        if let Some(member) = members.get_mut(&node).filter(|one| one.session == Some(session)) {
+            member.session = None;
+        }
+        self.settle(&members);
+    }
+
+    /// Works out what follows from what the members hold.
+    fn settle(&self, members: &BTreeMap<NodeId, Member>) {
+        let mut held: Vec<u64> = members.values().map(|member| member.counts).collect();
+        let connected = members.values().filter(|member| member.session.is_some());
+        let mut near: Vec<u64> = connected.map(|member| member.counts).collect();
+        self.connected.store(near.len(), Ordering::SeqCst);
+        if cfg!(canary = "confirm_past_absent") && !near.is_empty() {
+            held.clone_from(&near);
+            held.resize(self.policy.needed.max(near.len()), u64::MAX);
+        }
+        // Those who are away keep what they have, and are never left out of the count.
+        let confirmed = nth_largest(&mut held, self.policy.needed);
+        self.confirmed.fetch_max(confirmed.unwrap_or(0), Ordering::SeqCst);
+        let reach = match self.policy.needed {
+            0 => u64::MAX,
+            needed => nth_largest(&mut near, needed)
+                .map_or(0, |nearest| nearest.saturating_add(self.policy.max_lag)),
+        };
+        self.reach.store(reach, Ordering::Relaxed);
+    }
+
+    /// The lowest offset from which on a replica lacks the log, if it is not hopelessly far behind `end`.
+    pub(crate) fn floor(&self, end: u64) -> u64 {
+        let members = self.members.lock();
+        let near = |member: &&Member| member.durable.saturating_add(self.policy.max_lag) >= end;
+        members.values().filter(near).map(|member| member.durable).min().unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn status(&self) -> Vec<ReplicaStatus> {
+        let members = self.members.lock();
+        let status = |(node, member): (&NodeId, &Member)| ReplicaStatus {
+            node: *node,
+            connected: member.session.is_some(),
+            written: member.written,
+            durable: member.durable,
+        };
+        members.iter().map(status).collect()
+    }
+}
+
+/// What at least `n` of the values reach.
+fn nth_largest(values: &mut [u64], n: usize) -> Option<u64> {
+    values.sort_unstable_by(|a, b| b.cmp(a));
+    n.checked_sub(1).and_then(|at| values.get(at)).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: NodeId = NodeId(1);
+    const B: NodeId = NodeId(2);
+
+    fn group(needed: usize, level: AckLevel) -> Group {
+        Group::new(Policy { needed, level, max_lag: 100 }, 10)
+    }
+
+    #[test]
+    fn so_many_replicas_must_hold_it() {
+        let group = group(2, AckLevel::Durable);
+        group.join(A, 1, 1).unwrap();
+        assert_eq!(group.ack(A, 1, (50, 40), true), 10);
+        group.join(B, 1, 2).unwrap();
+        assert_eq!(group.ack(B, 2, (90, 30), true), 30);
+        assert_eq!(group.ack(B, 2, (90, 90), true), 40);
+    }
+
+    #[test]
+    fn in_memory_counts_where_it_was_chosen() {
+        let group = group(1, AckLevel::InMemory);
+        group.join(A, 1, 1).unwrap();
+        assert_eq!(group.ack(A, 1, (50, 40), true), 50);
+    }
+
+    #[test]
+    fn what_a_replica_holds_of_an_older_epoch_does_not_count() {
+        let group = group(1, AckLevel::Durable);
+        group.join(A, 1, 1).unwrap();
+        assert_eq!(group.ack(A, 1, (50, 50), false), 10);
+        assert_eq!(group.ack(A, 1, (50, 50), true), 50);
+    }
+
+    #[test]
+    fn whoever_is_away_is_not_left_out() {
+        let group = group(2, AckLevel::Durable);
+        group.join(A, 1, 1).unwrap();
+        group.join(B, 1, 2).unwrap();
+        group.ack(A, 1, (50, 50), true);
+        group.ack(B, 2, (50, 50), true);
+        group.leave(B, 2);
+        assert_eq!(group.ack(A, 1, (80, 80), true), 50);
+        assert!(!group.reaches(81));
+    }
+
+    #[test]
+    fn an_old_connection_says_nothing_any_more() {
+        let group = group(1, AckLevel::Durable);
+        group.join(A, 1, 1).unwrap();
+        group.join(A, 1, 2).unwrap();
+        assert_eq!(group.ack(A, 1, (50, 50), true), 10);
+        group.leave(A, 1);
+        assert_eq!(group.connected(), 1);
+        assert!(group.is_current(A, 2) && !group.is_current(A, 1));
+    }
+
+    #[test]
+    fn two_replicas_with_one_name_are_refused_while_the_first_is_there() {
+        let group = group(1, AckLevel::Durable);
+        group.join(A, 1, 1).unwrap();
+        assert!(matches!(group.join(A, 2, 2), Err(SessionError::DuplicateNode { node: A })));
+        group.leave(A, 1);
+        group.join(A, 2, 3).unwrap();
+    }
+
+    #[test]
+    fn a_replica_too_far_behind_is_out_of_reach_and_holds_nothing_up() {
+        let group = group(1, AckLevel::Durable);
+        assert!(!group.reaches(10));
+        group.join(A, 1, 1).unwrap();
+        group.ack(A, 1, (50, 50), true);
+        assert!(group.reaches(150) && !group.reaches(151));
+        assert_eq!((group.floor(150), group.floor(151)), (50, u64::MAX));
+    }
+}

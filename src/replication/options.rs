@@ -1,0 +1,161 @@
+//! What can be chosen of a primary and its replicas.
+
+use super::group::{AckLevel, Policy};
+use super::{Epoch, NodeId, Secret};
+use crate::error::{Error, Result};
+use std::time::Duration;
+
+/// Whether a put waits for replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Ack {
+    /// RocketMQ's `SYNC_MASTER`: a put is `PutOk` once `min_insync_replicas` replicas hold it, too. The
+    /// default.
+    #[default]
+    Sync,
+    /// RocketMQ's `ASYNC_MASTER`: a put does not wait for replicas. What they lack when this machine is
+    /// lost is lost.
+    Async,
+}
+
+/// What primary and replicas of a cluster agree on.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct NodeOptions {
+    /// Who this node is: 1 or higher, and no other node's of the cluster.
+    pub node: NodeId,
+    /// The cluster, the same on all its nodes: whoever belongs to another one is refused. Default 0.
+    pub cluster: u64,
+    /// What all nodes know and nobody else. Default: empty, which keeps nobody out.
+    pub secret: Secret,
+    /// How often a node that has nothing else to say gives a sign of life, RocketMQ's
+    /// `haSendHeartbeatInterval`. Default 5 s; 1 ms to 1 h.
+    pub heartbeat_interval: Duration,
+    /// A connection on which nothing was heard for so long is closed, RocketMQ's
+    /// `haHousekeepingInterval`. Default 20 s; 1 ms to 1 h, and longer than `heartbeat_interval`.
+    pub housekeeping_interval: Duration,
+}
+
+impl NodeOptions {
+    /// The defaults for a node with this id.
+    pub fn new(node: NodeId) -> Self {
+        Self {
+            node,
+            cluster: 0,
+            secret: Secret::default(),
+            heartbeat_interval: Duration::from_secs(5),
+            housekeeping_interval: Duration::from_secs(20),
+        }
+    }
+
+    /// Sets [`cluster`](Self::cluster).
+    pub fn cluster(mut self, cluster: u64) -> Self {
+        self.cluster = cluster;
+        self
+    }
+
+    /// Sets [`secret`](Self::secret).
+    pub fn secret(mut self, secret: Secret) -> Self {
+        self.secret = secret;
+        self
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        if self.node == NodeId(0) {
+            return refused("node", 0, "at least 1");
+        }
+        check("heartbeat_interval", self.heartbeat_interval)?;
+        check("housekeeping_interval", self.housekeeping_interval)?;
+        if self.housekeeping_interval <= self.heartbeat_interval {
+            let value = format!("{:?}", self.housekeeping_interval);
+            return refused("housekeeping_interval", value, "longer than heartbeat_interval");
+        }
+        Ok(())
+    }
+}
+
+/// Settings of a [`Primary`](super::Primary).
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PrimaryOptions {
+    /// Who this is.
+    pub node: NodeOptions,
+    /// Default [`Ack::Sync`].
+    pub ack: Ack,
+    /// When a replica's copy counts. Default [`AckLevel::Durable`].
+    pub ack_level: AckLevel,
+    /// How many replicas, beside the primary, must hold what is confirmed. Default 1; 1 to 64.
+    pub min_insync_replicas: usize,
+    /// Refuse a put, before it is written, while fewer than `min_insync_replicas` are in reach, with
+    /// [`Refusal::NotEnoughReplicas`](super::Refusal::NotEnoughReplicas). Otherwise it is stored here
+    /// and ends as `ReplicaNotAvailable`. Default false. No effect with [`Ack::Async`].
+    pub strict: bool,
+    /// A replica that lacks more bytes than this is out of reach, RocketMQ's `haMaxGapNotInSync`. Default
+    /// 256 MiB.
+    pub max_replica_lag: u64,
+    /// The epoch that this opening begins; `None`, the default, takes the next one. Given by whoever
+    /// decides which node is the primary: higher than any before, and never given to two nodes.
+    pub epoch: Option<Epoch>,
+}
+
+impl PrimaryOptions {
+    /// The defaults: puts wait for one replica that has made them durable.
+    pub fn new(node: NodeOptions) -> Self {
+        Self {
+            node,
+            ack: Ack::Sync,
+            ack_level: AckLevel::Durable,
+            min_insync_replicas: 1,
+            strict: false,
+            max_replica_lag: 256 << 20,
+            epoch: None,
+        }
+    }
+
+    /// Sets [`ack`](Self::ack).
+    pub fn ack(mut self, ack: Ack) -> Self {
+        self.ack = ack;
+        self
+    }
+
+    /// Sets [`min_insync_replicas`](Self::min_insync_replicas).
+    pub fn min_insync_replicas(mut self, replicas: usize) -> Self {
+        self.min_insync_replicas = replicas;
+        self
+    }
+
+    /// Sets [`strict`](Self::strict).
+    pub fn strict(mut self, strict: bool) -> Self {
+        self.strict = strict;
+        self
+    }
+
+    /// Sets [`epoch`](Self::epoch).
+    pub fn epoch(mut self, epoch: Epoch) -> Self {
+        self.epoch = Some(epoch);
+        self
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        self.node.validate()?;
+        if !(1..=64).contains(&self.min_insync_replicas) {
+            return refused("min_insync_replicas", self.min_insync_replicas, "1 to 64");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn policy(&self) -> Policy {
+        let (needed, level) = (self.min_insync_replicas, self.ack_level);
+        Policy { needed, level, max_lag: self.max_replica_lag }
+    }
+}
+
+fn check(field: &'static str, value: Duration) -> Result<()> {
+    if (Duration::from_millis(1)..=Duration::from_secs(3600)).contains(&value) {
+        return Ok(());
+    }
+    refused(field, format!("{value:?}"), "1 ms to 1 h")
+}
+
+fn refused<T>(field: &'static str, value: impl ToString, allowed: &'static str) -> Result<T> {
+    Err(Error::Config { field, value: value.to_string(), allowed })
+}

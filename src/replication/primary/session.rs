@@ -1,0 +1,294 @@
+//! A connection of a replica, as its primary sees it.
+
+use crate::error::Error;
+use crate::replication::group::{Group, SessionId};
+use crate::replication::history::{History, Plan, epoch_at, next_epoch};
+use crate::replication::inbox::Inbox;
+use crate::replication::secret::{Secret, Side};
+use crate::replication::session::{Order, Outgoing, Session, SessionError};
+use crate::replication::wire::{self, CONTROL_MAX, DATA_MAX, Frame, Join, Nonce, STRANGER_MAX};
+use crate::replication::{Epoch, EpochStart, NodeId, Refusal, ReplicatedLog};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a replica may wait to hear what is confirmed, if no records follow.
+const CONFIRM_DELAY: Duration = Duration::from_millis(5);
+
+/// What all sessions of a primary share.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    pub(crate) log: Arc<dyn ReplicatedLog>,
+    pub(crate) group: Group,
+    /// The primary's own epoch.
+    pub(crate) epoch: EpochStart,
+    /// Those of its log, its own the last.
+    pub(crate) epochs: Vec<EpochStart>,
+    pub(crate) cluster: u64,
+    pub(crate) secret: Secret,
+    pub(crate) heartbeat: Duration,
+    /// A newer epoch of which a replica told; 0 without one.
+    superseded: AtomicU64,
+}
+
+impl Hub {
+    pub(crate) fn new(
+        log: Arc<dyn ReplicatedLog>,
+        group: Group,
+        epoch: EpochStart,
+        (cluster, secret): (u64, Secret),
+        heartbeat: Duration,
+    ) -> Self {
+        let epochs = History::of(&*log).epochs;
+        let superseded = AtomicU64::new(0);
+        Self { log, group, epoch, epochs, cluster, secret, heartbeat, superseded }
+    }
+
+    fn history(&self) -> History {
+        History { epochs: self.epochs.clone(), min: self.log.min_offset(), end: self.log.end() }
+    }
+
+    /// The newer epoch that ended this one, if there is one.
+    pub(crate) fn superseded(&self) -> Option<Epoch> {
+        let by = self.superseded.load(Ordering::Relaxed);
+        (by > 0).then_some(Epoch(by))
+    }
+
+    fn check_epoch(&self, theirs: Epoch) -> Result<(), SessionError> {
+        if theirs <= self.epoch.epoch {
+            return Ok(());
+        }
+        self.superseded.fetch_max(theirs.0, Ordering::Relaxed);
+        Err(SessionError::Superseded { epoch: self.epoch.epoch, by: theirs })
+    }
+}
+
+#[derive(Debug)]
+enum State {
+    AwaitHello,
+    AwaitProof {
+        theirs: Nonce,
+        version: u32,
+    },
+    AwaitJoin,
+    AwaitBegin {
+        node: NodeId,
+        at: u64,
+    },
+    /// What the replica was told to be confirmed is `told`.
+    Streaming {
+        node: NodeId,
+        next: u64,
+        told: Option<u64>,
+    },
+    /// The replica has something to do first, and comes back.
+    Dismissed,
+}
+
+/// A connection of a replica.
+#[derive(Debug)]
+pub(crate) struct PrimarySession {
+    hub: Arc<Hub>,
+    id: SessionId,
+    nonce: Nonce,
+    state: State,
+    outbox: VecDeque<Frame<'static>>,
+    sent_at: Instant,
+}
+
+impl PrimarySession {
+    pub(crate) fn new(hub: Arc<Hub>, id: SessionId, nonce: Nonce, now: Instant) -> Self {
+        let (state, outbox) = (State::AwaitHello, VecDeque::new());
+        Self { hub, id, nonce, state, outbox, sent_at: now }
+    }
+
+    pub(crate) fn node(&self) -> Option<NodeId> {
+        match self.state {
+            State::AwaitBegin { node, .. } | State::Streaming { node, .. } => Some(node),
+            _ => None,
+        }
+    }
+
+    fn max_frame(&self) -> u32 {
+        match self.state {
+            State::AwaitJoin => CONTROL_MAX,
+            _ => STRANGER_MAX,
+        }
+    }
+
+    fn handle(&mut self, frame: Frame<'_>) -> Result<(), SessionError> {
+        match (&self.state, frame) {
+            (State::AwaitHello, Frame::Hello { version, nonce }) => {
+                self.outbox.push_back(Frame::Challenge { nonce: self.nonce });
+                self.state = State::AwaitProof { theirs: nonce, version };
+            }
+            (State::AwaitProof { theirs, version }, Frame::Proof(proof)) => {
+                let (secret, version) = (&self.hub.secret, *version);
+                if !secret.accepts(&proof, Side::Replica, theirs, &self.nonce) {
+                    return Err(SessionError::Secret);
+                }
+                let proven = secret.prove(Side::Primary, theirs, &self.nonce);
+                self.outbox.push_back(Frame::Proven(proven));
+                self.state = State::AwaitJoin;
+                if version != wire::VERSION {
+                    return Err(SessionError::Version { theirs: version });
+                }
+            }
+            (State::AwaitJoin, Frame::Join(join)) => self.join(&join)?,
+            (State::AwaitBegin { node, at }, Frame::Begin { from, len, crc }) if from == *at => {
+                let (node, next) = (*node, *at);
+                if self.hub.log.checksum(next, len)? != (len, crc) && self.holds(next, len) {
+                    return Err(SessionError::Diverged);
+                }
+                self.state = State::Streaming { node, next, told: None };
+            }
+            (State::Streaming { node, next, .. }, Frame::Ack { epoch, written, durable }) => {
+                let (node, next) = (*node, *next);
+                if written > next || durable > written {
+                    return Err(SessionError::protocol("an ack of what was never sent"));
+                }
+                self.ack(node, epoch, written, durable)?;
+            }
+            (_, Frame::Refuse { code, details }) if self.is_known() => {
+                let error = SessionError::from_refusal(code, details);
+                if let SessionError::Superseded { by, .. } = error {
+                    self.hub.check_epoch(by)?;
+                }
+                return Err(error);
+            }
+            (_, other) => return Err(unexpected(&other)),
+        }
+        Ok(())
+    }
+
+    /// Whether the bytes of a checksum are still kept here.
+    fn holds(&self, end: u64, len: u64) -> bool {
+        end.checked_sub(len).is_some_and(|from| from >= self.hub.log.min_offset())
+    }
+
+    fn join(&mut self, join: &Join) -> Result<(), SessionError> {
+        let hub = &self.hub;
+        if join.cluster != hub.cluster {
+            return Err(SessionError::Cluster { theirs: join.cluster });
+        }
+        let newest = join.history.epochs.last().map_or(Epoch(0), |last| last.epoch);
+        hub.check_epoch(join.promised.max(newest))?;
+        let (primary, replica) = (hub.log.segment_size(), join.segment_size);
+        if primary != replica {
+            return Err(SessionError::SegmentSize { primary, replica });
+        }
+        let plan = hub.history().plan_for(&join.history);
+        self.state = match plan {
+            Plan::Follow(at) => {
+                hub.group.join(join.node, join.instance, self.id)?;
+                State::AwaitBegin { node: join.node, at }
+            }
+            Plan::Truncate(_) | Plan::Restart(_) => State::Dismissed,
+            Plan::Diverged => return Err(SessionError::Diverged),
+        };
+        self.outbox.push_back(Frame::Welcome { epoch: hub.epoch, plan });
+        Ok(())
+    }
+
+    fn ack(
+        &self,
+        node: NodeId,
+        epoch: Epoch,
+        written: u64,
+        durable: u64,
+    ) -> Result<(), SessionError> {
+        let hub = &self.hub;
+        let before = hub.group.confirmed();
+        let in_epoch = epoch == hub.epoch.epoch;
+        let confirmed = hub.group.ack(node, self.id, (written, durable), in_epoch);
+        if confirmed > before {
+            hub.log.confirm(confirmed, hub.epoch.epoch)?;
+        }
+        Ok(())
+    }
+
+    /// The next records, or word of what is confirmed, or a sign of life.
+    fn stream(&mut self, now: Instant) -> Result<Option<Outgoing>, SessionError> {
+        let State::Streaming { node, next, told } = &mut self.state else { return Ok(None) };
+        let hub = &self.hub;
+        if !hub.group.is_current(*node, self.id) {
+            return Err(SessionError::Stopped);
+        }
+        let (offset, end, confirmed) = (*next, hub.log.end(), hub.group.confirmed());
+        let body = if offset < end {
+            let boundary = next_epoch(&hub.epochs, offset).unwrap_or(u64::MAX);
+            let slice = hub.log.read(offset, DATA_MAX.min(boundary - offset))?;
+            if slice.bytes().is_empty() {
+                let end = hub.log.min_offset();
+                return Err(Error::Refused(Refusal::OutOfPlace { end, at: offset }).into());
+            }
+            Some(slice)
+        } else {
+            if let Some(told) = *told {
+                let rest = if confirmed > told { CONFIRM_DELAY } else { hub.heartbeat };
+                if now < self.sent_at + rest {
+                    return Ok(None);
+                }
+            }
+            None
+        };
+        let epoch = epoch_at(&hub.epochs, offset);
+        let bytes = body.as_ref().map_or(&[][..], |slice| slice.bytes());
+        let head = Frame::Data { epoch, offset, confirmed, bytes }.head();
+        *next += bytes.len() as u64;
+        *told = Some(confirmed);
+        self.sent_at = now;
+        Ok(Some(Outgoing { head, body }))
+    }
+}
+
+impl Session for PrimarySession {
+    fn receive(&mut self, inbox: &mut Inbox, _now: Instant) -> Result<Option<Order>, SessionError> {
+        while let Some(frame) = wire::next_frame(inbox, self.max_frame())? {
+            self.handle(frame)?;
+        }
+        Ok(None)
+    }
+
+    fn poll(&mut self, now: Instant) -> Result<Option<Outgoing>, SessionError> {
+        match self.outbox.pop_front() {
+            Some(frame) => Ok(Some(Outgoing::frame(&frame))),
+            None => self.stream(now),
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        match &self.state {
+            _ if !self.outbox.is_empty() => Some(self.sent_at),
+            State::Streaming { told: Some(told), .. } => {
+                let news = self.hub.group.confirmed() > *told;
+                Some(self.sent_at + if news { CONFIRM_DELAY } else { self.hub.heartbeat })
+            }
+            State::Streaming { told: None, .. } => Some(self.sent_at),
+            _ => None,
+        }
+    }
+
+    fn farewell(&self, error: &SessionError) -> Option<Vec<u8>> {
+        let known = self.is_known();
+        error.refusal().filter(|_| known).map(|refusal| refusal.head())
+    }
+
+    fn is_known(&self) -> bool {
+        !matches!(self.state, State::AwaitHello | State::AwaitProof { .. })
+    }
+}
+
+impl Drop for PrimarySession {
+    fn drop(&mut self) {
+        if let Some(node) = self.node() {
+            self.hub.group.leave(node, self.id);
+        }
+    }
+}
+
+/// The error for a frame that has no place here.
+pub(crate) fn unexpected(frame: &Frame<'_>) -> SessionError {
+    SessionError::protocol(format!("a {} out of turn", frame.name()))
+}

@@ -1,0 +1,47 @@
+//! What a replica answers to its store.
+
+use crate::error::{Error, Result};
+use crate::replication::{Admission, Refusal, ReplicatedLog, Replicator, Role, StartPoint};
+use crate::worker::Alarm;
+use std::sync::{Arc, OnceLock};
+
+/// The replica's side of the seam: it refuses puts, and wakes whoever tells the primary what is here.
+#[derive(Debug, Default)]
+pub(crate) struct ReplicaReplicator {
+    log: OnceLock<Arc<dyn ReplicatedLog>>,
+    /// Rung when more is written or durable.
+    pub(crate) alarm: Arc<Alarm>,
+}
+
+impl ReplicaReplicator {
+    /// The log, once the store is open.
+    pub(crate) fn log(&self) -> Result<&Arc<dyn ReplicatedLog>> {
+        self.log.get().ok_or(Error::Closed)
+    }
+}
+
+impl Replicator for ReplicaReplicator {
+    fn role(&self) -> Role {
+        Role::Replica
+    }
+
+    fn start(&self, log: Arc<dyn ReplicatedLog>, _at: StartPoint) -> Result<u64> {
+        let confirmed = log.confirmed();
+        self.log.get_or_init(|| log);
+        Ok(confirmed)
+    }
+
+    fn admit(&self) -> Result<Admission, Refusal> {
+        Err(Refusal::NotPrimary)
+    }
+
+    fn on_written(&self, _end: u64) {
+        self.alarm.ring();
+    }
+
+    fn on_durable(&self, _end: u64) {
+        self.alarm.ring();
+    }
+
+    fn stop(&self) {}
+}

@@ -1,0 +1,235 @@
+//! A connection to the primary, as a replica sees it.
+
+use crate::replication::history::{History, Plan};
+use crate::replication::inbox::Inbox;
+use crate::replication::primary::unexpected;
+use crate::replication::secret::{Secret, Side};
+use crate::replication::session::{Order, Outgoing, Session, SessionError};
+use crate::replication::wire::{
+    self, CONTROL_MAX, EPOCHS_MAX, FRAME_MAX, Frame, Join, Nonce, STRANGER_MAX,
+};
+use crate::replication::{Epoch, EpochStart, NodeId, ReplicatedLog};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How much before its end a replica proves to have.
+const CHECKED_MAX: u64 = 4096;
+
+/// Who a replica is.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) cluster: u64,
+    pub(crate) node: NodeId,
+    pub(crate) instance: u64,
+    pub(crate) secret: Secret,
+    pub(crate) heartbeat: Duration,
+}
+
+#[derive(Debug)]
+enum State {
+    AwaitChallenge,
+    AwaitProven { theirs: Nonce },
+    AwaitWelcome { history: History },
+    Following(Following),
+}
+
+/// How far the log has come in this session.
+#[derive(Debug)]
+struct Following {
+    primary: EpochStart,
+    entered: Epoch,
+    /// Whole records are in the log up to here; `rest` lies behind.
+    end: u64,
+    rest: Vec<u8>,
+    /// What the primary was told last.
+    told: Option<(Epoch, u64, u64)>,
+}
+
+/// A connection to the primary.
+#[derive(Debug)]
+pub(crate) struct ReplicaSession {
+    log: Arc<dyn ReplicatedLog>,
+    identity: Identity,
+    nonce: Nonce,
+    state: State,
+    outbox: VecDeque<Frame<'static>>,
+    sent_at: Instant,
+}
+
+impl ReplicaSession {
+    pub(crate) fn new(
+        log: Arc<dyn ReplicatedLog>,
+        identity: Identity,
+        nonce: Nonce,
+        now: Instant,
+    ) -> Self {
+        let hello = Frame::Hello { version: wire::VERSION, nonce };
+        let outbox = VecDeque::from([hello]);
+        Self { log, identity, nonce, state: State::AwaitChallenge, outbox, sent_at: now }
+    }
+
+    fn max_frame(&self) -> u32 {
+        match self.state {
+            State::AwaitChallenge | State::AwaitProven { .. } => STRANGER_MAX,
+            State::AwaitWelcome { .. } => CONTROL_MAX,
+            State::Following(_) => FRAME_MAX,
+        }
+    }
+
+    fn handle(&mut self, frame: Frame<'_>) -> Result<Option<Order>, SessionError> {
+        let known = self.is_known();
+        match (&mut self.state, frame) {
+            (State::AwaitChallenge, Frame::Challenge { nonce }) => {
+                let proof = self.identity.secret.prove(Side::Replica, &self.nonce, &nonce);
+                self.outbox.push_back(Frame::Proof(proof));
+                self.state = State::AwaitProven { theirs: nonce };
+            }
+            (State::AwaitProven { theirs }, Frame::Proven(proof)) => {
+                let secret = &self.identity.secret;
+                if !secret.accepts(&proof, Side::Primary, &self.nonce, theirs) {
+                    return Err(SessionError::Secret);
+                }
+                self.join();
+            }
+            (State::AwaitWelcome { history }, Frame::Welcome { epoch, plan }) => {
+                let history = history.clone();
+                return self.welcome(epoch, plan, &history);
+            }
+            (State::Following(following), Frame::Data { epoch, offset, confirmed, bytes }) => {
+                following.take_over(&*self.log, epoch, offset, bytes)?;
+                let confirmed = confirmed.min(following.end);
+                self.log.confirm(confirmed, following.entered)?;
+            }
+            (_, Frame::Refuse { code, details }) if known => {
+                return Err(SessionError::from_refusal(code, details));
+            }
+            (_, other) => return Err(unexpected(&other)),
+        }
+        Ok(None)
+    }
+
+    fn join(&mut self) {
+        let Identity { cluster, node, instance, .. } = self.identity;
+        let mut history = History::of(&*self.log);
+        let surplus = history.epochs.len().saturating_sub(EPOCHS_MAX);
+        history.epochs.drain(..surplus);
+        let segment_size = self.log.segment_size();
+        let promised = self.log.promised();
+        let said = history.clone();
+        let join = Join { cluster, node, instance, segment_size, promised, history };
+        self.outbox.push_back(Frame::Join(join));
+        self.state = State::AwaitWelcome { history: said };
+    }
+
+    fn welcome(
+        &mut self,
+        primary: EpochStart,
+        plan: Plan,
+        history: &History,
+    ) -> Result<Option<Order>, SessionError> {
+        let newest = self.log.epochs().last().map_or(Epoch(0), |last| last.epoch);
+        let by = self.log.promised().max(newest);
+        if primary.epoch < by {
+            return Err(SessionError::Superseded { epoch: primary.epoch, by });
+        }
+        match plan {
+            Plan::Follow(at) if at == history.end => {
+                let (len, crc) = self.log.checksum(at, CHECKED_MAX)?;
+                self.outbox.push_back(Frame::Begin { from: at, len, crc });
+                let rest = Vec::new();
+                let following = Following { primary, entered: newest, end: at, rest, told: None };
+                self.state = State::Following(following);
+                Ok(None)
+            }
+            Plan::Follow(_) => Err(SessionError::protocol("a Welcome to another log")),
+            Plan::Truncate(to) => Ok(Some(Order::Truncate(to))),
+            Plan::Restart(at) => Ok(Some(Order::Restart(at))),
+            Plan::Diverged => Err(SessionError::Diverged),
+        }
+    }
+}
+
+impl Following {
+    /// Takes bytes of the log over, which lie at `offset` and are of `epoch`.
+    fn take_over(
+        &mut self,
+        log: &dyn ReplicatedLog,
+        epoch: EpochStart,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), SessionError> {
+        let promised = log.promised();
+        if promised > self.primary.epoch {
+            // Someone has asked for that promise to find out what is here: it must not grow any more.
+            return Err(SessionError::Superseded { epoch: self.primary.epoch, by: promised });
+        }
+        if offset != self.end + self.rest.len() as u64 || epoch.epoch > self.primary.epoch {
+            return Err(SessionError::protocol("bytes of the log that do not follow"));
+        }
+        if epoch.epoch != self.entered {
+            if !self.rest.is_empty() {
+                return Err(SessionError::protocol("an epoch that begins inside of a record"));
+            }
+            log.enter_epoch(epoch)?;
+            self.entered = epoch.epoch;
+        }
+        if self.rest.is_empty() {
+            let end = log.append(self.end, self.entered, bytes)?;
+            let taken = (end - self.end) as usize;
+            self.rest.extend_from_slice(bytes.get(taken..).unwrap_or_default());
+            self.end = end;
+        } else {
+            self.rest.extend_from_slice(bytes);
+            let end = log.append(self.end, self.entered, &self.rest)?;
+            self.rest.drain(..(end - self.end) as usize);
+            self.end = end;
+        }
+        Ok(())
+    }
+}
+
+impl Session for ReplicaSession {
+    fn receive(&mut self, inbox: &mut Inbox, _now: Instant) -> Result<Option<Order>, SessionError> {
+        while let Some(frame) = wire::next_frame(inbox, self.max_frame())? {
+            if let Some(order) = self.handle(frame)? {
+                return Ok(Some(order));
+            }
+        }
+        Ok(None)
+    }
+
+    fn poll(&mut self, now: Instant) -> Result<Option<Outgoing>, SessionError> {
+        if let Some(frame) = self.outbox.pop_front() {
+            self.sent_at = now;
+            return Ok(Some(Outgoing::frame(&frame)));
+        }
+        let State::Following(following) = &mut self.state else { return Ok(None) };
+        // The durable offset first: it must not pass the other.
+        let durable = self.log.durable();
+        let held = (following.entered, self.log.end().max(durable), durable);
+        if following.told == Some(held) && now < self.sent_at + self.identity.heartbeat {
+            return Ok(None);
+        }
+        following.told = Some(held);
+        self.sent_at = now;
+        let (epoch, written, durable) = held;
+        Ok(Some(Outgoing::frame(&Frame::Ack { epoch, written, durable })))
+    }
+
+    fn due(&self) -> Option<Instant> {
+        match &self.state {
+            State::Following(_) => Some(self.sent_at + self.identity.heartbeat),
+            _ => None,
+        }
+    }
+
+    fn farewell(&self, error: &SessionError) -> Option<Vec<u8>> {
+        let known = self.is_known();
+        error.refusal().filter(|_| known).map(|refusal| refusal.head())
+    }
+
+    fn is_known(&self) -> bool {
+        matches!(self.state, State::AwaitWelcome { .. } | State::Following(_))
+    }
+}

@@ -1,0 +1,233 @@
+//! What a connection between two nodes is, whatever they speak, and how it ends.
+//!
+//! A session knows no sockets, threads or clocks: it is given what came and the time, and says what is to
+//! be sent. Threads drive it over a stream; a simulation drives many, in any order, without one.
+
+use super::inbox::Inbox;
+use super::wire::{Frame, WireError};
+use super::{Epoch, LogSlice, NodeId};
+use crate::error::Error;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// One end of a connection.
+pub(crate) trait Session: Send {
+    /// Takes what it understands out of `inbox`. An order ends the session.
+    fn receive(&mut self, inbox: &mut Inbox, now: Instant) -> Result<Option<Order>, SessionError>;
+
+    /// What is to be sent now.
+    fn poll(&mut self, now: Instant) -> Result<Option<Outgoing>, SessionError>;
+
+    /// When there may be something to send though nothing happens.
+    fn due(&self) -> Option<Instant>;
+
+    /// What the peer is told when the session ends like this, if it may know.
+    fn farewell(&self, error: &SessionError) -> Option<Vec<u8>>;
+
+    /// Whether the peer has introduced itself.
+    fn is_known(&self) -> bool;
+}
+
+/// Bytes to be sent: the second part straight from the log.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) head: Vec<u8>,
+    pub(crate) body: Option<LogSlice>,
+}
+
+impl Outgoing {
+    pub(crate) fn frame(frame: &Frame<'_>) -> Self {
+        Self { head: frame.head(), body: None }
+    }
+
+    pub(crate) fn body(&self) -> &[u8] {
+        self.body.as_ref().map_or(&[], LogSlice::bytes)
+    }
+}
+
+/// What a replica has to do to its log before it can follow: it then opens it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    Truncate(u64),
+    Restart(u64),
+}
+
+/// Why a connection to another node ended. What is stored is not touched by any of it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The peer closed it, or could not be reached.
+    Connection {
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// Nothing was heard of the peer for `housekeeping_interval`, or it did not introduce itself in time.
+    Silent,
+    /// The peer sent what is no message of this protocol: another program, or another version of it.
+    Protocol {
+        /// What was wrong.
+        what: String,
+    },
+    /// The peer speaks another version of the protocol.
+    Version {
+        /// Its version.
+        theirs: u32,
+    },
+    /// The peer does not know the secret.
+    Secret,
+    /// The peer belongs to another cluster.
+    Cluster {
+        /// Its cluster.
+        theirs: u64,
+    },
+    /// The logs have segments of different sizes.
+    SegmentSize {
+        /// The primary's, in bytes.
+        primary: u64,
+        /// The replica's, in bytes.
+        replica: u64,
+    },
+    /// Another replica with the same id is connected.
+    DuplicateNode {
+        /// The id.
+        node: NodeId,
+    },
+    /// The logs hold different records, and no epoch in common says up to where they agree. To begin
+    /// anew, empty the replica's directory.
+    Diverged,
+    /// The primary's epoch is over: a newer one has begun, or was promised.
+    Superseded {
+        /// The primary's epoch.
+        epoch: Epoch,
+        /// The newer one.
+        by: Epoch,
+    },
+    /// The log could not be read or written, or did not take what came.
+    Log(Error),
+    /// This node closes.
+    Stopped,
+}
+
+/// The codes of [`Frame::Refuse`].
+const VERSION: u32 = 1;
+const CLUSTER: u32 = 2;
+const SEGMENT_SIZE: u32 = 3;
+const DUPLICATE: u32 = 4;
+const DIVERGED: u32 = 5;
+const SUPERSEDED: u32 = 6;
+
+impl SessionError {
+    pub(crate) fn protocol(what: impl Into<String>) -> Self {
+        Self::Protocol { what: what.into() }
+    }
+
+    /// What the peer is told, if it may know.
+    pub(crate) fn refusal(&self) -> Option<Frame<'static>> {
+        let (code, details) = match self {
+            Self::Version { .. } => (VERSION, [super::wire::VERSION.into(), 0]),
+            Self::Cluster { .. } => (CLUSTER, [0, 0]),
+            Self::SegmentSize { primary, replica } => (SEGMENT_SIZE, [*primary, *replica]),
+            Self::DuplicateNode { node } => (DUPLICATE, [node.0, 0]),
+            Self::Diverged => (DIVERGED, [0, 0]),
+            Self::Superseded { epoch, by } => (SUPERSEDED, [epoch.0, by.0]),
+            _ => return None,
+        };
+        Some(Frame::Refuse { code, details })
+    }
+
+    /// What a refusal says.
+    pub(crate) fn from_refusal(code: u32, [first, second]: [u64; 2]) -> Self {
+        match code {
+            VERSION => Self::Version { theirs: first as u32 },
+            CLUSTER => Self::Cluster { theirs: first },
+            SEGMENT_SIZE => Self::SegmentSize { primary: first, replica: second },
+            DUPLICATE => Self::DuplicateNode { node: NodeId(first) },
+            DIVERGED => Self::Diverged,
+            SUPERSEDED => Self::Superseded { epoch: Epoch(first), by: Epoch(second) },
+            other => Self::protocol(format!("a refusal with the unknown code {other}")),
+        }
+    }
+
+    /// A number per kind: what keeps happening is told once.
+    pub(crate) fn kind(&self) -> u8 {
+        match self {
+            Self::Connection { .. } => 0,
+            Self::Silent => 1,
+            Self::Protocol { .. } => 2,
+            Self::Version { .. } => 3,
+            Self::Secret => 4,
+            Self::Cluster { .. } => 5,
+            Self::SegmentSize { .. } => 6,
+            Self::DuplicateNode { .. } => 7,
+            Self::Diverged => 8,
+            Self::Superseded { .. } => 9,
+            Self::Log(_) => 10,
+            Self::Stopped => 11,
+        }
+    }
+}
+
+impl From<io::Error> for SessionError {
+    fn from(source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Silent,
+            _ => Self::Connection { source: Arc::new(source) },
+        }
+    }
+}
+
+impl From<WireError> for SessionError {
+    fn from(error: WireError) -> Self {
+        Self::protocol(error.to_string())
+    }
+}
+
+impl From<Error> for SessionError {
+    fn from(error: Error) -> Self {
+        Self::Log(error)
+    }
+}
+
+impl fmt::Display for SessionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connection { source } => write!(f, "the connection ended: {source}"),
+            Self::Silent => f.write_str("nothing was heard of the peer for too long"),
+            Self::Protocol { what } => write!(f, "the peer sent {what}"),
+            Self::Version { theirs } => {
+                write!(f, "the peer speaks version {theirs} of the protocol")
+            }
+            Self::Secret => f.write_str("the peer does not know the secret"),
+            Self::Cluster { .. } => f.write_str("the peer belongs to another cluster"),
+            Self::SegmentSize { primary, replica } => write!(
+                f,
+                "the primary's segments have {primary} bytes, the replica's {replica}; give the \
+                 replica the same `segment_size` and an empty directory"
+            ),
+            Self::DuplicateNode { node } => {
+                write!(f, "a replica with the id {} is connected already", node.0)
+            }
+            Self::Diverged => f.write_str(
+                "the logs hold different records and have no epoch in common; empty the replica's \
+                 directory to begin anew",
+            ),
+            Self::Superseded { epoch, by } => {
+                write!(f, "epoch {} is over, {} has begun or was promised", epoch.0, by.0)
+            }
+            Self::Log(error) => write!(f, "the log does not go on: {error}"),
+            Self::Stopped => f.write_str("this node closes"),
+        }
+    }
+}
+
+impl std::error::Error for SessionError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Connection { source } => Some(&**source),
+            Self::Log(error) => Some(error),
+            _ => None,
+        }
+    }
+}

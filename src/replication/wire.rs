@@ -1,0 +1,465 @@
+//! What nodes of this crate say to each other, byte for byte.
+//!
+//! ```text
+//! frame:  kind u8, zero u8, zero u16, length u32, crc32 u32, then `length` bytes
+//! ```
+//!
+//! The checksum covers everything of the frame but itself. All integers are big endian. A length is
+//! checked against what the state of the session allows before a byte of it is read.
+//!
+//! | kind | from | bytes |
+//! |---|---|---|
+//! | 1 `Hello` | replica | magic "DURALOGR", version u32, nonce 16 |
+//! | 2 `Challenge` | primary | nonce 16 |
+//! | 3 `Proof` | replica | HMAC-SHA256 32 |
+//! | 4 `Proven` | primary | HMAC-SHA256 32 |
+//! | 5 `Join` | replica | cluster u64, node u64, instance u64, segment size u64, min u64, end u64, promised u64, epochs |
+//! | 6 `Welcome` | primary | epoch 28, plan u32, plan's offset u64 |
+//! | 7 `Refuse` | either | code u32, two u64 |
+//! | 8 `Begin` | replica | from u64, length u64, crc32 u32 |
+//! | 9 `Data` | primary | epoch 28, offset u64, confirmed u64, then bytes of the log; none is a heartbeat |
+//! | 10 `Ack` | replica | epoch u64, written u64, durable u64 |
+//!
+//! An epoch is epoch u64, start u64, node u64, flags u32; flag 1: its records carry `__CRC32#`.
+
+use super::history::{History, Plan};
+use super::inbox::Inbox;
+use super::{Epoch, EpochStart, NodeId};
+use std::fmt;
+
+pub(crate) const MAGIC: [u8; 8] = *b"DURALOGR";
+pub(crate) const VERSION: u32 = 1;
+const HEAD: usize = 12;
+const EPOCH: usize = 28;
+const DATA_FIELDS: usize = EPOCH + 16;
+/// Most bytes of the log in one frame.
+pub(crate) const DATA_MAX: u64 = 1 << 20;
+/// Most bytes of a frame from someone who has proved nothing.
+pub(crate) const STRANGER_MAX: u32 = 64;
+/// Most epochs that a node tells of: the newest.
+pub(crate) const EPOCHS_MAX: usize = 1024;
+/// Most bytes of a frame without bytes of the log.
+pub(crate) const CONTROL_MAX: u32 = (7 * 8 + EPOCHS_MAX * EPOCH) as u32;
+/// Most bytes of any frame.
+pub(crate) const FRAME_MAX: u32 = DATA_FIELDS as u32 + DATA_MAX as u32;
+
+pub(crate) type Nonce = [u8; 16];
+pub(crate) type Proof = [u8; 32];
+
+/// One frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Frame<'a> {
+    Hello { version: u32, nonce: Nonce },
+    Challenge { nonce: Nonce },
+    Proof(Proof),
+    Proven(Proof),
+    Join(Join),
+    Welcome { epoch: EpochStart, plan: Plan },
+    Refuse { code: u32, details: [u64; 2] },
+    Begin { from: u64, len: u64, crc: u32 },
+    Data { epoch: EpochStart, offset: u64, confirmed: u64, bytes: &'a [u8] },
+    Ack { epoch: Epoch, written: u64, durable: u64 },
+}
+
+/// Who a replica is, and what it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Join {
+    pub(crate) cluster: u64,
+    pub(crate) node: NodeId,
+    /// Another one each time the replica is opened.
+    pub(crate) instance: u64,
+    pub(crate) segment_size: u64,
+    pub(crate) promised: Epoch,
+    pub(crate) history: History,
+}
+
+/// What is no frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WireError {
+    TooLong { len: u32, max: u32 },
+    Checksum,
+    Malformed,
+}
+
+/// The fields of one frame, put next to each other.
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn u32(&mut self, number: u32) {
+        self.0.extend_from_slice(&number.to_be_bytes());
+    }
+
+    fn u64(&mut self, number: u64) {
+        self.0.extend_from_slice(&number.to_be_bytes());
+    }
+
+    fn epoch(&mut self, one: &EpochStart) {
+        self.u64(one.epoch.0);
+        self.u64(one.start);
+        self.u64(one.node.0);
+        self.u32(u32::from(one.record_crc));
+    }
+}
+
+impl Frame<'_> {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } => "Hello",
+            Self::Challenge { .. } => "Challenge",
+            Self::Proof(_) => "Proof",
+            Self::Proven(_) => "Proven",
+            Self::Join(_) => "Join",
+            Self::Welcome { .. } => "Welcome",
+            Self::Refuse { .. } => "Refuse",
+            Self::Begin { .. } => "Begin",
+            Self::Data { .. } => "Data",
+            Self::Ack { .. } => "Ack",
+        }
+    }
+
+    /// The frame without the bytes of the log, which follow it as they are.
+    pub(crate) fn head(&self) -> Vec<u8> {
+        let mut out = Writer(Vec::with_capacity(HEAD + DATA_FIELDS));
+        out.0.extend_from_slice(&[0; HEAD]);
+        let (kind, body): (u8, &[u8]) = match self {
+            Self::Hello { version, nonce } => {
+                out.0.extend_from_slice(&MAGIC);
+                out.u32(*version);
+                out.0.extend_from_slice(nonce);
+                (1, &[])
+            }
+            Self::Challenge { nonce } => {
+                out.0.extend_from_slice(nonce);
+                (2, &[])
+            }
+            Self::Proof(proof) => {
+                out.0.extend_from_slice(proof);
+                (3, &[])
+            }
+            Self::Proven(proof) => {
+                out.0.extend_from_slice(proof);
+                (4, &[])
+            }
+            Self::Join(join) => {
+                let History { epochs, min, end } = &join.history;
+                let fields = [join.cluster, join.node.0, join.instance, join.segment_size];
+                fields.iter().chain([min, end, &join.promised.0]).for_each(|field| out.u64(*field));
+                let skipped = epochs.len().saturating_sub(EPOCHS_MAX);
+                epochs.iter().skip(skipped).for_each(|one| out.epoch(one));
+                (5, &[])
+            }
+            Self::Welcome { epoch, plan } => {
+                out.epoch(epoch);
+                let (code, offset) = match plan {
+                    Plan::Follow(at) => (0, *at),
+                    Plan::Truncate(at) => (1, *at),
+                    Plan::Restart(at) => (2, *at),
+                    Plan::Diverged => (3, 0),
+                };
+                out.u32(code);
+                out.u64(offset);
+                (6, &[])
+            }
+            Self::Refuse { code, details: [first, second] } => {
+                out.u32(*code);
+                out.u64(*first);
+                out.u64(*second);
+                (7, &[])
+            }
+            Self::Begin { from, len, crc } => {
+                out.u64(*from);
+                out.u64(*len);
+                out.u32(*crc);
+                (8, &[])
+            }
+            Self::Data { epoch, offset, confirmed, bytes } => {
+                out.epoch(epoch);
+                out.u64(*offset);
+                out.u64(*confirmed);
+                (9, bytes)
+            }
+            Self::Ack { epoch, written, durable } => {
+                [epoch.0, *written, *durable].iter().for_each(|field| out.u64(*field));
+                (10, &[])
+            }
+        };
+        let mut frame = out.0;
+        let len = (frame.len() - HEAD + body.len()) as u32;
+        if let Some((head, fields)) = frame.split_first_chunk_mut::<HEAD>() {
+            head[0] = kind;
+            head[4..8].copy_from_slice(&len.to_be_bytes());
+            let crc = checksum(head, fields, body);
+            head[8..].copy_from_slice(&crc.to_be_bytes());
+        }
+        frame
+    }
+
+    /// The whole frame.
+    #[cfg(test)]
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut frame = self.head();
+        if let Self::Data { bytes, .. } = self {
+            frame.extend_from_slice(bytes);
+        }
+        frame
+    }
+}
+
+fn checksum(head: &[u8; HEAD], fields: &[u8], body: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&head[..8]);
+    hasher.update(fields);
+    hasher.update(body);
+    hasher.finalize()
+}
+
+/// Takes fields off the front.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*head)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    fn epoch(&mut self) -> Option<EpochStart> {
+        let (epoch, start, node) = (Epoch(self.u64()?), self.u64()?, NodeId(self.u64()?));
+        let record_crc = match self.u32()? {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
+        Some(EpochStart { epoch, start, node, record_crc })
+    }
+
+    fn end(self) -> Option<()> {
+        self.0.is_empty().then_some(())
+    }
+
+    fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+}
+
+fn decode(kind: u8, payload: &[u8]) -> Option<Frame<'_>> {
+    let mut fields = Reader(payload);
+    let frame = match kind {
+        1 => {
+            if fields.array()? != MAGIC {
+                return None;
+            }
+            Frame::Hello { version: fields.u32()?, nonce: fields.array()? }
+        }
+        2 => Frame::Challenge { nonce: fields.array()? },
+        3 => Frame::Proof(fields.array()?),
+        4 => Frame::Proven(fields.array()?),
+        5 => Frame::Join(decode_join(&mut fields)?),
+        6 => {
+            let (epoch, code, offset) = (fields.epoch()?, fields.u32()?, fields.u64()?);
+            let plan = match code {
+                0 => Plan::Follow(offset),
+                1 => Plan::Truncate(offset),
+                2 => Plan::Restart(offset),
+                3 => Plan::Diverged,
+                _ => return None,
+            };
+            Frame::Welcome { epoch, plan }
+        }
+        7 => Frame::Refuse { code: fields.u32()?, details: [fields.u64()?, fields.u64()?] },
+        8 => Frame::Begin { from: fields.u64()?, len: fields.u64()?, crc: fields.u32()? },
+        9 => {
+            let (epoch, offset, confirmed) = (fields.epoch()?, fields.u64()?, fields.u64()?);
+            Frame::Data { epoch, offset, confirmed, bytes: fields.rest() }
+        }
+        10 => {
+            let (epoch, written, durable) = (Epoch(fields.u64()?), fields.u64()?, fields.u64()?);
+            Frame::Ack { epoch, written, durable }
+        }
+        _ => return None,
+    };
+    fields.end()?;
+    Some(frame)
+}
+
+fn decode_join(fields: &mut Reader<'_>) -> Option<Join> {
+    let (cluster, node, instance) = (fields.u64()?, NodeId(fields.u64()?), fields.u64()?);
+    let (segment_size, min, end) = (fields.u64()?, fields.u64()?, fields.u64()?);
+    let promised = Epoch(fields.u64()?);
+    let mut epochs = Vec::with_capacity(fields.0.len() / EPOCH);
+    while !fields.0.is_empty() {
+        epochs.push(fields.epoch()?);
+    }
+    let ordered = epochs.is_sorted_by(|a, b| a.epoch < b.epoch && a.start < b.start);
+    let history = History { epochs, min, end };
+    let sound = ordered && min <= end && history.epochs.last().is_none_or(|last| last.start <= end);
+    sound.then_some(Join { cluster, node, instance, segment_size, promised, history })
+}
+
+/// The frame at the front of `inbox`, if all of it is there; its payload may be `max` bytes long.
+pub(crate) fn next_frame(inbox: &mut Inbox, max: u32) -> Result<Option<Frame<'_>>, WireError> {
+    let Some(head) = inbox.bytes().first_chunk::<HEAD>() else { return Ok(None) };
+    let [kind, zeros @ .., a, b, c, d, e, f, g, h] = *head;
+    let (len, crc) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]));
+    if len > max {
+        return Err(WireError::TooLong { len, max });
+    }
+    if zeros != [0; 3] {
+        return Err(WireError::Malformed);
+    }
+    let Some(frame) = inbox.take(HEAD + len as usize) else { return Ok(None) };
+    let Some((head, payload)) = frame.split_first_chunk::<HEAD>() else { return Ok(None) };
+    if checksum(head, payload, &[]) != crc {
+        return Err(WireError::Checksum);
+    }
+    decode(kind, payload).map(Some).ok_or(WireError::Malformed)
+}
+
+impl fmt::Display for WireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong { len, max } => {
+                write!(f, "a frame of {len} bytes, over the limit of {max}")
+            }
+            Self::Checksum => f.write_str("a frame whose checksum does not match"),
+            Self::Malformed => f.write_str("bytes that are no frame"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::inbox::READ_AHEAD;
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::{self, Read};
+
+    fn epochs() -> impl Strategy<Value = Vec<EpochStart>> {
+        prop::collection::vec((1u64..9, 1u64..99, any::<u64>(), any::<bool>()), 0..5).prop_map(
+            |steps| {
+                let (mut epoch, mut start) = (0, 0);
+                let next = |(more, grown, node, record_crc)| {
+                    (epoch, start) = (epoch + more, start + grown);
+                    EpochStart { epoch: Epoch(epoch), start, node: NodeId(node), record_crc }
+                };
+                steps.into_iter().map(next).collect()
+            },
+        )
+    }
+
+    fn join() -> impl Strategy<Value = Frame<'static>> {
+        (epochs(), any::<[u64; 5]>(), 0u64..500).prop_map(|(epochs, numbers, behind)| {
+            let [cluster, node, instance, segment_size, promised] = numbers;
+            let end = epochs.last().map_or(0, |last| last.start) + behind;
+            let history = History { epochs, min: end / 2, end };
+            let (node, promised) = (NodeId(node), Epoch(promised));
+            Frame::Join(Join { cluster, node, instance, segment_size, promised, history })
+        })
+    }
+
+    fn frames() -> impl Strategy<Value = Frame<'static>> {
+        let epoch =
+            (any::<[u64; 3]>(), any::<bool>()).prop_map(|([epoch, start, node], record_crc)| {
+                EpochStart { epoch: Epoch(epoch), start, node: NodeId(node), record_crc }
+            });
+        let plan = prop_oneof![
+            any::<u64>().prop_map(Plan::Follow),
+            any::<u64>().prop_map(Plan::Truncate),
+            any::<u64>().prop_map(Plan::Restart),
+            Just(Plan::Diverged),
+        ];
+        prop_oneof![
+            (any::<u32>(), any::<Nonce>())
+                .prop_map(|(version, nonce)| Frame::Hello { version, nonce }),
+            any::<Nonce>().prop_map(|nonce| Frame::Challenge { nonce }),
+            any::<Proof>().prop_map(Frame::Proof),
+            any::<Proof>().prop_map(Frame::Proven),
+            join(),
+            (epoch.clone(), plan).prop_map(|(epoch, plan)| Frame::Welcome { epoch, plan }),
+            any::<(u32, [u64; 2])>().prop_map(|(code, details)| Frame::Refuse { code, details }),
+            any::<(u64, u64, u32)>().prop_map(|(from, len, crc)| Frame::Begin { from, len, crc }),
+            (epoch, any::<(u64, u64)>(), 0usize..300).prop_map(
+                |(epoch, (offset, confirmed), len)| {
+                    Frame::Data { epoch, offset, confirmed, bytes: &[7; 300][..len] }
+                }
+            ),
+            any::<(u64, u64, u64)>().prop_map(|(epoch, written, durable)| {
+                Frame::Ack { epoch: Epoch(epoch), written, durable }
+            }),
+        ]
+    }
+
+    /// Gives away a few bytes at a time.
+    struct Drops<'a>(&'a [u8], usize);
+
+    impl Read for Drops<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let len = self.1.min(buf.len()).min(self.0.len());
+            let (given, rest) = self.0.split_at(len);
+            buf[..len].copy_from_slice(given);
+            self.0 = rest;
+            Ok(len)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn frames_come_out_as_they_went_in(
+            sent in prop::collection::vec(frames(), 1..8), drop in 1usize..200
+        ) {
+            let bytes: Vec<u8> = sent.iter().flat_map(Frame::encode).collect();
+            let (mut inbox, mut from, mut received) = (Inbox::default(), Drops(&bytes, drop), 0);
+            while received < sent.len() {
+                match next_frame(&mut inbox, FRAME_MAX).expect("they are sound") {
+                    Some(frame) => {
+                        prop_assert_eq!(&frame, &sent[received]);
+                        received += 1;
+                    }
+                    None => prop_assert!(inbox.fill(&mut from).expect("a slice can be read") > 0),
+                }
+            }
+        }
+
+        #[test]
+        fn a_flipped_bit_is_never_a_frame(sent in frames(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+            let mut bytes = sent.encode();
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1u8 << bit;
+            let (mut inbox, mut from) = (Inbox::default(), &bytes[..]);
+            while inbox.fill(&mut from).expect("readable") > 0 {}
+            prop_assert!(!matches!(next_frame(&mut inbox, FRAME_MAX), Ok(Some(_))));
+        }
+
+        #[test]
+        fn any_bytes_are_frames_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let (mut inbox, mut from) = (Inbox::default(), &bytes[..]);
+            loop {
+                match next_frame(&mut inbox, STRANGER_MAX) {
+                    Ok(Some(_)) => {}
+                    Ok(None) => if inbox.fill(&mut from).expect("readable") == 0 { break },
+                    Err(_) => break,
+                }
+            }
+            prop_assert!(inbox.capacity() <= READ_AHEAD);
+        }
+    }
+
+    #[test]
+    fn a_huge_length_is_refused_before_anything_is_allocated() {
+        let mut bytes = Frame::Challenge { nonce: [0; 16] }.encode();
+        bytes[4..8].copy_from_slice(&u32::MAX.to_be_bytes());
+        let mut inbox = Inbox::default();
+        inbox.fill(&mut &bytes[..]).expect("readable");
+        let refused = WireError::TooLong { len: u32::MAX, max: STRANGER_MAX };
+        assert_eq!(next_frame(&mut inbox, STRANGER_MAX), Err(refused));
+        assert!(inbox.capacity() <= READ_AHEAD);
+    }
+}
