@@ -1,10 +1,11 @@
 //! What a primary knows of its replicas: who is there, how far each is, and what follows from it.
 
-use super::NodeId;
 use super::session::SessionError;
-use parking_lot::Mutex;
+use super::{NodeId, Refusal};
+use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// When a replica's copy counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -60,6 +61,8 @@ pub struct ReplicaStatus {
 pub(crate) struct Group {
     policy: Policy,
     members: Mutex<BTreeMap<NodeId, Member>>,
+    /// Rung when a member has said something, or is gone.
+    heard: Condvar,
     confirmed: AtomicU64,
     /// Up to here a put finds enough replicas near enough.
     reach: AtomicU64,
@@ -72,16 +75,13 @@ impl Group {
         let group = Self {
             policy,
             members: Mutex::default(),
+            heard: Condvar::new(),
             confirmed: AtomicU64::new(confirmed),
             reach: AtomicU64::new(0),
             connected: AtomicUsize::new(0),
         };
         group.settle(&BTreeMap::new());
         group
-    }
-
-    pub(crate) fn policy(&self) -> &Policy {
-        &self.policy
     }
 
     /// Everything before is held by as many replicas as the policy asks for.
@@ -175,6 +175,15 @@ impl Group {
                 .map_or(0, |nearest| nearest.saturating_add(self.policy.max_lag)),
         };
         self.reach.store(reach, Ordering::Relaxed);
+        self.heard.notify_all();
+    }
+
+    /// Waits until everyone who is connected has everything before `end`, at most `patience`.
+    pub(crate) fn drain(&self, end: u64, patience: Duration) {
+        let mut members = self.members.lock();
+        let lacks = |member: &Member| member.session.is_some() && member.written < end;
+        let waiting = |members: &mut BTreeMap<NodeId, Member>| members.values().any(lacks);
+        self.heard.wait_while_for(&mut members, waiting, patience);
     }
 
     /// The lowest offset from which on a replica lacks the log, if it is not hopelessly far behind `end`.
@@ -182,6 +191,28 @@ impl Group {
         let members = self.members.lock();
         let near = |member: &&Member| member.durable.saturating_add(self.policy.max_lag) >= end;
         members.values().filter(near).map(|member| member.durable).min().unwrap_or(u64::MAX)
+    }
+
+    /// Waits until so many replicas are connected and not too far behind `end`.
+    pub(crate) fn wait_for(
+        &self,
+        required: usize,
+        end: u64,
+        patience: Duration,
+    ) -> Result<(), Refusal> {
+        let mut members = self.members.lock();
+        let near = |member: &&Member| {
+            let reach = member.counts.saturating_add(self.policy.max_lag);
+            member.session.is_some() && reach >= end
+        };
+        let count = |members: &BTreeMap<NodeId, Member>| members.values().filter(near).count();
+        self.heard.wait_while_for(&mut members, |members| count(members) < required, patience);
+        match count(&members) {
+            available if available < required => {
+                Err(Refusal::NotEnoughReplicas { available, required })
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn status(&self) -> Vec<ReplicaStatus> {

@@ -10,11 +10,17 @@
 //! `ReplicaBehaviour` says.
 
 #[cfg(feature = "replication")]
+mod events;
+#[cfg(feature = "replication")]
 mod group;
 #[cfg(feature = "replication")]
 mod history;
 #[cfg(feature = "replication")]
 mod inbox;
+#[cfg(feature = "replication")]
+mod link;
+#[cfg(feature = "replication")]
+mod net;
 #[cfg(feature = "replication")]
 mod options;
 #[cfg(feature = "replication")]
@@ -33,9 +39,17 @@ mod session;
 mod wire;
 
 #[cfg(feature = "replication")]
+pub use events::{Event, Observer};
+#[cfg(feature = "replication")]
 pub use group::{AckLevel, ReplicaStatus};
 #[cfg(feature = "replication")]
-pub use options::{Ack, NodeOptions, PrimaryOptions};
+pub use net::{Acceptor, Connector, Stream, TcpAcceptor, TcpConnector};
+#[cfg(feature = "replication")]
+pub use options::{Ack, NodeOptions, PrimaryOptions, ReplicaOptions};
+#[cfg(feature = "replication")]
+pub use primary::Primary;
+#[cfg(feature = "replication")]
+pub use replica::{Replica, ReplicaState, Standing};
 #[cfg(feature = "replication")]
 pub use secret::Secret;
 #[cfg(feature = "replication")]

@@ -1,8 +1,11 @@
 //! What can be chosen of a primary and its replicas.
 
+use super::events::{Event, Observer};
 use super::group::{AckLevel, Policy};
+use super::net::{Connector, TcpConnector};
 use super::{Epoch, NodeId, Secret};
 use crate::error::{Error, Result};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Whether a put waits for replicas.
@@ -33,6 +36,8 @@ pub struct NodeOptions {
     /// A connection on which nothing was heard for so long is closed, RocketMQ's
     /// `haHousekeepingInterval`. Default 20 s; 1 ms to 1 h, and longer than `heartbeat_interval`.
     pub housekeeping_interval: Duration,
+    /// Hears of what happens between nodes. Default: nobody does.
+    pub observer: Observer,
 }
 
 impl NodeOptions {
@@ -44,6 +49,7 @@ impl NodeOptions {
             secret: Secret::default(),
             heartbeat_interval: Duration::from_secs(5),
             housekeeping_interval: Duration::from_secs(20),
+            observer: Observer::default(),
         }
     }
 
@@ -56,6 +62,12 @@ impl NodeOptions {
     /// Sets [`secret`](Self::secret).
     pub fn secret(mut self, secret: Secret) -> Self {
         self.secret = secret;
+        self
+    }
+
+    /// Calls `tell` with each [`Event`], on the thread on which it happens: it must not block.
+    pub fn observe(mut self, tell: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.observer = Observer::new(tell);
         self
     }
 
@@ -146,6 +158,44 @@ impl PrimaryOptions {
     pub(crate) fn policy(&self) -> Policy {
         let (needed, level) = (self.min_insync_replicas, self.ack_level);
         Policy { needed, level, max_lag: self.max_replica_lag }
+    }
+}
+
+/// Settings of a [`Replica`](super::Replica).
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ReplicaOptions {
+    /// Who this is.
+    pub node: NodeOptions,
+    /// How it reaches its primary.
+    pub connector: Arc<dyn Connector>,
+    /// The pause after a connection that did not come about; it doubles up to
+    /// [`retry_max`](Self::retry_max). Default 100 ms; 1 ms to 1 h.
+    pub retry_min: Duration,
+    /// The longest such pause. Default 5 s, RocketMQ's; 1 ms to 1 h.
+    pub retry_max: Duration,
+}
+
+impl ReplicaOptions {
+    /// The defaults, for a primary that listens at `address`, `host:port`.
+    pub fn new(node: NodeOptions, address: impl Into<String>) -> Self {
+        Self::connecting(node, TcpConnector::new(address))
+    }
+
+    /// The defaults, for a primary that is reached by `connector`.
+    pub fn connecting(node: NodeOptions, connector: impl Connector + 'static) -> Self {
+        Self {
+            node,
+            connector: Arc::new(connector),
+            retry_min: Duration::from_millis(100),
+            retry_max: Duration::from_secs(5),
+        }
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        self.node.validate()?;
+        check("retry_min", self.retry_min)?;
+        check("retry_max", self.retry_max)
     }
 }
 

@@ -6,6 +6,7 @@ use super::session::{Order, Session, SessionError};
 use super::*;
 use crate::clock::{Clock, ManualClock};
 use crate::disk::SimDisk;
+use crate::environment::Threads;
 use crate::replication::inbox::Inbox;
 use crate::{Environment, Message, Store, StoreConfig, StoreWorker};
 use std::time::{Duration, Instant};
@@ -32,7 +33,7 @@ impl Node {
 
     fn primary(&self) -> (Store, Arc<PrimaryReplicator>) {
         let options = PrimaryOptions::new(NodeOptions::new(NodeId(1)));
-        let replicator = PrimaryReplicator::new(options);
+        let replicator = PrimaryReplicator::new(options, self.clock.clone(), Threads::Stepped);
         let opened = Store::open_replicated(config(), self.environment(), replicator.clone());
         (opened.expect("the primary opens"), replicator)
     }

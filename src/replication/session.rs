@@ -20,6 +20,12 @@ pub(crate) trait Session: Send {
     /// What is to be sent now.
     fn poll(&mut self, now: Instant) -> Result<Option<Outgoing>, SessionError>;
 
+    /// Whether there is something to send, as far as can be told without saying it.
+    fn is_ready(&self, now: Instant) -> bool;
+
+    /// The session is over.
+    fn leave(&mut self);
+
     /// When there may be something to send though nothing happens.
     fn due(&self) -> Option<Instant>;
 
@@ -28,6 +34,9 @@ pub(crate) trait Session: Send {
 
     /// Whether the peer has introduced itself.
     fn is_known(&self) -> bool;
+
+    /// Whether the log goes from one to the other.
+    fn is_streaming(&self) -> bool;
 }
 
 /// Bytes to be sent: the second part straight from the log.

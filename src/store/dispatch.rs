@@ -107,7 +107,26 @@ impl Shared {
             self.core.continue_queue(queue.topic(), queue.queue_id(), queue.max_offset());
             Ok(())
         })?;
+        self.count_what_is_not_shown(end)?;
         self.checkpointer.start_at(queued);
+        Ok(())
+    }
+
+    /// Records behind `end` are not confirmed, and in no queue yet; their queue offsets are taken.
+    fn count_what_is_not_shown(&self, end: u64) -> Result<()> {
+        let mut records = self.core.records(end, self.core.progress.appended());
+        let count = |located: &Located<'_>| {
+            let record = &located.record;
+            let offset = record.queue_offset().cast_unsigned();
+            if record.sys_flag().takes_queue_offset()
+                && self.is_plausible(offset, located.physical_offset)
+            {
+                self.core.continue_queue(record.topic(), record.queue_id(), offset + 1);
+            }
+        };
+        while let Some(counted) = records.next_with(count) {
+            counted?;
+        }
         Ok(())
     }
 

@@ -207,6 +207,11 @@ impl Store {
         Ok(store)
     }
 
+    /// Whether nobody has closed it.
+    pub fn is_open(&self) -> bool {
+        self.shared().is_open()
+    }
+
     /// What recovery found and did when this store was opened.
     pub fn recovery(&self) -> &RecoveryReport {
         &self.inner.report

@@ -1,94 +1,134 @@
 //! What a primary answers to its store.
 
+use super::server::Server;
 use super::session::Hub;
-use crate::error::Result;
+use crate::clock::Clock;
+use crate::environment::Threads;
+use crate::error::{Error, Result};
 use crate::replication::group::{Group, SessionId};
+use crate::replication::net::Acceptor;
 use crate::replication::options::{Ack, PrimaryOptions};
 use crate::replication::{
     Admission, Confirmation, Epoch, Refusal, ReplicatedLog, Replicator, StartPoint,
 };
 use crate::worker::Alarm;
-use parking_lot::RwLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use parking_lot::{Mutex, RwLock};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-/// The primary's side of the seam: it admits puts and wakes those who send them on.
-#[derive(Debug)]
-pub(crate) struct PrimaryReplicator {
-    options: PrimaryOptions,
-    hub: OnceLock<Arc<Hub>>,
-    /// Behind the last byte that was written, about: what the next put is measured by.
-    written: AtomicU64,
+/// How long a store that closes waits for its replicas.
+const DRAIN_MAX: Duration = Duration::from_secs(1);
+
+/// What the store's side and the connections share.
+pub(super) struct Shared {
+    pub(super) options: PrimaryOptions,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) hub: OnceLock<Arc<Hub>>,
     senders: RwLock<Vec<(SessionId, Arc<Alarm>)>>,
-    stopped: AtomicBool,
 }
 
-impl PrimaryReplicator {
-    pub(crate) fn new(options: PrimaryOptions) -> Arc<Self> {
-        Arc::new(Self {
-            options,
-            hub: OnceLock::new(),
-            written: AtomicU64::new(0),
-            senders: RwLock::default(),
-            stopped: AtomicBool::new(false),
-        })
-    }
-
-    /// What the sessions share, once the store is open.
-    pub(crate) fn hub(&self) -> Option<&Arc<Hub>> {
-        self.hub.get()
-    }
-
+impl Shared {
     /// Rings `alarm` when there is something to send.
-    pub(crate) fn wake(&self, session: SessionId, alarm: Arc<Alarm>) {
+    pub(super) fn wake(&self, session: SessionId, alarm: Arc<Alarm>) {
         self.senders.write().push((session, alarm));
+        self.ring_all();
     }
 
-    pub(crate) fn forget(&self, session: SessionId) {
+    pub(super) fn forget(&self, session: SessionId) {
         self.senders.write().retain(|(other, _)| *other != session);
     }
 
-    pub(crate) fn ring_all(&self) {
+    fn ring_all(&self) {
         for (_, alarm) in self.senders.read().iter() {
             alarm.ring();
         }
     }
 }
 
+/// The primary's side of the seam: it admits puts and wakes those who send them on.
+pub(crate) struct PrimaryReplicator {
+    shared: Arc<Shared>,
+    threads: Threads,
+    /// Behind the last byte that was written, about: what the next put is measured by.
+    written: AtomicU64,
+    server: Mutex<Option<Arc<Server>>>,
+}
+
+impl fmt::Debug for PrimaryReplicator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PrimaryReplicator")
+            .field("options", &self.shared.options)
+            .field("group", &self.shared.hub.get().map(|hub| &hub.group))
+            .finish_non_exhaustive()
+    }
+}
+
+impl PrimaryReplicator {
+    pub(crate) fn new(
+        options: PrimaryOptions,
+        clock: Arc<dyn Clock>,
+        threads: Threads,
+    ) -> Arc<Self> {
+        let (hub, senders) = (OnceLock::new(), RwLock::default());
+        Arc::new(Self {
+            shared: Arc::new(Shared { options, clock, hub, senders }),
+            threads,
+            written: AtomicU64::new(0),
+            server: Mutex::new(None),
+        })
+    }
+
+    /// What the sessions share, once the store is open.
+    pub(crate) fn hub(&self) -> Option<&Arc<Hub>> {
+        self.shared.hub.get()
+    }
+
+    pub(super) fn serve(&self, acceptor: Arc<dyn Acceptor>) -> Result<()> {
+        let server = self.server.lock().clone().ok_or(Error::Closed)?;
+        server.serve(acceptor)
+    }
+}
+
 impl Replicator for PrimaryReplicator {
     fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<u64> {
-        let node = &self.options.node;
-        let epoch = match self.options.epoch {
-            _ if cfg!(canary = "epoch_twice") && at.epoch > Epoch(0) => at.epoch,
+        let options = &self.shared.options;
+        let node = &options.node;
+        let epoch = match options.epoch {
             Some(epoch) => epoch,
             None => Epoch(at.epoch.0 + 1),
         };
         let epoch = log.begin_epoch(epoch, node.node)?;
         let confirmed = log.confirmed();
-        let group = Group::new(self.options.policy(), confirmed);
+        let group = Group::new(options.policy(), confirmed);
         let gate = (node.cluster, node.secret.clone());
         self.written.store(at.end, Ordering::Relaxed);
-        self.hub
-            .get_or_init(|| Arc::new(Hub::new(log, group, epoch, gate, node.heartbeat_interval)));
-        Ok(match self.options.ack {
+        let hub = Hub::new(log, group, epoch, gate, node.heartbeat_interval);
+        self.shared.hub.get_or_init(|| Arc::new(hub));
+        if self.threads == Threads::Own {
+            *self.server.lock() = Some(Server::start(self.shared.clone())?);
+        }
+        Ok(match options.ack {
             Ack::Sync => confirmed,
             Ack::Async => u64::MAX,
         })
     }
 
     fn admit(&self) -> Result<Admission, Refusal> {
-        let hub = self.hub.get().ok_or(Refusal::Stopped)?;
+        let options = &self.shared.options;
+        let hub = self.hub().ok_or(Refusal::Stopped)?;
         if hub.superseded().is_some() {
             return Err(Refusal::NotPrimary);
         }
-        let confirmation = match self.options.ack {
+        let confirmation = match options.ack {
             Ack::Async => Confirmation::NotAsked,
             Ack::Sync if hub.group.reaches(self.written.load(Ordering::Relaxed)) => {
                 Confirmation::Awaited
             }
-            Ack::Sync if self.options.strict => {
+            Ack::Sync if options.strict => {
                 let available = hub.group.connected();
-                let required = self.options.min_insync_replicas;
+                let required = options.min_insync_replicas;
                 return Err(Refusal::NotEnoughReplicas { available, required });
             }
             Ack::Sync => Confirmation::OutOfReach,
@@ -98,16 +138,21 @@ impl Replicator for PrimaryReplicator {
 
     fn on_written(&self, end: u64) {
         self.written.fetch_max(end, Ordering::SeqCst);
-        self.ring_all();
+        self.shared.ring_all();
     }
 
     fn on_durable(&self, _end: u64) {}
 
     fn retention_floor(&self) -> u64 {
-        self.hub.get().map_or(u64::MAX, |hub| hub.group.floor(self.written.load(Ordering::Relaxed)))
+        self.hub().map_or(u64::MAX, |hub| hub.group.floor(self.written.load(Ordering::Relaxed)))
     }
 
     fn stop(&self) {
-        self.stopped.store(true, Ordering::SeqCst);
+        let server = self.server.lock().take();
+        if let (Some(server), Some(hub)) = (server, self.hub()) {
+            // Everything is durable here by now: a replica that is promoted next should have it, too.
+            hub.group.drain(hub.log.end(), DRAIN_MAX);
+            server.stop();
+        }
     }
 }

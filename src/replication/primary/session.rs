@@ -258,6 +258,20 @@ impl Session for PrimarySession {
         }
     }
 
+    fn is_ready(&self, now: Instant) -> bool {
+        let more = match &self.state {
+            State::Streaming { next, .. } => *next < self.hub.log.end(),
+            _ => false,
+        };
+        more || self.due().is_some_and(|due| due <= now)
+    }
+
+    fn leave(&mut self) {
+        if let Some(node) = self.node() {
+            self.hub.group.leave(node, self.id);
+        }
+    }
+
     fn due(&self) -> Option<Instant> {
         match &self.state {
             _ if !self.outbox.is_empty() => Some(self.sent_at),
@@ -278,13 +292,15 @@ impl Session for PrimarySession {
     fn is_known(&self) -> bool {
         !matches!(self.state, State::AwaitHello | State::AwaitProof { .. })
     }
+
+    fn is_streaming(&self) -> bool {
+        matches!(self.state, State::Streaming { .. })
+    }
 }
 
 impl Drop for PrimarySession {
     fn drop(&mut self) {
-        if let Some(node) = self.node() {
-            self.hub.group.leave(node, self.id);
-        }
+        self.leave();
     }
 }
 

@@ -1,7 +1,151 @@
 //! A node that takes over another one's log.
 
+mod follower;
 mod replicator;
 mod session;
 
+#[cfg(test)]
 pub(crate) use replicator::ReplicaReplicator;
+#[cfg(test)]
 pub(crate) use session::{Identity, ReplicaSession};
+
+use super::options::{PrimaryOptions, ReplicaOptions};
+use super::primary::Primary;
+use super::session::SessionError;
+use super::{Epoch, Event};
+use crate::config::StoreConfig;
+use crate::environment::{Environment, Threads};
+use crate::error::{Error, Result};
+use crate::store::Store;
+use follower::Follower;
+
+/// Where a replica stands, for whoever chooses the next primary: the greatest has the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub struct Standing {
+    /// The newest epoch of its log.
+    pub epoch: Epoch,
+    /// Physical offset behind its last record; all of it is durable.
+    pub end: u64,
+    /// It lets nobody write under an epoch before this one any more.
+    pub promised: Epoch,
+}
+
+/// How a replica gets on.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ReplicaState {
+    /// Whether it follows its primary now.
+    pub following: bool,
+    /// Physical offset behind the last byte that survives a power cut here.
+    pub durable: u64,
+    /// Physical offset up to which the primary has said that records are confirmed.
+    pub confirmed: u64,
+    /// How the last connection ended.
+    pub last_error: Option<SessionError>,
+}
+
+/// A store that follows a [`Primary`] (feature `replication`).
+///
+/// It refuses puts. It can be read meanwhile, up to what is confirmed: nothing that a reader sees here
+/// is ever taken back, whichever node becomes the primary.
+///
+/// # Failover
+/// Nodes do not elect a primary; whoever does so for them, a person or a program, makes it safe like
+/// this. Of `n` replicas, `k = min_insync_replicas` hold what is confirmed. Choose an epoch that is
+/// higher than any before. [`fence`](Self::fence) at least `n - k + 1` replicas with it: one of them holds
+/// whatever was confirmed, and none of them helps the old primary any more. [`promote`](Self::promote)
+/// the one with the greatest [`Standing`]; open the others, and the old primary when it returns, as
+/// replicas of it.
+#[derive(Debug)]
+pub struct Replica {
+    config: StoreConfig,
+    environment: Environment,
+    follower: Follower,
+}
+
+impl Replica {
+    /// Opens the store in `config.log.dir` as a replica, and follows the primary from now on: reconnects
+    /// when the connection ends, cuts what the primary does not have, and begins anew with the oldest
+    /// that the primary has where what follows here is gone there.
+    ///
+    /// # Errors
+    /// As [`Store::open`], and [`Error::Config`] for the options. Whether the primary can be reached is
+    /// told by [`state`](Self::state) and the observer.
+    pub fn open(config: StoreConfig, options: ReplicaOptions) -> Result<Self> {
+        Self::open_in(config, Environment::default(), options)
+    }
+
+    /// The same in another environment, which must have threads of its own.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_in(
+        config: StoreConfig,
+        environment: Environment,
+        options: ReplicaOptions,
+    ) -> Result<Self> {
+        options.validate()?;
+        if environment.threads == Threads::Stepped {
+            let allowed = "Threads::Own for a replica";
+            return Err(Error::Config { field: "threads", value: "Stepped".to_owned(), allowed });
+        }
+        let follower = Follower::start(config.clone(), environment.clone(), options)?;
+        Ok(Self { config, environment, follower })
+    }
+
+    /// The store, for reading. It is closed, and another one takes its place, whenever the log is cut or
+    /// begun anew to follow another primary: ask again when it says
+    /// [`Error::Closed`], or for each batch.
+    pub fn store(&self) -> Store {
+        self.follower.store()
+    }
+
+    /// How it gets on.
+    pub fn state(&self) -> ReplicaState {
+        self.follower.state()
+    }
+
+    /// Promises not to follow a primary with an epoch before `epoch` any more, and says where this
+    /// replica stands. What it acknowledged is in there; nothing comes after. Durable on return.
+    ///
+    /// # Errors
+    /// [`Refusal::EpochFell`](super::Refusal::EpochFell) if it knows `epoch` or a later one, or has
+    /// promised it to someone else; [`Error::DiskFull`], [`Error::Io`], [`Error::FlushTimeout`].
+    pub fn fence(&self, epoch: Epoch) -> Result<Standing> {
+        self.follower.fence(epoch)
+    }
+
+    /// Where this replica stands now.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] while the store is opened again.
+    pub fn standing(&self) -> Result<Standing> {
+        self.follower.standing()
+    }
+
+    /// Stops following, and opens the store again as a primary: with [`PrimaryOptions::epoch`], or else
+    /// the epoch that was promised last, if that is newer than its log's, or the next.
+    ///
+    /// # Errors
+    /// As [`close`](Self::close) and [`Primary::open`]; the store is closed then.
+    pub fn promote(self, options: PrimaryOptions) -> Result<Primary> {
+        let standing = self.follower.standing()?;
+        self.follower.stop()?;
+        let Self { config, environment, follower } = self;
+        drop(follower);
+        let mut options = options;
+        if standing.promised > standing.epoch {
+            options.epoch.get_or_insert(standing.promised);
+        }
+        Primary::open_in(config, environment, options)
+    }
+
+    /// Stops following and closes the store.
+    ///
+    /// # Errors
+    /// As [`Store::close`].
+    pub fn close(&self) -> Result<()> {
+        self.follower.stop()
+    }
+}

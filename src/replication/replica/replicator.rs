@@ -2,7 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::replication::{Admission, Refusal, ReplicatedLog, Replicator, Role, StartPoint};
-use crate::worker::Alarm;
+use crate::worker::{Alarm, Doorbell};
+use parking_lot::RwLock;
 use std::sync::{Arc, OnceLock};
 
 /// The replica's side of the seam: it refuses puts, and wakes whoever tells the primary what is here.
@@ -10,13 +11,27 @@ use std::sync::{Arc, OnceLock};
 pub(crate) struct ReplicaReplicator {
     log: OnceLock<Arc<dyn ReplicatedLog>>,
     /// Rung when more is written or durable.
-    pub(crate) alarm: Arc<Alarm>,
+    alarm: RwLock<Option<Arc<Alarm>>>,
 }
 
 impl ReplicaReplicator {
     /// The log, once the store is open.
     pub(crate) fn log(&self) -> Result<&Arc<dyn ReplicatedLog>> {
         self.log.get().ok_or(Error::Closed)
+    }
+
+    /// An alarm that rings `bell` from now on, in place of the one before.
+    pub(super) fn new_alarm(&self, bell: Doorbell) -> Arc<Alarm> {
+        let alarm = Arc::new(Alarm::default());
+        alarm.connect(bell);
+        *self.alarm.write() = Some(alarm.clone());
+        alarm
+    }
+
+    fn ring(&self) {
+        if let Some(alarm) = &*self.alarm.read() {
+            alarm.ring();
+        }
     }
 }
 
@@ -36,11 +51,11 @@ impl Replicator for ReplicaReplicator {
     }
 
     fn on_written(&self, _end: u64) {
-        self.alarm.ring();
+        self.ring();
     }
 
     fn on_durable(&self, _end: u64) {
-        self.alarm.ring();
+        self.ring();
     }
 
     fn stop(&self) {}

@@ -151,6 +151,13 @@ impl ReplicaSession {
 }
 
 impl Following {
+    /// What the primary is to know.
+    fn held(&self, log: &dyn ReplicatedLog) -> (Epoch, u64, u64) {
+        // The durable offset first: it must not pass the other.
+        let durable = log.durable();
+        (self.entered, log.end().max(durable), durable)
+    }
+
     /// Takes bytes of the log over, which lie at `offset` and are of `epoch`.
     fn take_over(
         &mut self,
@@ -205,9 +212,7 @@ impl Session for ReplicaSession {
             return Ok(Some(Outgoing::frame(&frame)));
         }
         let State::Following(following) = &mut self.state else { return Ok(None) };
-        // The durable offset first: it must not pass the other.
-        let durable = self.log.durable();
-        let held = (following.entered, self.log.end().max(durable), durable);
+        let held = following.held(&*self.log);
         if following.told == Some(held) && now < self.sent_at + self.identity.heartbeat {
             return Ok(None);
         }
@@ -216,6 +221,16 @@ impl Session for ReplicaSession {
         let (epoch, written, durable) = held;
         Ok(Some(Outgoing::frame(&Frame::Ack { epoch, written, durable })))
     }
+
+    fn is_ready(&self, now: Instant) -> bool {
+        let news = match &self.state {
+            State::Following(following) => following.told != Some(following.held(&*self.log)),
+            _ => false,
+        };
+        news || !self.outbox.is_empty() || self.due().is_some_and(|due| due <= now)
+    }
+
+    fn leave(&mut self) {}
 
     fn due(&self) -> Option<Instant> {
         match &self.state {
@@ -231,5 +246,9 @@ impl Session for ReplicaSession {
 
     fn is_known(&self) -> bool {
         matches!(self.state, State::AwaitWelcome { .. } | State::Following(_))
+    }
+
+    fn is_streaming(&self) -> bool {
+        matches!(self.state, State::Following(_))
     }
 }

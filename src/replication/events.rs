@@ -1,0 +1,120 @@
+//! What happens between nodes, told to whoever asked to hear of it.
+
+use super::{Epoch, NodeId, SessionError};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// Peers whose last trouble is remembered; of more, trouble may be told twice.
+const PEERS_MAX: usize = 256;
+
+/// Something that happened between nodes.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Event {
+    /// A peer was accepted, or accepted this node.
+    Connected {
+        /// Its address.
+        peer: String,
+    },
+    /// A connection ended, or did not come about. The same trouble with the same peer is told once,
+    /// until it has been connected or there is other trouble.
+    Ended {
+        /// The peer's address.
+        peer: String,
+        /// Why.
+        error: SessionError,
+    },
+    /// A replica told this primary of a newer epoch: it takes no puts any more.
+    Superseded {
+        /// The newer epoch.
+        by: Epoch,
+    },
+    /// The log of this replica was cut, because the primary has other records there.
+    Truncated {
+        /// Physical offset of the cut.
+        to: u64,
+    },
+    /// The log of this replica was emptied, and begins where the primary's oldest segment does.
+    Restarted {
+        /// Physical offset of that.
+        at: u64,
+    },
+    /// A replica was accepted.
+    Joined {
+        /// Who it is.
+        node: NodeId,
+    },
+}
+
+/// Is called with each event, on the thread on which it happened: it must not block.
+#[derive(Clone)]
+pub struct Observer {
+    tell: Arc<dyn Fn(&Event) + Send + Sync>,
+    /// What was told last of a peer.
+    troubles: Arc<Mutex<BTreeMap<String, u8>>>,
+}
+
+impl Observer {
+    /// Calls `tell`.
+    pub fn new(tell: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        Self { tell: Arc::new(tell), troubles: Arc::default() }
+    }
+
+    pub(crate) fn tell(&self, event: &Event) {
+        match event {
+            Event::Ended { peer, error } => {
+                let mut troubles = self.troubles.lock();
+                let key = host(peer).to_owned();
+                if troubles.get(&key) == Some(&error.kind()) {
+                    return;
+                }
+                if troubles.len() >= PEERS_MAX {
+                    troubles.clear();
+                }
+                troubles.insert(key, error.kind());
+            }
+            Event::Connected { peer } => drop(self.troubles.lock().remove(host(peer))),
+            _ => {}
+        }
+        (self.tell)(event);
+    }
+}
+
+/// An address without its port, which is another one each time.
+fn host(peer: &str) -> &str {
+    peer.rsplit_once(':').map_or(peer, |(host, _)| host)
+}
+
+impl Default for Observer {
+    fn default() -> Self {
+        Self::new(|_| {})
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_trouble_with_the_same_host_is_told_once() {
+        let told = Arc::new(Mutex::new(0));
+        let counted = told.clone();
+        let observer = Observer::new(move |_| *counted.lock() += 1);
+        let ended = |port: u16, error| Event::Ended { peer: format!("10.0.0.1:{port}"), error };
+        observer.tell(&ended(1, SessionError::Secret));
+        observer.tell(&ended(2, SessionError::Secret));
+        assert_eq!(*told.lock(), 1);
+        observer.tell(&ended(3, SessionError::Silent));
+        observer.tell(&Event::Connected { peer: "10.0.0.1:4".to_owned() });
+        observer.tell(&ended(5, SessionError::Silent));
+        assert_eq!(*told.lock(), 4);
+    }
+}

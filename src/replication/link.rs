@@ -1,0 +1,248 @@
+//! A session on a stream: one thread reads, one writes.
+
+use super::inbox::Inbox;
+use super::net::Stream;
+use super::session::{Order, Outgoing, Session, SessionError};
+use crate::clock::Clock;
+use crate::sync::AtomicBool;
+use crate::worker::{Alarm, Next};
+use parking_lot::{Condvar, Mutex};
+use std::io::{self, IoSlice, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How a session ended.
+#[derive(Debug, Clone)]
+pub(crate) enum Ended {
+    Order(Order),
+    Error(SessionError),
+}
+
+#[derive(Default)]
+struct End {
+    how: Option<Ended>,
+    /// The peer was told, as far as it is.
+    is_said: bool,
+}
+
+/// What the two threads of a session share.
+pub(crate) struct Link<S> {
+    session: Mutex<S>,
+    clock: Arc<dyn Clock>,
+    /// Rung when there may be something to send.
+    alarm: Arc<Alarm>,
+    end: Mutex<End>,
+    /// Rung when the last word is said.
+    said: Condvar,
+    over: AtomicBool,
+    known: AtomicBool,
+    streaming: AtomicBool,
+    hang_up: Box<dyn Fn() + Send + Sync>,
+    pub(crate) peer: String,
+    /// Until when the peer has to introduce itself.
+    introduced_by: Instant,
+    /// How long the sender rests, rather than be rung for each put.
+    rest: Option<Duration>,
+}
+
+impl<S: Session> Link<S> {
+    pub(crate) fn new(
+        session: S,
+        clock: Arc<dyn Clock>,
+        stream: Stream,
+        alarm: Arc<Alarm>,
+        handshake: Duration,
+        rest: Option<Duration>,
+    ) -> (Arc<Self>, Reading, Writing) {
+        let Stream { reader, writer, hang_up, peer } = stream;
+        let introduced_by = clock.now() + handshake;
+        let link = Self {
+            session: Mutex::new(session),
+            clock,
+            alarm,
+            end: Mutex::default(),
+            said: Condvar::new(),
+            over: AtomicBool::new(false),
+            known: AtomicBool::new(false),
+            streaming: AtomicBool::new(false),
+            hang_up,
+            peer,
+            introduced_by,
+            rest,
+        };
+        let reading = Reading { reader, inbox: Inbox::default() };
+        (Arc::new(link), reading, Writing { writer, worked: false })
+    }
+
+    /// How it ended, once it has.
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        if self.is_over() { self.end.lock().how.clone() } else { None }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
+    /// Whether the peer has introduced itself.
+    pub(crate) fn is_known(&self) -> bool {
+        self.known.load(Ordering::SeqCst)
+    }
+
+    /// Whether the log goes from one to the other.
+    pub(crate) fn is_streaming(&self) -> bool {
+        !self.is_over() && self.streaming.load(Ordering::SeqCst)
+    }
+
+    /// Whether it has ended, and the peer was told.
+    pub(crate) fn is_said(&self) -> bool {
+        self.is_over() && self.end.lock().is_said
+    }
+
+    /// Waits until the peer was told of the end, at most `patience`.
+    pub(crate) fn wait_said(&self, patience: Duration) {
+        self.said.wait_while_for(&mut self.end.lock(), |end| !end.is_said, patience);
+    }
+
+    /// The last word is said, or will never be.
+    pub(crate) fn set_said(&self) {
+        self.end.lock().is_said = true;
+        self.said.notify_all();
+        self.hang_up();
+    }
+
+    /// Ends the session: nothing is taken from the peer any more, and nothing new is said to it.
+    pub(crate) fn end(&self, how: Ended) {
+        self.end_holding(&mut self.session.lock(), how);
+    }
+
+    fn end_holding(&self, session: &mut S, how: Ended) {
+        let mut end = self.end.lock();
+        if end.how.is_none() {
+            end.how = Some(how);
+            self.over.store(true, Ordering::SeqCst);
+            session.leave();
+        }
+        drop(end);
+        self.alarm.ring();
+    }
+
+    /// Ends the connection itself.
+    pub(crate) fn hang_up(&self) {
+        (self.hang_up)();
+    }
+
+    /// Reads once, and takes what came.
+    pub(crate) fn receive_step(&self, reading: &mut Reading) -> Next {
+        if self.is_over() {
+            return Next::Idle;
+        }
+        let Reading { reader, inbox } = reading;
+        let filled = inbox.fill(&mut **reader);
+        let mut session = self.session.lock();
+        // Whoever ended it meanwhile counts on that nothing more is taken.
+        if self.is_over() {
+            return Next::Idle;
+        }
+        let now = self.clock.now();
+        let received = match filled {
+            Ok(0) => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(_) => session.receive(inbox, now),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        match received {
+            Ok(None) if !session.is_known() && now > self.introduced_by => {
+                self.end_holding(&mut session, Ended::Error(SessionError::Silent));
+            }
+            Ok(None) => {
+                self.known.store(session.is_known(), Ordering::SeqCst);
+                self.streaming.store(session.is_streaming(), Ordering::SeqCst);
+                drop(session);
+                self.alarm.ring();
+                return Next::Now;
+            }
+            Ok(Some(order)) => self.end_holding(&mut session, Ended::Order(order)),
+            Err(error) => self.end_holding(&mut session, Ended::Error(error)),
+        }
+        Next::Idle
+    }
+
+    /// Sends what there is, or sleeps until there may be something.
+    pub(crate) fn send_step(&self, writing: &mut Writing) -> Next {
+        let mut session = self.session.lock();
+        if self.is_over() {
+            let ended = self.end.lock().how.clone();
+            let farewell = match &ended {
+                Some(Ended::Error(error)) => session.farewell(error),
+                _ => None,
+            };
+            drop(session);
+            if let Some(farewell) = farewell {
+                // The peer may have gone first.
+                let _ = writing.writer.write_all(&farewell);
+            }
+            self.set_said();
+            return Next::Idle;
+        }
+        let now = self.clock.now();
+        match session.poll(now) {
+            Ok(Some(outgoing)) => {
+                drop(session);
+                writing.worked = true;
+                if let Err(error) = write(&mut *writing.writer, &outgoing) {
+                    self.end(Ended::Error(error.into()));
+                }
+                Next::Now
+            }
+            Ok(None) => {
+                let due = session.due();
+                drop(session);
+                if let Some(rest) = self.rest.filter(|_| std::mem::take(&mut writing.worked)) {
+                    return Next::At(now + rest);
+                }
+                match self
+                    .alarm
+                    .sleep_unless(|| self.is_over() || self.session.lock().is_ready(now))
+                {
+                    Next::Now => Next::Now,
+                    _ => due.map_or(Next::Idle, Next::At),
+                }
+            }
+            Err(error) => {
+                self.end_holding(&mut session, Ended::Error(error));
+                Next::Now
+            }
+        }
+    }
+}
+
+/// What the reading thread has for itself.
+pub(crate) struct Reading {
+    reader: Box<dyn Read + Send>,
+    inbox: Inbox,
+}
+
+/// What the writing thread has for itself.
+pub(crate) struct Writing {
+    writer: Box<dyn Write + Send>,
+    worked: bool,
+}
+
+/// Both parts, with one call of the system where that will do.
+fn write(writer: &mut dyn Write, outgoing: &Outgoing) -> io::Result<()> {
+    let (mut head, mut body) = (&outgoing.head[..], outgoing.body());
+    while !head.is_empty() {
+        let written = match writer.write_vectored(&[IoSlice::new(head), IoSlice::new(body)]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
+        };
+        let of_head = written.min(head.len());
+        head = head.get(of_head..).unwrap_or_default();
+        body = body.get(written - of_head..).unwrap_or_default();
+    }
+    writer.write_all(body)?;
+    writer.flush()
+}

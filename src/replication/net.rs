@@ -1,0 +1,168 @@
+//! How nodes reach each other: TCP as it is, or whatever a program brings instead.
+
+use crate::sync::AtomicBool;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::ToSocketAddrs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How long it may take to wake a listener of this process.
+const WAKE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection, in two halves that two threads use at the same time.
+pub struct Stream {
+    /// What comes from the peer. A read during which nothing comes for as long as the
+    /// [`Connector`] or [`Acceptor`] was told fails with `WouldBlock` or `TimedOut`.
+    pub reader: Box<dyn Read + Send>,
+    /// What goes to the peer. A write that does not get on for so long fails likewise.
+    pub writer: Box<dyn Write + Send>,
+    /// Ends both halves, from any thread: reads and writes under way, and all later ones, end at once.
+    pub hang_up: Box<dyn Fn() + Send + Sync>,
+    /// Who is at the other end, for messages: an address.
+    pub peer: String,
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl Stream {
+    /// A TCP connection as it is: nothing of it is encrypted.
+    ///
+    /// # Errors
+    /// What the system says to the settings.
+    pub fn tcp(socket: TcpStream, patience: Duration) -> io::Result<Self> {
+        let peer = socket.peer_addr()?.to_string();
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(patience))?;
+        socket.set_write_timeout(Some(patience))?;
+        let (reader, closing) = (socket.try_clone()?, socket.try_clone()?);
+        let hang_up = move || {
+            // Whoever was faster has ended it already.
+            let _ = closing.shutdown(Shutdown::Both);
+        };
+        Ok(Self {
+            reader: Box::new(reader),
+            writer: Box::new(socket),
+            hang_up: Box::new(hang_up),
+            peer,
+        })
+    }
+}
+
+/// How a replica reaches its primary.
+pub trait Connector: Send + Sync + fmt::Debug {
+    /// Connects, within about `limit`: a replica that is closed waits for it. Reads and writes of the
+    /// stream give up after `patience`.
+    ///
+    /// # Errors
+    /// Tried again later, with growing pauses.
+    fn connect(&self, limit: Duration, patience: Duration) -> io::Result<Stream>;
+}
+
+/// How a primary is reached.
+pub trait Acceptor: Send + Sync + fmt::Debug {
+    /// Waits for the next connection. What a handshake takes is to be done by its first reads and
+    /// writes, which give up after `patience`: others wait here.
+    ///
+    /// # Errors
+    /// Taken note of, and tried again after a pause; the last one after [`close`](Self::close).
+    fn accept(&self, patience: Duration) -> io::Result<Stream>;
+
+    /// Makes the [`accept`](Self::accept) under way, and all later ones, fail at once.
+    fn close(&self);
+}
+
+/// Plain TCP to the addresses of a name, one after the other.
+#[derive(Debug, Clone)]
+pub struct TcpConnector {
+    address: String,
+}
+
+impl TcpConnector {
+    /// To `address`, `host:port`. The name is looked up for each connection.
+    pub fn new(address: impl Into<String>) -> Self {
+        Self { address: address.into() }
+    }
+}
+
+impl Connector for TcpConnector {
+    fn connect(&self, limit: Duration, patience: Duration) -> io::Result<Stream> {
+        let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for address in self.address.to_socket_addrs()? {
+            match TcpStream::connect_timeout(&address, limit) {
+                Ok(socket) => return Stream::tcp(socket, patience),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+}
+
+/// Plain TCP.
+#[derive(Debug)]
+pub struct TcpAcceptor {
+    listener: TcpListener,
+    address: SocketAddr,
+    closed: AtomicBool,
+}
+
+impl TcpAcceptor {
+    /// Listens at `address`; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// What the system says, above all that the port is taken.
+    pub fn bind(address: impl ToSocketAddrs) -> io::Result<Self> {
+        let listener = TcpListener::bind(address)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address, closed: AtomicBool::new(false) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Acceptor for TcpAcceptor {
+    fn accept(&self, patience: Duration) -> io::Result<Stream> {
+        let (socket, _) = self.listener.accept()?;
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        Stream::tcp(socket, patience)
+    }
+
+    fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        let mut own = self.address;
+        match own.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => own.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => own.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        // The system has no other way to wake who waits there.
+        let _ = TcpStream::connect_timeout(&own, WAKE_TIMEOUT);
+    }
+}
+
+impl<T: Acceptor + ?Sized> Acceptor for Arc<T> {
+    fn accept(&self, patience: Duration) -> io::Result<Stream> {
+        (**self).accept(patience)
+    }
+
+    fn close(&self) {
+        (**self).close();
+    }
+}
+
+impl<T: Connector + ?Sized> Connector for Arc<T> {
+    fn connect(&self, limit: Duration, patience: Duration) -> io::Result<Stream> {
+        (**self).connect(limit, patience)
+    }
+}

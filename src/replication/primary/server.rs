@@ -1,0 +1,277 @@
+//! The connections of a primary and the threads that serve them.
+
+use super::replicator::Shared;
+use super::session::PrimarySession;
+use crate::error::{IoContext, IoOp, Result};
+use crate::replication::events::Event;
+use crate::replication::group::SessionId;
+use crate::replication::link::{Ended, Link};
+use crate::replication::net::{Acceptor, Stream};
+use crate::replication::options::Ack;
+use crate::replication::secret::random;
+use crate::replication::session::{Session, SessionError};
+use crate::worker::{Alarm, Doorbell, Next, Worker};
+use parking_lot::Mutex;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+const ACCEPT_THREAD: &str = "duralog-ha-accept";
+const RECEIVE_THREAD: &str = "duralog-ha-recv";
+const SEND_THREAD: &str = "duralog-ha-send";
+const WATCH_THREAD: &str = "duralog-ha-watch";
+/// Connections at a time, and how many of them may be those of peers that have yet to prove who they are.
+const CONNECTIONS_MAX: usize = 256;
+const STRANGERS_MAX: usize = 32;
+/// How long a peer may take to prove who it is.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+/// A listener that fails is tried again after so long.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// How long a sender rests when nobody waits for it: to be woken for each put costs the producer more
+/// than the put.
+const REST: Duration = Duration::from_millis(1);
+const STOP_MAX: Duration = Duration::from_secs(5);
+
+/// A connection that is served.
+struct Served {
+    link: Arc<dyn AnyLink>,
+    workers: [Worker; 2],
+    id: SessionId,
+    introduced_by: Instant,
+}
+
+/// What the server does with a link, whatever is spoken on it.
+trait AnyLink: Send + Sync {
+    fn ended(&self) -> Option<Ended>;
+    fn is_known(&self) -> bool;
+    fn is_said(&self) -> bool;
+    fn wait_said(&self);
+    fn end(&self, error: SessionError);
+    fn hang_up(&self);
+    fn peer(&self) -> &str;
+}
+
+impl<S: Session> AnyLink for Link<S> {
+    fn ended(&self) -> Option<Ended> {
+        self.ended()
+    }
+
+    fn is_known(&self) -> bool {
+        self.is_known()
+    }
+
+    fn is_said(&self) -> bool {
+        self.is_said()
+    }
+
+    fn wait_said(&self) {
+        self.wait_said(STOP_MAX);
+    }
+
+    fn end(&self, error: SessionError) {
+        self.end(Ended::Error(error));
+    }
+
+    fn hang_up(&self) {
+        self.hang_up();
+    }
+
+    fn peer(&self) -> &str {
+        &self.peer
+    }
+}
+
+/// All listeners and connections.
+pub(super) struct Server {
+    shared: Arc<Shared>,
+    listeners: Mutex<Vec<(Arc<dyn Acceptor>, Worker)>>,
+    served: Arc<Mutex<Vec<Served>>>,
+    watch: Mutex<Option<Worker>>,
+    watch_bell: Doorbell,
+    next_id: AtomicU64,
+    stopped: AtomicBool,
+}
+
+impl Server {
+    pub(super) fn start(shared: Arc<Shared>) -> Result<Arc<Self>> {
+        let (bell, heard) = Doorbell::new();
+        let served: Arc<Mutex<Vec<Served>>> = Arc::default();
+        let (watched, told) = (served.clone(), shared.clone());
+        let watch = Worker::spawn(
+            WATCH_THREAD,
+            (bell.clone(), heard),
+            move || watch_step(&watched, &told),
+            |_| {},
+        );
+        Ok(Arc::new(Self {
+            shared,
+            listeners: Mutex::default(),
+            served,
+            watch: Mutex::new(Some(watch.at(IoOp::Create, Path::new(WATCH_THREAD))?)),
+            watch_bell: bell,
+            next_id: AtomicU64::new(1),
+            stopped: AtomicBool::new(false),
+        }))
+    }
+
+    /// Serves whoever connects to `acceptor` from now on.
+    pub(super) fn serve(self: &Arc<Self>, acceptor: Arc<dyn Acceptor>) -> Result<()> {
+        let (server, listening) = (Arc::downgrade(self), acceptor.clone());
+        let (clock, patience) =
+            (self.shared.clock.clone(), self.shared.options.node.housekeeping_interval);
+        let step = move || {
+            // The server is not held while this waits: whoever drops it joins this thread.
+            let accepted = listening.accept(patience);
+            let Some(server) = server.upgrade().filter(|server| !server.is_stopped()) else {
+                return Next::Idle;
+            };
+            match accepted {
+                Ok(stream) => server.connected(stream),
+                Err(_) => return Next::At(clock.now() + ACCEPT_RETRY),
+            }
+            Next::Now
+        };
+        let worker = Worker::spawn(ACCEPT_THREAD, Doorbell::new(), step, |_| {});
+        let worker = worker.at(IoOp::Create, Path::new(ACCEPT_THREAD))?;
+        self.listeners.lock().push((acceptor, worker));
+        Ok(())
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Serves one connection. One too many is closed without a word.
+    fn connected(&self, stream: Stream) {
+        let peer = stream.peer.clone();
+        if let Err(error) = self.serve_stream(stream) {
+            self.shared.options.node.observer.tell(&Event::Ended { peer, error });
+        }
+    }
+
+    fn serve_stream(&self, stream: Stream) -> Result<(), SessionError> {
+        let mut served = self.served.lock();
+        let strangers = served.iter().filter(|one| !one.link.is_known()).count();
+        if served.len() >= CONNECTIONS_MAX || strangers >= STRANGERS_MAX || self.is_stopped() {
+            (stream.hang_up)();
+            return Err(SessionError::protocol("nothing yet, as do too many others"));
+        }
+        let shared = &self.shared;
+        let hub = shared.hub.get().ok_or(SessionError::Stopped)?.clone();
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (clock, now) = (shared.clock.clone(), shared.clock.now());
+        let session = PrimarySession::new(hub, id, random()?, now);
+        let (bell, heard) = Doorbell::new();
+        let alarm = Arc::new(Alarm::default());
+        alarm.connect(bell.clone());
+        let rest = (shared.options.ack == Ack::Async).then_some(REST);
+        let (link, mut reading, mut writing) =
+            Link::new(session, clock, stream, alarm.clone(), HANDSHAKE_MAX, rest);
+        let (sending, receiving) = (link.clone(), link.clone());
+        let watch = self.watch_bell.clone();
+        let send = move || {
+            let next = sending.send_step(&mut writing);
+            if sending.is_said() {
+                watch.ring();
+            }
+            next
+        };
+        let receive = move || receiving.receive_step(&mut reading);
+        let panicked = |link: &Arc<Link<PrimarySession>>, bell: &Doorbell| {
+            let (link, bell) = (link.clone(), bell.clone());
+            move |error| {
+                link.end(Ended::Error(SessionError::Log(error)));
+                link.set_said();
+                bell.ring();
+            }
+        };
+        let sender =
+            Worker::spawn(SEND_THREAD, (bell, heard), send, panicked(&link, &self.watch_bell))?;
+        let receiver = Worker::spawn(
+            RECEIVE_THREAD,
+            Doorbell::new(),
+            receive,
+            panicked(&link, &self.watch_bell),
+        );
+        let receiver = match receiver {
+            Ok(receiver) => receiver,
+            Err(error) => {
+                link.end(Ended::Error(SessionError::Stopped));
+                link.hang_up();
+                let mut sender = sender;
+                let _ = sender.stop(STOP_MAX);
+                return Err(error.into());
+            }
+        };
+        shared.wake(id, alarm);
+        let introduced_by = now + HANDSHAKE_MAX;
+        served.push(Served { link, workers: [receiver, sender], id, introduced_by });
+        drop(served);
+        self.watch_bell.ring();
+        Ok(())
+    }
+
+    /// Ends every connection, and joins every thread.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        for (acceptor, mut worker) in std::mem::take(&mut *self.listeners.lock()) {
+            acceptor.close();
+            // Left behind if the acceptor does not hear: it holds nothing.
+            let _ = worker.stop(STOP_MAX);
+        }
+        if let Some(mut watch) = self.watch.lock().take() {
+            let _ = watch.stop(STOP_MAX);
+        }
+        for served in self.served.lock().drain(..) {
+            served.link.end(SessionError::Stopped);
+            served.link.wait_said();
+            served.close(&self.shared);
+        }
+    }
+}
+
+impl Served {
+    /// Joins the threads of a connection that has ended.
+    fn close(mut self, shared: &Shared) {
+        self.link.hang_up();
+        shared.forget(self.id);
+        for worker in &mut self.workers {
+            // A thread that hangs in the system holds its link, and nothing of the store.
+            let _ = worker.stop(STOP_MAX);
+        }
+    }
+}
+
+/// Puts away what has ended, and ends what did not introduce itself.
+fn watch_step(served: &Mutex<Vec<Served>>, shared: &Shared) -> Next {
+    let now = shared.clock.now();
+    let mut gone = Vec::new();
+    let mut next = None;
+    let mut all = served.lock();
+    for one in all.iter().filter(|one| one.link.ended().is_none() && !one.link.is_known()) {
+        if now >= one.introduced_by {
+            one.link.end(SessionError::Silent);
+            one.link.hang_up();
+        } else {
+            next = Some(next.map_or(one.introduced_by, |at: Instant| at.min(one.introduced_by)));
+        }
+    }
+    let mut at = 0;
+    while let Some(one) = all.get(at) {
+        if one.link.is_said() {
+            gone.push(all.swap_remove(at));
+        } else {
+            at += 1;
+        }
+    }
+    drop(all);
+    for one in gone {
+        if let Some(Ended::Error(error)) = one.link.ended() {
+            let peer = one.link.peer().to_owned();
+            shared.options.node.observer.tell(&Event::Ended { peer, error });
+        }
+        one.close(shared);
+    }
+    next.map_or(Next::Idle, Next::At)
+}

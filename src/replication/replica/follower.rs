@@ -1,0 +1,331 @@
+//! The thread that keeps a replica connected, and its log in line with the primary's.
+
+use super::replicator::ReplicaReplicator;
+use super::session::{Identity, ReplicaSession};
+use super::{Event, ReplicaState, Standing};
+use crate::config::StoreConfig;
+use crate::environment::Environment;
+use crate::error::{Error, IoContext, IoOp, Result};
+use crate::replication::link::{Ended, Link, Reading};
+use crate::replication::options::ReplicaOptions;
+use crate::replication::secret::random;
+use crate::replication::session::{Order, SessionError};
+use crate::replication::{Epoch, ReplicatedLog};
+use crate::store::Store;
+use crate::worker::{Doorbell, Next, Worker};
+use parking_lot::Mutex;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const RECEIVE_THREAD: &str = "duralog-replica";
+const SEND_THREAD: &str = "duralog-replica-ack";
+/// How long a connection may take to come about.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+const STOP_MAX: Duration = Duration::from_secs(10);
+
+/// What the following thread and the replica's handle share.
+struct Shared {
+    config: StoreConfig,
+    environment: Environment,
+    options: ReplicaOptions,
+    identity: Identity,
+    state: Mutex<State>,
+    stopped: AtomicBool,
+}
+
+struct State {
+    store: Store,
+    log: Arc<dyn ReplicatedLog>,
+    replicator: Arc<ReplicaReplicator>,
+    link: Option<Arc<Link<ReplicaSession>>>,
+    last_error: Option<SessionError>,
+}
+
+/// A connection that is followed.
+struct Followed {
+    link: Arc<Link<ReplicaSession>>,
+    reading: Reading,
+    sender: Worker,
+    greeted: bool,
+}
+
+/// Keeps a replica in line with its primary.
+pub(super) struct Follower {
+    shared: Arc<Shared>,
+    worker: Mutex<Option<Worker>>,
+    bell: Doorbell,
+}
+
+impl fmt::Debug for Follower {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Follower")
+            .field("options", &self.shared.options)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Follower {
+    pub(super) fn start(
+        config: StoreConfig,
+        environment: Environment,
+        options: ReplicaOptions,
+    ) -> Result<Self> {
+        let node = &options.node;
+        let identity = Identity {
+            cluster: node.cluster,
+            node: node.node,
+            instance: u64::from_be_bytes(random()?),
+            secret: node.secret.clone(),
+            heartbeat: node.heartbeat_interval,
+        };
+        let state = open(&config, &environment)?;
+        let shared = Arc::new(Shared {
+            config,
+            environment,
+            options,
+            identity,
+            state: Mutex::new(state),
+            stopped: AtomicBool::new(false),
+        });
+        let (bell, heard) = Doorbell::new();
+        let (stepped, told) = (shared.clone(), shared.clone());
+        let mut following = Following { followed: None, pause: shared.options.retry_min };
+        let worker = Worker::spawn(
+            RECEIVE_THREAD,
+            (bell.clone(), heard),
+            move || following.step(&stepped),
+            move |error| {
+                let mut state = told.state.lock();
+                state.last_error = Some(SessionError::Log(error));
+            },
+        );
+        let worker = Mutex::new(Some(worker.at(IoOp::Create, Path::new(RECEIVE_THREAD))?));
+        Ok(Self { shared, worker, bell })
+    }
+
+    pub(super) fn store(&self) -> Store {
+        self.shared.state.lock().store.clone()
+    }
+
+    pub(super) fn state(&self) -> ReplicaState {
+        let state = self.shared.state.lock();
+        ReplicaState {
+            following: state.link.as_ref().is_some_and(|link| link.is_streaming()),
+            durable: state.log.durable(),
+            confirmed: state.log.confirmed(),
+            last_error: state.last_error.clone(),
+        }
+    }
+
+    pub(super) fn standing(&self) -> Result<Standing> {
+        self.shared.state.lock().standing()
+    }
+
+    pub(super) fn fence(&self, epoch: Epoch) -> Result<Standing> {
+        let state = self.shared.state.lock();
+        state.log.promise(epoch)?;
+        if let Some(link) = &state.link {
+            // Nothing more is taken, and no more is acknowledged than is here now.
+            link.end(Ended::Error(SessionError::Stopped));
+        }
+        state.store.flush()?;
+        let standing = state.standing();
+        drop(state);
+        self.bell.ring();
+        standing
+    }
+
+    pub(super) fn stop(&self) -> Result<()> {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        let Some(mut worker) = self.worker.lock().take() else { return Ok(()) };
+        // Not while the thread puts another connection in its place.
+        let link = self.shared.state.lock().link.clone();
+        if let Some(link) = link {
+            link.end(Ended::Error(SessionError::Stopped));
+            link.hang_up();
+        }
+        self.bell.ring();
+        let stopped = worker.stop(STOP_MAX);
+        let closed = self.shared.state.lock().store.close();
+        stopped.and(closed)
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        // Best effort; `close` is how a caller hears of errors.
+        let _ = self.stop();
+    }
+}
+
+fn open(config: &StoreConfig, environment: &Environment) -> Result<State> {
+    let replicator = Arc::new(ReplicaReplicator::default());
+    let store = Store::open_replicated(config.clone(), environment.clone(), replicator.clone())?;
+    let log = replicator.log()?.clone();
+    Ok(State { store, log, replicator, link: None, last_error: None })
+}
+
+impl State {
+    fn standing(&self) -> Result<Standing> {
+        let (epochs, promised) = (self.log.epochs(), self.log.promised());
+        if !self.store.is_open() {
+            return Err(Error::Closed);
+        }
+        let epoch = epochs.last().map_or(Epoch(0), |last| last.epoch);
+        Ok(Standing { epoch, end: self.log.durable(), promised: promised.max(epoch) })
+    }
+}
+
+/// What the thread has for itself.
+struct Following {
+    followed: Option<Followed>,
+    /// Before the next attempt, if this one fails.
+    pause: Duration,
+}
+
+impl Following {
+    fn step(&mut self, shared: &Shared) -> Next {
+        let Some(followed) = &mut self.followed else {
+            return self.connect(shared);
+        };
+        let next = followed.link.receive_step(&mut followed.reading);
+        if !followed.greeted && followed.link.is_streaming() {
+            followed.greeted = true;
+            self.pause = shared.options.retry_min;
+            let peer = followed.link.peer.clone();
+            shared.tell(&Event::Connected { peer });
+        }
+        if next == Next::Now {
+            return Next::Now;
+        }
+        self.end(shared)
+    }
+
+    fn connect(&mut self, shared: &Shared) -> Next {
+        if shared.is_stopped() {
+            return Next::Idle;
+        }
+        if let Err(error) = shared.reopen_if_closed() {
+            return self.failed(shared, String::new(), error.into());
+        }
+        match shared.connect() {
+            Ok(followed) => {
+                self.followed = Some(followed);
+                Next::Now
+            }
+            Err((peer, error)) => self.failed(shared, peer, error),
+        }
+    }
+
+    fn failed(&mut self, shared: &Shared, peer: String, error: SessionError) -> Next {
+        shared.state.lock().last_error = Some(error.clone());
+        shared.tell(&Event::Ended { peer, error });
+        let pause = self.pause;
+        self.pause = (pause * 2).min(shared.options.retry_max);
+        Next::At(shared.now() + pause)
+    }
+
+    /// Puts the connection away, and does what its end asks for.
+    fn end(&mut self, shared: &Shared) -> Next {
+        let Some(mut followed) = self.followed.take() else { return Next::Now };
+        let link = followed.link;
+        link.wait_said(STOP_MAX);
+        let ended = link.ended();
+        // A thread that hangs in the system holds its link, and nothing of the store.
+        link.hang_up();
+        let _ = followed.sender.stop(STOP_MAX);
+        shared.state.lock().link = None;
+        match ended {
+            Some(Ended::Order(order)) => match shared.carry_out(order) {
+                Ok(()) => Next::Now,
+                Err(error) => self.failed(shared, link.peer.clone(), error.into()),
+            },
+            Some(Ended::Error(error)) => self.failed(shared, link.peer.clone(), error),
+            None => Next::Now,
+        }
+    }
+}
+
+impl Shared {
+    fn now(&self) -> Instant {
+        self.environment.clock.now()
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    fn tell(&self, event: &Event) {
+        self.options.node.observer.tell(event);
+    }
+
+    fn connect(&self) -> Result<Followed, (String, SessionError)> {
+        let unnamed = |error: SessionError| (String::new(), error);
+        let patience = self.options.node.housekeeping_interval;
+        let connected = self.options.connector.connect(CONNECT_MAX, patience);
+        let stream = connected.map_err(|error| unnamed(error.into()))?;
+        let peer = stream.peer.clone();
+        let nonce = random().map_err(|error| unnamed(error.into()))?;
+        let clock = self.environment.clock.clone();
+        let mut state = self.state.lock();
+        let log = state.log.clone();
+        let session = ReplicaSession::new(log, self.identity.clone(), nonce, clock.now());
+        let (bell, heard) = Doorbell::new();
+        let alarm = state.replicator.new_alarm(bell.clone());
+        let (link, reading, mut writing) =
+            Link::new(session, clock, stream, alarm, CONNECT_MAX, None);
+        let (sending, panicked) = (link.clone(), link.clone());
+        let sender = Worker::spawn(
+            SEND_THREAD,
+            (bell, heard),
+            move || sending.send_step(&mut writing),
+            move |error| {
+                panicked.end(Ended::Error(SessionError::Log(error)));
+                panicked.set_said();
+            },
+        );
+        let sender = sender.map_err(|error| (peer, error.into()))?;
+        state.link = Some(link.clone());
+        drop(state);
+        if self.is_stopped() {
+            link.end(Ended::Error(SessionError::Stopped));
+            link.hang_up();
+        }
+        Ok(Followed { link, reading, sender, greeted: false })
+    }
+
+    /// Cuts the log, or begins it anew: by order, which the next open carries out.
+    fn carry_out(&self, order: Order) -> Result<()> {
+        let state = self.state.lock();
+        match order {
+            Order::Truncate(to) => state.log.truncate(to)?,
+            Order::Restart(at) => state.log.restart(at)?,
+        }
+        drop(state);
+        self.tell(&match order {
+            Order::Truncate(to) => Event::Truncated { to },
+            Order::Restart(at) => Event::Restarted { at },
+        });
+        self.reopen()
+    }
+
+    fn reopen_if_closed(&self) -> Result<()> {
+        let state = self.state.lock();
+        let usable = state.store.is_open() && state.store.health().latched.is_none();
+        drop(state);
+        if usable { Ok(()) } else { self.reopen() }
+    }
+
+    fn reopen(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        // It failed, or was ended by the order: what it says to that is known.
+        let _ = state.store.close();
+        let last_error = state.last_error.take();
+        *state = State { last_error, ..open(&self.config, &self.environment)? };
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! A primary and its replicas over real sockets.
+
+#[path = "support/temp.rs"]
+mod temp;
+
+use duralog::replication::{
+    Ack, Epoch, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, Replica, ReplicaOptions,
+    Secret,
+};
+use duralog::{Error, FlushMode, Message, PutStatus, Reached, Store, StoreConfig};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use temp::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn config(dir: &Path) -> StoreConfig {
+    let mut config = StoreConfig::new(dir).segment_size(64 << 10);
+    config.index_slots = 101;
+    config.index_items = 1000;
+    config
+}
+
+fn node(id: u64) -> NodeOptions {
+    NodeOptions::new(NodeId(id))
+        .secret(Secret::new("the secret"))
+        .observe(move |event| println!("node {id}: {event:?}"))
+}
+
+fn primary(dir: &Path, id: u64) -> Primary {
+    Primary::open(config(dir), PrimaryOptions::new(node(id))).expect("the primary opens")
+}
+
+fn replica(dir: &Path, id: u64, address: impl ToString) -> Replica {
+    Replica::open(config(dir), ReplicaOptions::new(node(id), address.to_string()))
+        .expect("the replica opens")
+}
+
+/// Waits for what another thread does: it must come to pass, however long that takes.
+fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < PATIENCE, "not so after {PATIENCE:?}: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn bodies(store: &Store) -> Vec<String> {
+    let messages = store.get("t", 0, 0, 100_000).expect("it can be read").messages;
+    messages.iter().map(|message| String::from_utf8_lossy(&message.body).into_owned()).collect()
+}
+
+fn put(store: &Store, body: &str) -> duralog::PutResult {
+    store.put(Message::new("t", body.to_owned())).expect("it is accepted")
+}
+
+#[test]
+fn what_is_put_is_durable_on_the_replica() {
+    let dir = TempDir::new();
+    let primary = primary(&dir.path().join("a"), 1);
+    let address = primary.listen("127.0.0.1:0").expect("a port is free");
+    let replica = replica(&dir.path().join("b"), 2, address);
+    primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+    for n in 0..500 {
+        let result = put(primary.store(), &format!("message {n}"));
+        assert_eq!((result.status, result.reached), (PutStatus::PutOk, Reached::Confirmed));
+        assert!(replica.state().durable >= result.end_offset);
+    }
+    let wanted: Vec<_> = (0..500).map(|n| format!("message {n}")).collect();
+    assert_eq!(bodies(primary.store()), wanted);
+    eventually("the replica shows all", || bodies(&replica.store()) == wanted);
+    assert!(replica.store().put(Message::new("t", "x")).is_err(), "a replica takes no puts");
+    replica.close().expect("it closes");
+    primary.close().expect("it closes");
+}
+
+#[test]
+fn a_replica_takes_over_and_the_old_primary_follows_it() {
+    let dir = TempDir::new();
+    let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
+    let first = primary(&a, 1);
+    let address = first.listen("127.0.0.1:0").expect("a port is free");
+    let (second, third) = (replica(&b, 2, address), replica(&c, 3, address));
+    first.wait_for_replicas(2, PATIENCE).expect("they connect");
+    let mut acked = BTreeSet::new();
+    for n in 0..300 {
+        let body = format!("first {n}");
+        if put(first.store(), &body).status == PutStatus::PutOk {
+            acked.insert(body);
+        }
+    }
+    assert_eq!(acked.len(), 300);
+    let epoch = Epoch(first.epoch().0 + 1);
+    let standings = [second.fence(epoch).expect("b"), third.fence(epoch).expect("c")];
+    // Nobody confirms anything for it any more.
+    match first.store().put(Message::new("t", "late")) {
+        Ok(result) => assert_ne!(result.status, PutStatus::PutOk),
+        Err(Error::Refused(Refusal::NotPrimary)) => assert_eq!(first.superseded(), Some(epoch)),
+        Err(other) => panic!("{other:?}"),
+    }
+    let (chosen, chosen_id, other, other_id, other_dir) = match standings[0] >= standings[1] {
+        true => (second, 2, third, 3, &c),
+        false => (third, 3, second, 2, &b),
+    };
+    let options = PrimaryOptions::new(node(chosen_id)).epoch(epoch);
+    let taken_over = chosen.promote(options).expect("it takes over");
+    assert_eq!(taken_over.epoch(), epoch);
+    let address = taken_over.listen("127.0.0.1:0").expect("a port is free");
+    other.close().expect("it closes");
+    let other = replica(other_dir, other_id, address);
+    let old = first
+        .into_replica(config(&a), ReplicaOptions::new(node(1), address.to_string()))
+        .expect("it comes back");
+    taken_over.wait_for_replicas(2, PATIENCE).expect("they connect");
+    for n in 0..100 {
+        let body = format!("second {n}");
+        assert_eq!(put(taken_over.store(), &body).status, PutStatus::PutOk);
+        acked.insert(body);
+    }
+    println!("{:?}", bodies(taken_over.store()));
+    for store in [taken_over.store().clone(), other.store(), old.store()] {
+        eventually("all nodes show what was acknowledged", || {
+            let shown: Vec<_> = bodies(&store);
+            let set: BTreeSet<_> = shown.iter().cloned().collect();
+            assert_eq!(set.len(), shown.len(), "something is there twice");
+            acked.is_subset(&set)
+        });
+    }
+    eventually("what nobody confirmed is gone", || {
+        bodies(&old.store()) == bodies(taken_over.store())
+    });
+}
+
+#[test]
+fn an_empty_replica_catches_up_from_the_oldest_segment() {
+    let dir = TempDir::new();
+    let options = PrimaryOptions::new(node(1)).ack(Ack::Async);
+    let config_a = config(&dir.path().join("a")).flush_mode(FlushMode::async_default());
+    let primary = Primary::open(config_a, options).expect("the primary opens");
+    for n in 0..3000 {
+        assert_eq!(put(primary.store(), &format!("message {n}")).status, PutStatus::PutOk);
+    }
+    let address = primary.listen("127.0.0.1:0").expect("a port is free");
+    let replica = replica(&dir.path().join("b"), 2, address);
+    let end = primary.store().stats().watermarks.appended;
+    eventually("it has everything", || replica.state().durable == end);
+    eventually("it shows everything", || bodies(&replica.store()).len() == 3000);
+}
