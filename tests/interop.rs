@@ -5,6 +5,9 @@
 #[allow(dead_code, reason = "its `main` is not called")]
 #[path = "../examples/dump.rs"]
 mod dump;
+#[macro_use]
+#[path = "support/java.rs"]
+mod java;
 #[path = "support/rng.rs"]
 mod rng;
 #[path = "support/temp.rs"]
@@ -15,75 +18,27 @@ use duralog::{
     Error, FlushMode, Message, PutResult, RecoveryMode, RecoveryReport, Store, StoreConfig,
     TagFilter,
 };
+use java::{INDEX_ITEMS, INDEX_SLOTS, Java, Process, QUEUE_FILE_SIZE, SEGMENT_SIZE, messages};
 use rng::Rng;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use temp::TempDir;
 
 /// Tells a copy of this program what to write, and where.
 const ROLE: &str = "DURALOG_TEST_ROLE";
-/// Small files, so that every run crosses many of them.
-const SEGMENT_SIZE: u64 = 64 << 10;
-const QUEUE_FILE_SIZE: u64 = 2000;
-const INDEX_SLOTS: u32 = 101;
-const INDEX_ITEMS: u32 = 500;
-/// The same for Java, which takes no size from what is there.
-const SIZES: [&str; 5] = [
-    "mappedFileSizeCommitLog=65536",
-    "mappedFileSizeConsumeQueue=2000",
-    "maxHashSlotNum=101",
-    "maxIndexNum=500",
-    // Otherwise no query finds more than 64.
-    "maxMsgsNumBatch=100000",
-];
-/// RocketMQ reaches into the JDK to unmap its files.
-const JVM: [&str; 6] = [
-    "-Xmx512m",
-    "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",
-    "--add-opens=java.base/java.nio=ALL-UNNAMED",
-    "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
-    "--add-opens=java.base/jdk.internal.ref=ALL-UNNAMED",
-];
 /// The status of a process that halted itself as if it had been killed.
 const HALTED: i32 = 137;
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A version of RocketMQ.
-#[derive(Clone, Copy)]
-struct Java(&'static str);
 
 impl Java {
     /// 4.9 knows no checksum of a whole record.
     fn knows_record_crc(self) -> bool {
         !self.0.starts_with("4.")
-    }
-
-    fn command(self, command: &str, dir: &Path, args: &[&str]) -> Command {
-        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/target").join(self.0);
-        let libraries = fs::read_to_string(built.join("classpath")).expect("built by .ci/interop");
-        let classpath = format!("{}:{}", built.join("classes").display(), libraries.trim());
-        let mut java = Command::new("java");
-        java.args(JVM).args(["-cp", &classpath, "Interop", command]).arg(dir);
-        java.args(args).args(SIZES).stdin(Stdio::null());
-        java
-    }
-
-    fn output(self, command: &str, dir: &Path, args: &[&str]) -> Output {
-        self.command(command, dir, args).output().expect("java runs")
-    }
-
-    /// The messages that a command prints which must succeed.
-    fn run(self, command: &str, dir: &Path, args: &[&str]) -> Vec<Value> {
-        let output = self.output(command, dir, args);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{} {command}: {}\n{said}", self.0, output.status);
-        messages(&output.stdout)
     }
 
     /// Every message; each is found by each of its keys.
@@ -125,31 +80,6 @@ impl Java {
         lines.read_to_end(&mut said).expect("what it had printed");
         messages(&said)
     }
-}
-
-/// Another process, which does not outlive the test.
-struct Process(Child);
-
-impl Process {
-    fn kill(&mut self) {
-        self.0.kill().expect("it can be killed");
-        let status = self.0.wait().expect("it ends");
-        assert_eq!(status.code(), None, "it ended by itself");
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// What complete lines of JSON say.
-fn messages(said: &[u8]) -> Vec<Value> {
-    let complete = said.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    let text = str::from_utf8(&said[..complete]).expect("UTF-8");
-    text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
 }
 
 /// Messages by topic, queue and offset.
@@ -903,32 +833,18 @@ fn rust_snapshot_java_reads(java: Java) {
     );
 }
 
-macro_rules! for_each_version {
-    ($($module:ident $version:literal: $tests:tt)*) => { $(mod $module {
-        for_each_version!(@ $version $tests);
-    })* };
-    (@ $version:literal { $($test:ident)* }) => { $(
-        #[test]
-        #[ignore = "needs JDK 17 and Maven: .ci/interop"]
-        fn $test() {
-            super::$test(super::Java($version));
-        }
-    )* };
-    ($($module:ident $version:literal),*) => { for_each_version! { $($module $version: {
-        rust_writes_and_java_reads
-        java_writes_and_rust_reads
-        java_dies_and_rust_recovers
-        rust_dies_and_java_recovers
-        they_take_turns
-        both_find_the_same_by_key
-        an_index_from_scratch_is_the_same
-        a_key_that_java_forgot_is_found
-        java_reads_the_checkpoint
-        java_keeps_rust_out
-        rust_keeps_java_out
-        a_checksum_that_java_copied_is_no_damage
-        rust_snapshot_java_reads
-    })* } };
+for_each_version! {
+    rust_writes_and_java_reads
+    java_writes_and_rust_reads
+    java_dies_and_rust_recovers
+    rust_dies_and_java_recovers
+    they_take_turns
+    both_find_the_same_by_key
+    an_index_from_scratch_is_the_same
+    a_key_that_java_forgot_is_found
+    java_reads_the_checkpoint
+    java_keeps_rust_out
+    rust_keeps_java_out
+    a_checksum_that_java_copied_is_no_damage
+    rust_snapshot_java_reads
 }
-
-for_each_version!(v4_9_8 "4.9.8", v5_3_3 "5.3.3");

@@ -32,6 +32,7 @@ import org.apache.rocketmq.common.MixAll;
 // MessageExtBrokerInner lies in the one or the other, as the version has it.
 import org.apache.rocketmq.common.message.*;
 import org.apache.rocketmq.store.*;
+import org.apache.rocketmq.store.config.BrokerRole;
 import org.apache.rocketmq.store.config.MessageStoreConfig;
 import org.apache.rocketmq.store.stats.BrokerStatsManager;
 
@@ -50,6 +51,9 @@ public final class Interop {
             [--kill-after N]               and dies in the middle of it, N of them stored
           reput DIR TOPIC QUEUE OFFSET   stores a message once more, properties as they lie there
           hold DIR                       says READY and keeps the store until standard input ends
+          ha-master DIR PORT             a master on PORT, or on any if that is 0
+          ha-slave DIR HOST:PORT         a slave of the master there
+            Both do what standard input says; see Replica.
 
         A line of JSON for every message and every key; OPTION is one of MessageStoreConfig, such as
         mappedFileSizeCommitLog=65536.""";
@@ -60,7 +64,7 @@ public final class Interop {
     private static final int FETCH = 32;
     /** More than any test stores with one key. */
     private static final int QUERY_MAX = 100_000;
-    private static final long PATIENCE_MS = 60_000;
+    static final long PATIENCE_MS = 60_000;
 
     private static final FileOutputStream OUT = new FileOutputStream(FileDescriptor.out);
 
@@ -150,6 +154,14 @@ public final class Interop {
                 long offset = Long.parseLong(words.remove());
                 return () -> with(dir, options, store -> reput(store, topic, queue, offset));
             }
+            case "ha-master": {
+                String port = words.remove();
+                return () -> Replica.master(dir, port, options);
+            }
+            case "ha-slave": {
+                String master = words.remove();
+                return () -> Replica.slave(dir, master, options);
+            }
             case "hold":
                 return () -> with(dir, options, store -> {
                     print("READY");
@@ -172,7 +184,7 @@ public final class Interop {
     }
 
     /** As a broker does it: load, which recovers, then start, which locks. */
-    private static DefaultMessageStore open(String dir, Properties options) throws Exception {
+    static DefaultMessageStore open(String dir, Properties options) throws Exception {
         MessageStoreConfig config = new MessageStoreConfig();
         config.setStorePathRootDir(dir);
         config.setStorePathCommitLog(dir + "/commitlog");
@@ -183,8 +195,13 @@ public final class Interop {
         MixAll.properties2Object(options, config);
         MessageArrivingListener nobody = (topic, queue, offset, tags, time, bits, properties) -> { };
         BrokerStatsManager stats = new BrokerStatsManager("interop", false);
+        BrokerConfig broker = new BrokerConfig();
+        if (config.getBrokerRole() == BrokerRole.SLAVE) {
+            // The dispatcher of broker 0 takes half a message for damage and passes over it.
+            broker.setBrokerId(1);
+        }
         // 5.x also asks for the topics' settings.
-        Object[] arguments = {config, stats, nobody, new BrokerConfig(), new ConcurrentHashMap<>()};
+        Object[] arguments = {config, stats, nobody, broker, new ConcurrentHashMap<>()};
         Constructor<?> constructor = DefaultMessageStore.class.getConstructors()[0];
         DefaultMessageStore store = (DefaultMessageStore) constructor.newInstance(
             Arrays.copyOf(arguments, constructor.getParameterCount()));
@@ -220,16 +237,30 @@ public final class Interop {
 
     private static void list(DefaultMessageStore store, String topic, int queueId, ConsumeQueue queue,
             Map<String, Set<String>> queries) throws Exception {
-        long next = store.getMinOffsetInQueue(topic, queueId);
+        long first = store.getMinOffsetInQueue(topic, queueId);
         long end = store.getMaxOffsetInQueue(topic, queueId);
+        read(store, topic, queueId, first, end, (record, offset) -> {
+            print(describe(record, tagsCode(queue, offset)));
+            keys(record, queries);
+        });
+    }
+
+    interface Reader {
+        void on(ByteBuffer record, long offset) throws Exception;
+    }
+
+    /** Every message of a part of a queue. */
+    static void read(DefaultMessageStore store, String topic, int queueId, long first, long end,
+            Reader reader) throws Exception {
+        long next = first;
         while (next < end) {
-            GetMessageResult found = store.getMessage("interop", topic, queueId, next, FETCH, null);
+            int count = (int) Math.min(FETCH, end - next);
+            GetMessageResult found = store.getMessage("interop", topic, queueId, next, count, null);
             if (found.getStatus() != GetMessageStatus.FOUND) {
                 throw new IOException(topic + "/" + queueId + "/" + next + ": " + found.getStatus());
             }
             for (ByteBuffer record : found.getMessageBufferList()) {
-                print(describe(record, tagsCode(queue, next)));
-                keys(record, queries);
+                reader.on(record, next);
                 next++;
             }
             if (found.getNextBeginOffset() != next) {
@@ -239,7 +270,7 @@ public final class Interop {
         }
     }
 
-    private static long tagsCode(ConsumeQueue queue, long offset) {
+    static long tagsCode(ConsumeQueue queue, long offset) {
         SelectMappedBufferResult unit = queue.getIndexBuffer(offset);
         try {
             return unit.getByteBuffer().getLong(unit.getByteBuffer().position() + 12);
@@ -319,7 +350,7 @@ public final class Interop {
         }
     }
 
-    private static MessageExtBrokerInner message(long seed, long n) throws IOException {
+    static MessageExtBrokerInner message(long seed, long n) throws IOException {
         Random random = new Random(seed * 1_000_003 + n);
         MessageExtBrokerInner message = new MessageExtBrokerInner();
         message.setTopic(new String[] {"orders", "payments", "%RETRY%billing"}[random.nextInt(3)]);
@@ -398,7 +429,7 @@ public final class Interop {
     }
 
     /** A message as it lies in the store. */
-    private static Map<String, Object> describe(ByteBuffer record, Long tagsCode) throws Exception {
+    static Map<String, Object> describe(ByteBuffer record, Long tagsCode) throws Exception {
         MessageExt message = decode(record);
         Map<String, Object> line = new LinkedHashMap<>();
         line.put("physicalOffset", message.getCommitLogOffset());
@@ -465,7 +496,7 @@ public final class Interop {
         return (v6 ? "[" + ip + "]" : ip) + ":" + inet.getPort();
     }
 
-    private static void print(Map<String, Object> line) throws IOException {
+    static void print(Map<String, Object> line) throws IOException {
         print(JSON.toJSONString(line, SerializerFeature.WriteMapNullValue));
     }
 
