@@ -148,6 +148,13 @@ impl Group {
         self.confirmed()
     }
 
+    /// Forgets a member that will not come back under this name.
+    pub(crate) fn forget(&self, node: NodeId) {
+        let mut members = self.members.lock();
+        members.remove(&node);
+        self.settle(&members);
+    }
+
     pub(crate) fn leave(&self, node: NodeId, session: SessionId) {
         let mut members = self.members.lock();
         if let Some(member) = members.get_mut(&node).filter(|one| one.session == Some(session)) {

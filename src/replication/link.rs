@@ -27,8 +27,8 @@ struct End {
 }
 
 /// What the two threads of a session share.
-pub(crate) struct Link<S> {
-    session: Mutex<S>,
+pub(crate) struct Link {
+    session: Mutex<Box<dyn Session>>,
     clock: Arc<dyn Clock>,
     /// Rung when there may be something to send.
     alarm: Arc<Alarm>,
@@ -46,9 +46,9 @@ pub(crate) struct Link<S> {
     rest: Option<Duration>,
 }
 
-impl<S: Session> Link<S> {
+impl Link {
     pub(crate) fn new(
-        session: S,
+        session: Box<dyn Session>,
         clock: Arc<dyn Clock>,
         stream: Stream,
         alarm: Arc<Alarm>,
@@ -116,7 +116,7 @@ impl<S: Session> Link<S> {
         self.end_holding(&mut self.session.lock(), how);
     }
 
-    fn end_holding(&self, session: &mut S, how: Ended) {
+    fn end_holding(&self, session: &mut Box<dyn Session>, how: Ended) {
         let mut end = self.end.lock();
         if end.how.is_none() {
             end.how = Some(how);

@@ -29,12 +29,16 @@ mod primary;
 mod pump;
 #[cfg(feature = "replication")]
 mod replica;
+#[cfg(feature = "replication")]
+mod rocketmq;
 #[cfg(feature = "sim")]
 mod scripted;
 #[cfg(feature = "replication")]
 mod secret;
 #[cfg(feature = "replication")]
 mod session;
+#[cfg(feature = "replication")]
+mod tail;
 #[cfg(feature = "replication")]
 mod wire;
 
@@ -45,7 +49,7 @@ pub use group::{AckLevel, ReplicaStatus};
 #[cfg(feature = "replication")]
 pub use net::{Acceptor, Connector, Stream, TcpAcceptor, TcpConnector};
 #[cfg(feature = "replication")]
-pub use options::{Ack, NodeOptions, PrimaryOptions, ReplicaOptions};
+pub use options::{Ack, NodeOptions, PrimaryOptions, Protocol, ReplicaOptions};
 #[cfg(feature = "replication")]
 pub use primary::Primary;
 #[cfg(feature = "replication")]

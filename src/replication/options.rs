@@ -161,6 +161,17 @@ impl PrimaryOptions {
     }
 }
 
+/// What is spoken on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Protocol {
+    /// That of this crate: both sides prove the secret, and find out where their logs agree. The
+    /// default.
+    #[default]
+    Duralog,
+    /// That of RocketMQ's classic HA service, 4.9 and 5: offsets and bytes, and nothing else.
+    Rocketmq,
+}
+
 /// Settings of a [`Replica`](super::Replica).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -169,6 +180,8 @@ pub struct ReplicaOptions {
     pub node: NodeOptions,
     /// How it reaches its primary.
     pub connector: Arc<dyn Connector>,
+    /// What it speaks. Default [`Protocol::Duralog`].
+    pub protocol: Protocol,
     /// The pause after a connection that did not come about; it doubles up to
     /// [`retry_max`](Self::retry_max). Default 100 ms; 1 ms to 1 h.
     pub retry_min: Duration,
@@ -187,9 +200,18 @@ impl ReplicaOptions {
         Self {
             node,
             connector: Arc::new(connector),
+            protocol: Protocol::Duralog,
             retry_min: Duration::from_millis(100),
             retry_max: Duration::from_secs(5),
         }
+    }
+
+    /// Follows a RocketMQ master, whose `haListenPort` the connector reaches: `segment_size` must be its
+    /// `mappedFileSizeCommitLog`. What is durable here counts as confirmed, because RocketMQ does not
+    /// say what is: a failover there may take back what was read here.
+    pub fn of_rocketmq(mut self) -> Self {
+        self.protocol = Protocol::Rocketmq;
+        self
     }
 
     pub(crate) fn validate(&self) -> Result<()> {

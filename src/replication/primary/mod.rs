@@ -7,11 +7,11 @@ mod session;
 pub(crate) use replicator::PrimaryReplicator;
 #[cfg(test)]
 pub(crate) use session::PrimarySession;
-pub(crate) use session::unexpected;
+pub(crate) use session::{Hub, unexpected};
 
 use super::group::ReplicaStatus;
 use super::net::{Acceptor, TcpAcceptor};
-use super::options::{PrimaryOptions, ReplicaOptions};
+use super::options::{PrimaryOptions, Protocol, ReplicaOptions};
 use super::replica::Replica;
 use super::{Epoch, Replicator};
 use crate::config::StoreConfig;
@@ -119,7 +119,19 @@ impl Primary {
     /// # Errors
     /// [`Error::Closed`]; [`Error::Io`] if there is no thread to be had.
     pub fn serve(&self, acceptor: impl Acceptor + 'static) -> Result<()> {
-        self.replicator.serve(Arc::new(acceptor))
+        self.replicator.serve(Arc::new(acceptor), Protocol::Duralog)
+    }
+
+    /// Serves RocketMQ slaves of the classic HA service, 4.9 or 5, that come by `acceptor`. They know no
+    /// secret and no epoch: whoever reaches it is given the log, so it is to be reached by nobody else.
+    /// Their acknowledgements count where [`AckLevel::InMemory`](super::AckLevel::InMemory) was chosen.
+    /// `segment_size` must be their `mappedFileSizeCommitLog`; one that is empty is started at the last
+    /// segment, as RocketMQ does it.
+    ///
+    /// # Errors
+    /// [`Error::Closed`]; [`Error::Io`] if there is no thread to be had.
+    pub fn serve_rocketmq(&self, acceptor: impl Acceptor + 'static) -> Result<()> {
+        self.replicator.serve(Arc::new(acceptor), Protocol::Rocketmq)
     }
 
     /// Every replica that was connected since this was opened.

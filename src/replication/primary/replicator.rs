@@ -7,7 +7,7 @@ use crate::environment::Threads;
 use crate::error::{Error, Result};
 use crate::replication::group::{Group, SessionId};
 use crate::replication::net::Acceptor;
-use crate::replication::options::{Ack, PrimaryOptions};
+use crate::replication::options::{Ack, PrimaryOptions, Protocol};
 use crate::replication::{
     Admission, Confirmation, Epoch, Refusal, ReplicatedLog, Replicator, StartPoint,
 };
@@ -85,9 +85,9 @@ impl PrimaryReplicator {
         self.shared.hub.get()
     }
 
-    pub(super) fn serve(&self, acceptor: Arc<dyn Acceptor>) -> Result<()> {
+    pub(super) fn serve(&self, acceptor: Arc<dyn Acceptor>, protocol: Protocol) -> Result<()> {
         let server = self.server.lock().clone().ok_or(Error::Closed)?;
-        server.serve(acceptor)
+        server.serve(acceptor, protocol)
     }
 }
 

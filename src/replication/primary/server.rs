@@ -7,7 +7,8 @@ use crate::replication::events::Event;
 use crate::replication::group::SessionId;
 use crate::replication::link::{Ended, Link};
 use crate::replication::net::{Acceptor, Stream};
-use crate::replication::options::Ack;
+use crate::replication::options::{Ack, Protocol};
+use crate::replication::rocketmq::MasterSession;
 use crate::replication::secret::random;
 use crate::replication::session::{Session, SessionError};
 use crate::worker::{Alarm, Doorbell, Next, Worker};
@@ -35,51 +36,10 @@ const STOP_MAX: Duration = Duration::from_secs(5);
 
 /// A connection that is served.
 struct Served {
-    link: Arc<dyn AnyLink>,
+    link: Arc<Link>,
     workers: [Worker; 2],
     id: SessionId,
     introduced_by: Instant,
-}
-
-/// What the server does with a link, whatever is spoken on it.
-trait AnyLink: Send + Sync {
-    fn ended(&self) -> Option<Ended>;
-    fn is_known(&self) -> bool;
-    fn is_said(&self) -> bool;
-    fn wait_said(&self);
-    fn end(&self, error: SessionError);
-    fn hang_up(&self);
-    fn peer(&self) -> &str;
-}
-
-impl<S: Session> AnyLink for Link<S> {
-    fn ended(&self) -> Option<Ended> {
-        self.ended()
-    }
-
-    fn is_known(&self) -> bool {
-        self.is_known()
-    }
-
-    fn is_said(&self) -> bool {
-        self.is_said()
-    }
-
-    fn wait_said(&self) {
-        self.wait_said(STOP_MAX);
-    }
-
-    fn end(&self, error: SessionError) {
-        self.end(Ended::Error(error));
-    }
-
-    fn hang_up(&self) {
-        self.hang_up();
-    }
-
-    fn peer(&self) -> &str {
-        &self.peer
-    }
 }
 
 /// All listeners and connections.
@@ -116,7 +76,11 @@ impl Server {
     }
 
     /// Serves whoever connects to `acceptor` from now on.
-    pub(super) fn serve(self: &Arc<Self>, acceptor: Arc<dyn Acceptor>) -> Result<()> {
+    pub(super) fn serve(
+        self: &Arc<Self>,
+        acceptor: Arc<dyn Acceptor>,
+        protocol: Protocol,
+    ) -> Result<()> {
         let (server, listening) = (Arc::downgrade(self), acceptor.clone());
         let (clock, patience) =
             (self.shared.clock.clone(), self.shared.options.node.housekeeping_interval);
@@ -127,7 +91,7 @@ impl Server {
                 return Next::Idle;
             };
             match accepted {
-                Ok(stream) => server.connected(stream),
+                Ok(stream) => server.connected(stream, protocol),
                 Err(_) => return Next::At(clock.now() + ACCEPT_RETRY),
             }
             Next::Now
@@ -143,14 +107,14 @@ impl Server {
     }
 
     /// Serves one connection. One too many is closed without a word.
-    fn connected(&self, stream: Stream) {
+    fn connected(&self, stream: Stream, protocol: Protocol) {
         let peer = stream.peer.clone();
-        if let Err(error) = self.serve_stream(stream) {
+        if let Err(error) = self.serve_stream(stream, protocol) {
             self.shared.options.node.observer.tell(&Event::Ended { peer, error });
         }
     }
 
-    fn serve_stream(&self, stream: Stream) -> Result<(), SessionError> {
+    fn serve_stream(&self, stream: Stream, protocol: Protocol) -> Result<(), SessionError> {
         let mut served = self.served.lock();
         let strangers = served.iter().filter(|one| !one.link.is_known()).count();
         if served.len() >= CONNECTIONS_MAX || strangers >= STRANGERS_MAX || self.is_stopped() {
@@ -161,7 +125,10 @@ impl Server {
         let hub = shared.hub.get().ok_or(SessionError::Stopped)?.clone();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (clock, now) = (shared.clock.clone(), shared.clock.now());
-        let session = PrimarySession::new(hub, id, random()?, now);
+        let session: Box<dyn Session> = match protocol {
+            Protocol::Duralog => Box::new(PrimarySession::new(hub, id, random()?, now)),
+            Protocol::Rocketmq => Box::new(MasterSession::new(hub, id, now)),
+        };
         let (bell, heard) = Doorbell::new();
         let alarm = Arc::new(Alarm::default());
         alarm.connect(bell.clone());
@@ -178,7 +145,7 @@ impl Server {
             next
         };
         let receive = move || receiving.receive_step(&mut reading);
-        let panicked = |link: &Arc<Link<PrimarySession>>, bell: &Doorbell| {
+        let panicked = |link: &Arc<Link>, bell: &Doorbell| {
             let (link, bell) = (link.clone(), bell.clone());
             move |error| {
                 link.end(Ended::Error(SessionError::Log(error)));
@@ -224,8 +191,8 @@ impl Server {
             let _ = watch.stop(STOP_MAX);
         }
         for served in self.served.lock().drain(..) {
-            served.link.end(SessionError::Stopped);
-            served.link.wait_said();
+            served.link.end(Ended::Error(SessionError::Stopped));
+            served.link.wait_said(STOP_MAX);
             served.close(&self.shared);
         }
     }
@@ -251,7 +218,7 @@ fn watch_step(served: &Mutex<Vec<Served>>, shared: &Shared) -> Next {
     let mut all = served.lock();
     for one in all.iter().filter(|one| one.link.ended().is_none() && !one.link.is_known()) {
         if now >= one.introduced_by {
-            one.link.end(SessionError::Silent);
+            one.link.end(Ended::Error(SessionError::Silent));
             one.link.hang_up();
         } else {
             next = Some(next.map_or(one.introduced_by, |at: Instant| at.min(one.introduced_by)));
@@ -268,7 +235,7 @@ fn watch_step(served: &Mutex<Vec<Served>>, shared: &Shared) -> Next {
     drop(all);
     for one in gone {
         if let Some(Ended::Error(error)) = one.link.ended() {
-            let peer = one.link.peer().to_owned();
+            let peer = one.link.peer.clone();
             shared.options.node.observer.tell(&Event::Ended { peer, error });
         }
         one.close(shared);

@@ -7,9 +7,10 @@ use crate::config::StoreConfig;
 use crate::environment::Environment;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::replication::link::{Ended, Link, Reading};
-use crate::replication::options::ReplicaOptions;
+use crate::replication::options::{Protocol, ReplicaOptions};
+use crate::replication::rocketmq::SlaveSession;
 use crate::replication::secret::random;
-use crate::replication::session::{Order, SessionError};
+use crate::replication::session::{Order, Session, SessionError};
 use crate::replication::{Epoch, ReplicatedLog};
 use crate::store::Store;
 use crate::worker::{Doorbell, Next, Worker};
@@ -40,13 +41,13 @@ struct State {
     store: Store,
     log: Arc<dyn ReplicatedLog>,
     replicator: Arc<ReplicaReplicator>,
-    link: Option<Arc<Link<ReplicaSession>>>,
+    link: Option<Arc<Link>>,
     last_error: Option<SessionError>,
 }
 
 /// A connection that is followed.
 struct Followed {
-    link: Arc<Link<ReplicaSession>>,
+    link: Arc<Link>,
     reading: Reading,
     sender: Worker,
     greeted: bool,
@@ -272,8 +273,11 @@ impl Shared {
         let nonce = random().map_err(|error| unnamed(error.into()))?;
         let clock = self.environment.clock.clone();
         let mut state = self.state.lock();
-        let log = state.log.clone();
-        let session = ReplicaSession::new(log, self.identity.clone(), nonce, clock.now());
+        let (log, identity, now) = (state.log.clone(), self.identity.clone(), clock.now());
+        let session: Box<dyn Session> = match self.options.protocol {
+            Protocol::Duralog => Box::new(ReplicaSession::new(log, identity, nonce, now)),
+            Protocol::Rocketmq => Box::new(SlaveSession::new(log, identity.heartbeat, now)),
+        };
         let (bell, heard) = Doorbell::new();
         let alarm = state.replicator.new_alarm(bell.clone());
         let (link, reading, mut writing) =

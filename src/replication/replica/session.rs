@@ -5,6 +5,7 @@ use crate::replication::inbox::Inbox;
 use crate::replication::primary::unexpected;
 use crate::replication::secret::{Secret, Side};
 use crate::replication::session::{Order, Outgoing, Session, SessionError};
+use crate::replication::tail::Tail;
 use crate::replication::wire::{
     self, CONTROL_MAX, EPOCHS_MAX, FRAME_MAX, Frame, Join, Nonce, STRANGER_MAX,
 };
@@ -39,9 +40,7 @@ enum State {
 struct Following {
     primary: EpochStart,
     entered: Epoch,
-    /// Whole records are in the log up to here; `rest` lies behind.
-    end: u64,
-    rest: Vec<u8>,
+    tail: Tail,
     /// What the primary was told last.
     told: Option<(Epoch, u64, u64)>,
 }
@@ -98,7 +97,7 @@ impl ReplicaSession {
             }
             (State::Following(following), Frame::Data { epoch, offset, confirmed, bytes }) => {
                 following.take_over(&*self.log, epoch, offset, bytes)?;
-                let confirmed = confirmed.min(following.end);
+                let confirmed = confirmed.min(following.tail.end());
                 self.log.confirm(confirmed, following.entered)?;
             }
             (_, Frame::Refuse { code, details }) if known => {
@@ -137,8 +136,8 @@ impl ReplicaSession {
             Plan::Follow(at) if at == history.end => {
                 let (len, crc) = self.log.checksum(at, CHECKED_MAX)?;
                 self.outbox.push_back(Frame::Begin { from: at, len, crc });
-                let rest = Vec::new();
-                let following = Following { primary, entered: newest, end: at, rest, told: None };
+                let tail = Tail::at(at);
+                let following = Following { primary, entered: newest, tail, told: None };
                 self.state = State::Following(following);
                 Ok(None)
             }
@@ -171,27 +170,17 @@ impl Following {
             // Someone has asked for that promise to find out what is here: it must not grow any more.
             return Err(SessionError::Superseded { epoch: self.primary.epoch, by: promised });
         }
-        if offset != self.end + self.rest.len() as u64 || epoch.epoch > self.primary.epoch {
+        if offset != self.tail.received() || epoch.epoch > self.primary.epoch {
             return Err(SessionError::protocol("bytes of the log that do not follow"));
         }
         if epoch.epoch != self.entered {
-            if !self.rest.is_empty() {
+            if self.tail.received() > self.tail.end() {
                 return Err(SessionError::protocol("an epoch that begins inside of a record"));
             }
             log.enter_epoch(epoch)?;
             self.entered = epoch.epoch;
         }
-        if self.rest.is_empty() {
-            let end = log.append(self.end, self.entered, bytes)?;
-            let taken = (end - self.end) as usize;
-            self.rest.extend_from_slice(bytes.get(taken..).unwrap_or_default());
-            self.end = end;
-        } else {
-            self.rest.extend_from_slice(bytes);
-            let end = log.append(self.end, self.entered, &self.rest)?;
-            self.rest.drain(..(end - self.end) as usize);
-            self.end = end;
-        }
+        self.tail.take(log, self.entered, bytes)?;
         Ok(())
     }
 }
