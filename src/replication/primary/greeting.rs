@@ -10,19 +10,20 @@ use std::collections::VecDeque;
 #[derive(Debug)]
 pub(crate) struct Greeting {
     nonce: Nonce,
-    state: State,
+    awaited: Awaited,
 }
 
+/// Which frame is to come.
 #[derive(Debug)]
-enum State {
-    AwaitHello,
-    AwaitProof { theirs: Nonce, version: u32 },
-    AwaitJoin,
+enum Awaited {
+    Hello,
+    Proof { theirs: Nonce, version: u32 },
+    Join,
 }
 
 impl Greeting {
     pub(crate) fn new(nonce: Nonce) -> Self {
-        Self { nonce, state: State::AwaitHello }
+        Self { nonce, awaited: Awaited::Hello }
     }
 
     pub(crate) fn max_frame(&self) -> u32 {
@@ -31,7 +32,7 @@ impl Greeting {
 
     /// Whether the peer has proved to know the secret.
     pub(crate) fn is_known(&self) -> bool {
-        matches!(self.state, State::AwaitJoin)
+        matches!(self.awaited, Awaited::Join)
     }
 
     /// Hears the next frame; who it is, when it has said so.
@@ -42,30 +43,30 @@ impl Greeting {
         secret: &Secret,
         outbox: &mut VecDeque<Frame<'static>>,
     ) -> Result<Option<Join>, SessionError> {
-        match (&self.state, frame) {
-            (State::AwaitHello, Frame::Hello { version, nonce }) => {
+        match (&self.awaited, frame) {
+            (Awaited::Hello, Frame::Hello { version, nonce }) => {
                 outbox.push_back(Frame::Challenge { nonce: self.nonce });
-                self.state = State::AwaitProof { theirs: nonce, version };
+                self.awaited = Awaited::Proof { theirs: nonce, version };
                 Ok(None)
             }
-            (State::AwaitProof { theirs, version }, Frame::Proof(proof)) => {
+            (Awaited::Proof { theirs, version }, Frame::Proof(proof)) => {
                 let version = *version;
                 if !secret.accepts(&proof, Side::Replica, theirs, &self.nonce) {
                     return Err(SessionError::Secret);
                 }
                 let proven = secret.prove(Side::Primary, theirs, &self.nonce);
                 outbox.push_back(Frame::Proven(proven));
-                self.state = State::AwaitJoin;
+                self.awaited = Awaited::Join;
                 if version != wire::VERSION {
                     return Err(SessionError::Version { theirs: version });
                 }
                 Ok(None)
             }
-            (State::AwaitJoin, Frame::Join(join)) if join.cluster != cluster => {
+            (Awaited::Join, Frame::Join(join)) if join.cluster != cluster => {
                 Err(SessionError::Cluster { theirs: join.cluster })
             }
-            (State::AwaitJoin, Frame::Join(join)) => Ok(Some(join)),
-            (State::AwaitJoin, Frame::Refuse { code, details }) => {
+            (Awaited::Join, Frame::Join(join)) => Ok(Some(join)),
+            (Awaited::Join, Frame::Refuse { code, details }) => {
                 Err(SessionError::from_refusal(code, details))
             }
             (_, other) => Err(unexpected(&other)),
