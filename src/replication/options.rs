@@ -6,6 +6,7 @@ use super::net::{Connector, TcpConnector};
 use super::{Epoch, NodeId, Secret};
 use crate::config::{BrokerReplication, BrokerRole};
 use crate::error::{Error, Result};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -113,6 +114,9 @@ pub struct PrimaryOptions {
     /// A replica that lacks more bytes than this is out of reach, RocketMQ's `haMaxGapNotInSync`. Default
     /// 256 MiB.
     pub max_replica_lag: u64,
+    /// Bytes a second that each replica is sent at most, RocketMQ's `maxHaTransferByteInSecond`. Default
+    /// `None`: as many as it takes. A replica that reads slowly is sent no more than it reads in any case.
+    pub max_transfer_rate: Option<NonZeroU64>,
     /// The epoch that this opening begins; `None`, the default, takes the next one. Given by whoever
     /// decides which node is the primary: higher than any before, and never given to two nodes.
     pub epoch: Option<Epoch>,
@@ -128,6 +132,7 @@ impl PrimaryOptions {
             min_insync_replicas: 1,
             strict: false,
             max_replica_lag: 256 << 20,
+            max_transfer_rate: None,
             epoch: None,
         }
     }

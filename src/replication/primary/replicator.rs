@@ -91,7 +91,8 @@ impl Replicator for PrimaryReplicator {
         let group = Group::new(options.policy(), confirmed);
         let gate = (node.cluster, node.secret.clone());
         self.written.store(at.end, Ordering::Relaxed);
-        let hub = Hub::new(log, group, epoch, gate, node.heartbeat_interval);
+        let hub =
+            Hub::new(log, group, epoch, gate, node.heartbeat_interval, options.max_transfer_rate);
         let hub = self.hub.get_or_init(|| Arc::new(hub)).clone();
         if self.threads == Threads::Own {
             let make: MakeSession = Box::new(move |id, protocol, now| {

@@ -10,6 +10,7 @@ use crate::replication::session::{Order, Outgoing, Session, SessionError, unexpe
 use crate::replication::wire::{self, Frame, Join, Nonce, STRANGER_MAX};
 use crate::replication::{Epoch, EpochStart, NodeId, ReplicatedLog};
 use std::collections::VecDeque;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -29,6 +30,8 @@ pub(crate) struct Hub {
     pub(crate) cluster: u64,
     pub(crate) secret: Secret,
     pub(crate) heartbeat: Duration,
+    /// Bytes a second that a replica is sent at most.
+    pub(crate) rate: Option<NonZeroU64>,
     /// A newer epoch of which a replica told; 0 without one.
     superseded: AtomicU64,
 }
@@ -40,10 +43,11 @@ impl Hub {
         epoch: EpochStart,
         (cluster, secret): (u64, Secret),
         heartbeat: Duration,
+        rate: Option<NonZeroU64>,
     ) -> Self {
         let epochs = History::of(&*log).epochs;
         let superseded = AtomicU64::new(0);
-        Self { log, group, epoch, epochs, cluster, secret, heartbeat, superseded }
+        Self { log, group, epoch, epochs, cluster, secret, heartbeat, rate, superseded }
     }
 
     fn history(&self) -> History {
@@ -90,12 +94,14 @@ pub(crate) struct PrimarySession {
     state: State,
     outbox: VecDeque<Frame<'static>>,
     sent_at: Instant,
+    /// When the next records may be sent, by the rate.
+    paced_until: Instant,
 }
 
 impl PrimarySession {
     pub(crate) fn new(hub: Arc<Hub>, id: SessionId, nonce: Nonce, now: Instant) -> Self {
         let (state, outbox) = (State::Greeting(Greeting::new(nonce)), VecDeque::new());
-        Self { hub, id, state, outbox, sent_at: now }
+        Self { hub, id, state, outbox, sent_at: now, paced_until: now }
     }
 
     pub(crate) fn node(&self) -> Option<NodeId> {
@@ -196,7 +202,9 @@ impl PrimarySession {
         if !hub.group.is_current(*node, self.id) {
             return Err(SessionError::Stopped);
         }
-        let (offset, end, confirmed) = (*next, hub.log.end(), hub.group.confirmed());
+        let (offset, confirmed) = (*next, hub.group.confirmed());
+        // By the rate, word of what is confirmed goes at any time, records do not.
+        let end = if now < self.paced_until { offset } else { hub.log.end() };
         if offset == end
             && let Some(told) = *told
         {
@@ -206,7 +214,12 @@ impl PrimarySession {
             }
         }
         let data = data_at(&*hub.log, &hub.epochs, offset..end, confirmed)?;
-        *next += data.body().len() as u64;
+        let sent = data.body().len() as u64;
+        if let Some(rate) = hub.rate {
+            self.paced_until =
+                now + Duration::from_secs(sent) / rate.get().min(u32::MAX.into()) as u32;
+        }
+        *next += sent;
         *told = Some(confirmed);
         self.sent_at = now;
         Ok(Some(data))
@@ -230,7 +243,7 @@ impl Session for PrimarySession {
 
     fn is_ready(&self, now: Instant) -> bool {
         let more = match &self.state {
-            State::Streaming { next, .. } => *next < self.hub.log.end(),
+            State::Streaming { next, .. } => now >= self.paced_until && *next < self.hub.log.end(),
             _ => false,
         };
         more || self.due().is_some_and(|due| due <= now)
@@ -245,9 +258,11 @@ impl Session for PrimarySession {
     fn due(&self) -> Option<Instant> {
         match &self.state {
             _ if !self.outbox.is_empty() => Some(self.sent_at),
-            State::Streaming { told: Some(told), .. } => {
+            State::Streaming { told: Some(told), next, .. } => {
                 let news = self.hub.group.confirmed() > *told;
-                Some(self.sent_at + if news { CONFIRM_DELAY } else { self.hub.heartbeat })
+                let word = self.sent_at + if news { CONFIRM_DELAY } else { self.hub.heartbeat };
+                let waits = *next < self.hub.log.end();
+                Some(if waits { word.min(self.paced_until) } else { word })
             }
             State::Streaming { told: None, .. } => Some(self.sent_at),
             _ => None,
