@@ -203,7 +203,7 @@ fn a_replica_is_sent_no_more_than_the_rate_allows_and_gets_there() {
     options.max_transfer_rate = NonZeroU64::new(200_000);
     let primary = Primary::open(config(&dir.path().join("a")), options).expect("it opens");
     for n in 0..300 {
-        put(primary.store(), &format!("{n:0>1000}"));
+        assert_eq!(put(primary.store(), &format!("{n:0>1000}")).status, PutStatus::PutOk);
     }
     let address = primary.listen("127.0.0.1:0").expect("a port is free");
     let started = Instant::now();

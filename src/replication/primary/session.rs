@@ -215,9 +215,9 @@ impl PrimarySession {
         }
         let data = data_at(&*hub.log, &hub.epochs, offset..end, confirmed)?;
         let sent = data.body().len() as u64;
-        if let Some(rate) = hub.rate {
-            self.paced_until =
-                now + Duration::from_secs(sent) / rate.get().min(u32::MAX.into()) as u32;
+        if let Some(rate) = hub.rate.filter(|_| sent > 0) {
+            let rate = rate.get().min(u32::MAX.into()) as u32;
+            self.paced_until = now + Duration::from_secs(sent) / rate;
         }
         *next += sent;
         *told = Some(confirmed);
