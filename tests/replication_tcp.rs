@@ -5,8 +5,8 @@ mod temp;
 
 use duralog::disk::{Cut, SimDisk};
 use duralog::replication::{
-    Ack, Epoch, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, Replica, ReplicaOptions,
-    Secret, TcpAcceptor,
+    Ack, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, Replica, ReplicaOptions, Secret,
+    TcpAcceptor,
 };
 use duralog::{Environment, Error, FlushMode, Message, PutStatus, Reached, Store, StoreConfig};
 use std::collections::BTreeSet;
@@ -93,7 +93,7 @@ fn a_replica_takes_over_and_the_old_primary_follows_it() {
         }
     }
     assert_eq!(acked.len(), 300);
-    let epoch = Epoch(first.epoch().0 + 1);
+    let epoch = first.epoch().next_term();
     let standings = [second.fence(epoch).expect("b"), third.fence(epoch).expect("c")];
     // Nobody confirms anything for it any more.
     match first.store().put(Message::new("t", "late")) {

@@ -117,8 +117,9 @@ pub struct PrimaryOptions {
     /// Bytes a second that each replica is sent at most, RocketMQ's `maxHaTransferByteInSecond`. Default
     /// `None`: as many as it takes. A replica that reads slowly is sent no more than it reads in any case.
     pub max_transfer_rate: Option<NonZeroU64>,
-    /// The epoch that this opening begins; `None`, the default, takes the next one. Given by whoever
-    /// decides which node is the primary: higher than any before, and never given to two nodes.
+    /// The epoch that this opening begins, which begins a [term](Epoch::term): given by whoever decides
+    /// which node is the primary, higher than any before, and never to two nodes. `None`, the default,
+    /// goes on in the term of the log: for a primary that is only opened again.
     pub epoch: Option<Epoch>,
 }
 
@@ -182,6 +183,7 @@ impl PrimaryOptions {
         if !(1..=64).contains(&self.min_insync_replicas) {
             return refused("min_insync_replicas", self.min_insync_replicas, "1 to 64");
         }
+        self.epoch.map_or(Ok(()), check_term)?;
         Ok(())
     }
 
@@ -249,6 +251,13 @@ impl ReplicaOptions {
         check("retry_min", self.retry_min)?;
         check("retry_max", self.retry_max)
     }
+}
+
+pub(crate) fn check_term(epoch: Epoch) -> Result<()> {
+    if epoch.begins_term() {
+        return Ok(());
+    }
+    refused("epoch", epoch.0, "the beginning of a term, a multiple of 2^32: see Epoch::next_term")
 }
 
 fn check(field: &'static str, value: Duration) -> Result<()> {

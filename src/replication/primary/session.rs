@@ -1,5 +1,6 @@
 //! A connection of a replica, as its primary sees it.
 
+use crate::error::Error;
 use crate::replication::feed::data_at;
 use crate::replication::group::{Group, SessionId};
 use crate::replication::history::{History, Plan};
@@ -32,6 +33,10 @@ pub(crate) struct Hub {
     pub(crate) heartbeat: Duration,
     /// Bytes a second that a replica is sent at most.
     pub(crate) rate: Option<NonZeroU64>,
+    /// Replicas alone make something confirmed: it need not be durable here.
+    lazy: bool,
+    /// Everything before is confirmed, and everyone may know.
+    published: AtomicU64,
     /// A newer epoch of which a replica told; 0 without one.
     superseded: AtomicU64,
 }
@@ -42,12 +47,40 @@ impl Hub {
         group: Group,
         epoch: EpochStart,
         (cluster, secret): (u64, Secret),
-        heartbeat: Duration,
-        rate: Option<NonZeroU64>,
+        (heartbeat, rate): (Duration, Option<NonZeroU64>),
+        lazy: bool,
     ) -> Self {
         let epochs = History::of(&*log).epochs;
-        let superseded = AtomicU64::new(0);
-        Self { log, group, epoch, epochs, cluster, secret, heartbeat, rate, superseded }
+        let (superseded, published) = (AtomicU64::new(0), AtomicU64::new(group.confirmed()));
+        Self {
+            log,
+            group,
+            epoch,
+            epochs,
+            cluster,
+            secret,
+            heartbeat,
+            rate,
+            lazy,
+            published,
+            superseded,
+        }
+    }
+
+    /// Everything before is confirmed.
+    pub(crate) fn confirmed(&self) -> u64 {
+        self.published.load(Ordering::SeqCst)
+    }
+
+    /// Confirms what enough replicas hold, and what is durable here, too, unless puts do not wait for
+    /// that: this node, when it comes back after a power cut, must not lack what someone has read.
+    pub(crate) fn publish(&self) -> Result<(), Error> {
+        let held = self.group.confirmed();
+        let confirmed = if self.lazy { held } else { held.min(self.log.durable()) };
+        if self.published.fetch_max(confirmed, Ordering::SeqCst) < confirmed {
+            self.log.confirm(confirmed, self.epoch.epoch)?;
+        }
+        Ok(())
     }
 
     fn history(&self) -> History {
@@ -161,6 +194,11 @@ impl PrimarySession {
         let hub = &self.hub;
         let newest = join.history.epochs.last().map_or(Epoch(0), |last| last.epoch);
         hub.check_epoch(join.promised.max(newest))?;
+        if let Some(last) = join.history.epochs.last().filter(|last| last.epoch == hub.epoch.epoch)
+            && last.node != hub.epoch.node
+        {
+            return Err(SessionError::EpochTaken { epoch: last.epoch, node: last.node });
+        }
         let (primary, replica) = (hub.log.segment_size(), join.segment_size);
         if primary != replica {
             return Err(SessionError::SegmentSize { primary, replica });
@@ -186,13 +224,9 @@ impl PrimarySession {
         durable: u64,
     ) -> Result<(), SessionError> {
         let hub = &self.hub;
-        let before = hub.group.confirmed();
         let in_epoch = epoch == hub.epoch.epoch;
-        let confirmed = hub.group.ack(node, self.id, (written, durable), in_epoch);
-        if confirmed > before {
-            hub.log.confirm(confirmed, hub.epoch.epoch)?;
-        }
-        Ok(())
+        hub.group.ack(node, self.id, (written, durable), in_epoch);
+        Ok(hub.publish()?)
     }
 
     /// The next records, or word of what is confirmed, or a sign of life.
@@ -202,7 +236,7 @@ impl PrimarySession {
         if !hub.group.is_current(*node, self.id) {
             return Err(SessionError::Stopped);
         }
-        let (offset, confirmed) = (*next, hub.group.confirmed());
+        let (offset, confirmed) = (*next, hub.confirmed());
         // By the rate, word of what is confirmed goes at any time, records do not.
         let end = if now < self.paced_until { offset } else { hub.log.end() };
         if offset == end
@@ -259,7 +293,7 @@ impl Session for PrimarySession {
         match &self.state {
             _ if !self.outbox.is_empty() => Some(self.sent_at),
             State::Streaming { told: Some(told), next, .. } => {
-                let news = self.hub.group.confirmed() > *told;
+                let news = self.hub.confirmed() > *told;
                 let word = self.sent_at + if news { CONFIRM_DELAY } else { self.hub.heartbeat };
                 let waits = *next < self.hub.log.end();
                 Some(if waits { word.min(self.paced_until) } else { word })
