@@ -53,13 +53,19 @@ impl Core {
         {
             return Ok(*last);
         }
+        let was = epochs.last().max(epochs.promised);
+        let known = !epochs.starts().is_empty() && epoch <= epochs.last();
+        if known || epoch < was {
+            return Err(Error::Refused(Refusal::EpochFell { was, is: epoch }));
+        }
         let start = self.progress.appended();
         let begun = EpochStart { epoch, start, node, record_crc: self.config.record_crc };
         self.add_epoch(&mut epochs, begun, lazy)?;
         Ok(begun)
     }
 
-    /// Enters the epoch of another node, of which the next record is; durable on return.
+    /// Enters the epoch of another node, of which the next record is; durable on return. It may be older
+    /// than what was promised: the primary of a newer one hands on what its predecessors wrote.
     pub(crate) fn enter_epoch(&self, start: EpochStart) -> Result<()> {
         let mut epochs = self.epochs.lock();
         if epochs.starts().last() == Some(&start) {
@@ -76,9 +82,13 @@ impl Core {
         if goes_on {
             return self.save_epochs(&mut epochs, with_bytes);
         }
+        let (was, is_first) = (with_bytes.last(), with_bytes.starts().is_empty());
+        if !is_first && start.epoch <= was {
+            return Err(Error::Refused(Refusal::EpochFell { was, is: start.epoch }));
+        }
         let begins_here = start.start == end;
         // A log that holds nothing yet may begin in the middle of an epoch.
-        let is_empty = start.start < end && end == self.min_offset() && epochs.starts().is_empty();
+        let is_empty = start.start < end && end == self.min_offset() && is_first;
         if !begins_here && !is_empty {
             return Err(Error::Refused(Refusal::OutOfPlace { end, at: start.start }));
         }
@@ -99,11 +109,6 @@ impl Core {
     }
 
     fn add_epoch(&self, epochs: &mut Epochs, start: EpochStart, lazy: bool) -> Result<()> {
-        let was = epochs.last().max(epochs.promised);
-        let fell = !epochs.starts().is_empty() && start.epoch <= epochs.last();
-        if fell || start.epoch < epochs.promised {
-            return Err(Error::Refused(Refusal::EpochFell { was, is: start.epoch }));
-        }
         let mut changed = epochs.clone();
         changed.begin(start);
         changed.expire(self.min_offset());
