@@ -444,8 +444,8 @@ pub trait ReplicatedLog: Send + Sync + fmt::Debug {
     /// [confirmed](Self::confirmed); [`Error::Io`](crate::Error::Io).
     fn truncate(&self, to: u64) -> Result<()>;
 
-    /// The same for a log that begins anew at `at`, which is at or behind its end, and a multiple of the
-    /// segment size: what it held is no longer to be had where the log comes from.
+    /// The same for a log that begins anew at `at`, a multiple of the segment size: what it lacks is no
+    /// longer to be had where the log comes from.
     ///
     /// # Errors
     /// As [`truncate`](Self::truncate).
