@@ -27,8 +27,6 @@ mod net;
 mod options;
 #[cfg(feature = "replication")]
 mod primary;
-#[cfg(all(test, feature = "sim", feature = "replication"))]
-mod pump;
 #[cfg(feature = "replication")]
 mod replica;
 #[cfg(feature = "replication")]
@@ -39,6 +37,8 @@ mod scripted;
 mod secret;
 #[cfg(feature = "replication")]
 mod session;
+#[cfg(all(test, feature = "sim", feature = "replication"))]
+mod simulation;
 #[cfg(feature = "replication")]
 mod tail;
 #[cfg(feature = "replication")]
