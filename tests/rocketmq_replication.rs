@@ -8,7 +8,7 @@ mod stored_log;
 #[path = "support/temp.rs"]
 mod temp;
 
-use duralog::replication::{NodeId, NodeOptions, Replica, ReplicaOptions, SessionError};
+use duralog::replication::{Epoch, NodeId, NodeOptions, Replica, ReplicaOptions, SessionError};
 use duralog::{FlushMode, Message, Store, StoreConfig};
 use ha_wire::{Frame, MasterListener, MasterSocket};
 use std::path::Path;
@@ -150,4 +150,29 @@ fn a_replica_finds_out_that_the_master_has_less() {
     });
     joined.assert_diverged();
     beating.join().expect("no panic");
+}
+
+#[test]
+fn a_replica_that_was_fenced_takes_nothing_more() {
+    let mut joined = Joined::new();
+    let (from, had, end) = (joined.from, joined.had, joined.log.end());
+    joined.send(from, 64 << 10);
+    joined.send(64 << 10, had);
+    eventually("it follows", || joined.replica.state().following);
+    let by = Epoch(0).next_term();
+    let standing = joined.replica.fence(by).expect("it promises");
+    assert_eq!(standing.end, had);
+    hangs_up(&mut joined.socket);
+    for _ in 0..2 {
+        let mut socket = joined.listener.accept();
+        let from = socket.report().expect("it reports");
+        // It may hang up before all of it is sent.
+        let _ = socket.try_send(&Frame::new(from, joined.log.from(from, 64 << 10)));
+        let _ = socket.try_send(&Frame::new(64 << 10, joined.log.from(64 << 10, end)));
+        hangs_up(&mut socket);
+    }
+    let state = joined.replica.state();
+    let superseded = SessionError::Superseded { epoch: Epoch(0), by };
+    assert_eq!(format!("{:?}", state.last_error), format!("{:?}", Some(superseded)));
+    assert_eq!(state.durable, had);
 }

@@ -81,6 +81,11 @@ impl SlaveSession {
             // Records of a primary of this crate are in the log: no RocketMQ master has them.
             return Err(SessionError::Diverged);
         }
+        let by = self.log.promised();
+        if by > Epoch(0) {
+            // Someone has asked for that promise to find out what is here: it must not grow any more.
+            return Err(SessionError::Superseded { epoch: Epoch(0), by });
+        }
         if offset == self.next() {
             return Ok(None);
         }
