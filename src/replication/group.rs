@@ -40,6 +40,8 @@ struct Member {
     counts: u64,
     written: u64,
     durable: u64,
+    /// Where it goes on when it comes back, as far as is known.
+    resumes: u64,
 }
 
 /// One replica as the primary sees it.
@@ -133,9 +135,25 @@ impl Group {
         (written, durable): (u64, u64),
         in_epoch: bool,
     ) {
+        self.note(node, session, (written, durable), durable, in_epoch);
+    }
+
+    /// The same for a RocketMQ slave, which says nothing of its disk.
+    pub(crate) fn ack_in_memory(&self, node: NodeId, session: SessionId, written: u64) {
+        self.note(node, session, (written, 0), written, true);
+    }
+
+    fn note(
+        &self,
+        node: NodeId,
+        session: SessionId,
+        (written, durable): (u64, u64),
+        resumes: u64,
+        in_epoch: bool,
+    ) {
         let mut members = self.members.lock();
         if let Some(member) = members.get_mut(&node).filter(|one| one.session == Some(session)) {
-            (member.written, member.durable) = (written, durable);
+            (member.written, member.durable, member.resumes) = (written, durable, resumes);
             if in_epoch {
                 member.counts = match self.policy.level {
                     AckLevel::Durable if cfg!(canary = "ack_before_durable") => written,
@@ -195,8 +213,8 @@ impl Group {
     /// The lowest offset from which on a replica lacks the log, if it is not hopelessly far behind `end`.
     pub(crate) fn floor(&self, end: u64) -> u64 {
         let members = self.members.lock();
-        let near = |member: &&Member| member.durable.saturating_add(self.policy.max_lag) >= end;
-        members.values().filter(near).map(|member| member.durable).min().unwrap_or(u64::MAX)
+        let near = |member: &&Member| member.resumes.saturating_add(self.policy.max_lag) >= end;
+        members.values().filter(near).map(|member| member.resumes).min().unwrap_or(u64::MAX)
     }
 
     /// Waits until so many replicas are connected and not too far behind `end`.
@@ -296,6 +314,15 @@ mod tests {
         group.leave(B, 2);
         assert_eq!(acked(&group, A, 1, (80, 80), true), 50);
         assert!(!group.reaches(81));
+    }
+
+    #[test]
+    fn what_a_rocketmq_slave_has_yet_to_get_is_kept_for_it() {
+        let group = group(1, AckLevel::Durable);
+        group.join(A, 1, 1).unwrap();
+        group.ack_in_memory(A, 1, 950);
+        assert_eq!((group.floor(1000), group.floor(1051)), (950, u64::MAX));
+        assert_eq!(group.confirmed(), 10);
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl MasterSession {
         }
         let hub = &self.hub;
         // It answers from memory: nothing is known to be durable there.
-        hub.group.ack(self.node(), self.id, (reported, 0), true);
+        hub.group.ack_in_memory(self.node(), self.id, reported);
         hub.publish()?;
         Ok(())
     }
