@@ -8,9 +8,12 @@ mod stored_log;
 #[path = "support/temp.rs"]
 mod temp;
 
-use duralog::replication::{Epoch, NodeId, NodeOptions, Replica, ReplicaOptions, SessionError};
-use duralog::{FlushMode, Message, Store, StoreConfig};
-use ha_wire::{Frame, MasterListener, MasterSocket};
+use duralog::replication::{
+    AckLevel, Epoch, NodeId, NodeOptions, Primary, PrimaryOptions, Replica, ReplicaOptions,
+    SessionError, TcpAcceptor,
+};
+use duralog::{FlushMode, Message, PutStatus, Store, StoreConfig};
+use ha_wire::{Frame, MasterListener, MasterSocket, SlaveSocket};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -175,4 +178,30 @@ fn a_replica_that_was_fenced_takes_nothing_more() {
     let superseded = SessionError::Superseded { epoch: Epoch(0), by };
     assert_eq!(format!("{:?}", state.last_error), format!("{:?}", Some(superseded)));
     assert_eq!(state.durable, had);
+}
+
+#[test]
+fn a_slave_that_comes_back_is_in_reach_when_it_has_said_what_it_holds() {
+    let temp = TempDir::new();
+    let end = written(temp.path(), 100).end();
+    let mut options = PrimaryOptions::new(NodeOptions::new(NodeId(1))).strict(true);
+    options.ack_level = AckLevel::InMemory;
+    options.max_replica_lag = 1000;
+    let primary = Primary::open(config(temp.path()), options).expect("the primary opens");
+    let acceptor = TcpAcceptor::bind("127.0.0.1:0").expect("a port is free");
+    let port = acceptor.address().port();
+    primary.serve_rocketmq(acceptor).expect("it is open");
+    assert!(primary.store().put(Message::new("t", "x")).is_err(), "nobody is there");
+    let mut socket = SlaveSocket::connect(port);
+    socket.report(end as i64);
+    // It says no more before it is sent something.
+    primary.wait_for_replicas(1, PATIENCE).expect("it has everything");
+    thread::scope(|scope| {
+        let put = scope.spawn(|| primary.store().put(Message::new("t", "x")));
+        let frame = socket.data();
+        assert_eq!(frame.offset, end);
+        socket.report(frame.end() as i64);
+        let put = put.join().expect("no panic").expect("accepted");
+        assert_eq!((put.status, put.end_offset), (PutStatus::PutOk, frame.end()));
+    });
 }

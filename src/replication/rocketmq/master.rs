@@ -48,7 +48,8 @@ impl MasterSession {
         };
         self.hub.group.join(self.node(), self.id, self.id)?;
         self.next = Some(at);
-        Ok(())
+        // It says no more before it is sent something, or for a heartbeat's time.
+        if reported > 0 { self.report(at, reported) } else { Ok(()) }
     }
 
     fn report(&self, next: u64, reported: u64) -> Result<(), SessionError> {
