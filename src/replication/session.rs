@@ -7,6 +7,7 @@ use super::inbox::Inbox;
 use super::wire::{Frame, WireError};
 use super::{Epoch, LogSlice, NodeId};
 use crate::error::Error;
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -255,6 +256,16 @@ impl std::error::Error for SessionError {
             _ => None,
         }
     }
+}
+
+/// What a peer that may know is told of the end, behind what it is still to hear: what comes before is
+/// why it believes it.
+pub(crate) fn last_words(
+    outbox: &VecDeque<Frame<'static>>,
+    error: &SessionError,
+) -> Option<Vec<u8>> {
+    let refusal = error.refusal()?;
+    Some(outbox.iter().chain([&refusal]).flat_map(Frame::head).collect())
 }
 
 /// The error for a frame that has no place here.

@@ -7,7 +7,7 @@ use crate::replication::history::{History, Plan};
 use crate::replication::inbox::Inbox;
 use crate::replication::primary::greeting::Greeting;
 use crate::replication::secret::Secret;
-use crate::replication::session::{Order, Outgoing, Session, SessionError, unexpected};
+use crate::replication::session::{Order, Outgoing, Session, SessionError, last_words, unexpected};
 use crate::replication::wire::{self, Frame, Join, Nonce, STRANGER_MAX};
 use crate::replication::{Epoch, EpochStart, NodeId, ReplicatedLog};
 use std::collections::VecDeque;
@@ -304,8 +304,7 @@ impl Session for PrimarySession {
     }
 
     fn farewell(&self, error: &SessionError) -> Option<Vec<u8>> {
-        let known = self.is_known();
-        error.refusal().filter(|_| known).map(|refusal| refusal.head())
+        self.is_known().then(|| last_words(&self.outbox, error)).flatten()
     }
 
     fn is_known(&self) -> bool {
