@@ -158,6 +158,10 @@ impl InquirySession {
         }
     }
 
+    fn is_known(&self) -> bool {
+        !matches!(&self.stage, Stage::Greeting(greeting) if !greeting.is_known())
+    }
+
     fn handle(&mut self, frame: Frame<'_>) -> Result<(), SessionError> {
         let inquiry = &self.inquiry;
         match (&mut self.stage, frame) {
@@ -228,8 +232,8 @@ impl Session for InquirySession {
         self.is_known().then(|| last_words(&self.outbox, error)).flatten()
     }
 
-    fn is_known(&self) -> bool {
-        !matches!(&self.stage, Stage::Greeting(greeting) if !greeting.is_known())
+    fn is_introduced(&self) -> bool {
+        !matches!(self.stage, Stage::Greeting(_))
     }
 
     fn is_streaming(&self) -> bool {

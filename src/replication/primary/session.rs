@@ -1,14 +1,16 @@
 //! A connection of a replica, as its primary sees it.
 
 use crate::error::Error;
+use crate::replication::events::{Event, Observer};
 use crate::replication::feed::data_at;
 use crate::replication::group::{Group, SessionId};
 use crate::replication::history::{History, Plan};
 use crate::replication::inbox::Inbox;
+use crate::replication::options::{NodeOptions, PrimaryOptions};
 use crate::replication::primary::greeting::Greeting;
 use crate::replication::secret::Secret;
 use crate::replication::session::{Order, Outgoing, Session, SessionError, last_words, unexpected};
-use crate::replication::wire::{self, Frame, Join, Nonce, STRANGER_MAX};
+use crate::replication::wire::{self, CHECKED_MAX, Frame, Join, Nonce, STRANGER_MAX};
 use crate::replication::{Epoch, EpochStart, NodeId, ReplicatedLog};
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
@@ -33,6 +35,7 @@ pub(crate) struct Hub {
     pub(crate) heartbeat: Duration,
     /// Bytes a second that a replica is sent at most.
     pub(crate) rate: Option<NonZeroU64>,
+    observer: Observer,
     /// Replicas alone make something confirmed: it need not be durable here.
     lazy: bool,
     /// Everything before is confirmed, and everyone may know.
@@ -46,10 +49,11 @@ impl Hub {
         log: Arc<dyn ReplicatedLog>,
         group: Group,
         epoch: EpochStart,
-        (cluster, secret): (u64, Secret),
-        (heartbeat, rate): (Duration, Option<NonZeroU64>),
+        options: &PrimaryOptions,
         lazy: bool,
     ) -> Self {
+        let NodeOptions { cluster, secret, heartbeat_interval, observer, .. } =
+            options.node.clone();
         let epochs = History::of(&*log).epochs;
         let (superseded, published) = (AtomicU64::new(0), AtomicU64::new(group.confirmed()));
         Self {
@@ -59,8 +63,9 @@ impl Hub {
             epochs,
             cluster,
             secret,
-            heartbeat,
-            rate,
+            heartbeat: heartbeat_interval,
+            rate: options.max_transfer_rate,
+            observer,
             lazy,
             published,
             superseded,
@@ -97,7 +102,9 @@ impl Hub {
         if theirs <= self.epoch.epoch {
             return Ok(());
         }
-        self.superseded.fetch_max(theirs.0, Ordering::Relaxed);
+        if self.superseded.fetch_max(theirs.0, Ordering::Relaxed) < theirs.0 {
+            self.observer.tell(&Event::Superseded { by: theirs });
+        }
         Err(SessionError::Superseded { epoch: self.epoch.epoch, by: theirs })
     }
 }
@@ -137,11 +144,8 @@ impl PrimarySession {
         Self { hub, id, state, outbox, sent_at: now, paced_until: now }
     }
 
-    pub(crate) fn node(&self) -> Option<NodeId> {
-        match self.state {
-            State::AwaitBegin { node, .. } | State::Streaming { node, .. } => Some(node),
-            _ => None,
-        }
+    fn is_known(&self) -> bool {
+        !matches!(&self.state, State::Greeting(greeting) if !greeting.is_known())
     }
 
     fn max_frame(&self) -> u32 {
@@ -307,12 +311,19 @@ impl Session for PrimarySession {
         self.is_known().then(|| last_words(&self.outbox, error)).flatten()
     }
 
-    fn is_known(&self) -> bool {
-        !matches!(&self.state, State::Greeting(greeting) if !greeting.is_known())
+    fn is_introduced(&self) -> bool {
+        self.is_streaming()
     }
 
     fn is_streaming(&self) -> bool {
         matches!(self.state, State::Streaming { .. })
+    }
+
+    fn node(&self) -> Option<NodeId> {
+        match self.state {
+            State::AwaitBegin { node, .. } | State::Streaming { node, .. } => Some(node),
+            _ => None,
+        }
     }
 }
 

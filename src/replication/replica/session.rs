@@ -86,6 +86,10 @@ impl ReplicaSession {
         }
     }
 
+    fn is_known(&self) -> bool {
+        !matches!(self.state, State::AwaitChallenge | State::AwaitProven { .. })
+    }
+
     fn handle(&mut self, frame: Frame<'_>) -> Result<Option<Order>, SessionError> {
         let known = self.is_known();
         match (&mut self.state, frame) {
@@ -265,8 +269,8 @@ impl Session for ReplicaSession {
         self.is_known().then(|| last_words(&self.outbox, error)).flatten()
     }
 
-    fn is_known(&self) -> bool {
-        !matches!(self.state, State::AwaitChallenge | State::AwaitProven { .. })
+    fn is_introduced(&self) -> bool {
+        self.is_known()
     }
 
     fn is_streaming(&self) -> bool {
