@@ -121,9 +121,27 @@ enum State {
         node: NodeId,
         next: u64,
         told: Option<u64>,
+        acked: Acked,
     },
     /// The replica has something to do first, and comes back.
     Dismissed,
+}
+
+/// What a replica said last that it holds, and whether it has come to the primary's own epoch.
+#[derive(Debug)]
+struct Acked {
+    in_epoch: bool,
+    written: u64,
+    durable: u64,
+}
+
+impl Acked {
+    /// A replica whose log loses something ends the session, and says what it holds in the next one.
+    fn takes_back(&self, before: &Self) -> bool {
+        self.in_epoch < before.in_epoch
+            || self.written < before.written
+            || self.durable < before.durable
+    }
 }
 
 /// A connection of a replica.
@@ -163,19 +181,33 @@ impl PrimarySession {
                     self.join(&join)?;
                 }
             }
-            (State::AwaitBegin { node, at }, Frame::Begin { from, len, crc }) if from == *at => {
+            (State::AwaitBegin { node, at }, Frame::Begin { from, len, crc })
+                if from == *at && len <= CHECKED_MAX =>
+            {
                 let (node, next) = (*node, *at);
                 if self.hub.log.checksum(next, len)? != (len, crc) && self.holds(next, len) {
                     return Err(SessionError::Diverged);
                 }
-                self.state = State::Streaming { node, next, told: None };
+                let acked = Acked { in_epoch: false, written: next, durable: 0 };
+                self.state = State::Streaming { node, next, told: None, acked };
             }
-            (State::Streaming { node, next, .. }, Frame::Ack { epoch, written, durable }) => {
-                let (node, next) = (*node, *next);
-                if written > next || durable > written {
+            (
+                State::Streaming { node, next, acked, .. },
+                Frame::Ack { epoch, written, durable },
+            ) => {
+                let hub = &self.hub;
+                let in_epoch = epoch == hub.epoch.epoch;
+                let is_sent = written <= *next && (!in_epoch || hub.epoch.start <= *next);
+                if !is_sent || durable > written || epoch > hub.epoch.epoch {
                     return Err(SessionError::protocol("an ack of what was never sent"));
                 }
-                self.ack(node, epoch, written, durable)?;
+                let said = Acked { in_epoch, written, durable };
+                if said.takes_back(acked) {
+                    return Err(SessionError::protocol("an ack that takes back another one"));
+                }
+                *acked = said;
+                hub.group.ack(*node, self.id, (written, durable), in_epoch);
+                hub.publish()?;
             }
             (_, Frame::Refuse { code, details }) => {
                 let error = SessionError::from_refusal(code, details);
@@ -220,22 +252,9 @@ impl PrimarySession {
         Ok(())
     }
 
-    fn ack(
-        &self,
-        node: NodeId,
-        epoch: Epoch,
-        written: u64,
-        durable: u64,
-    ) -> Result<(), SessionError> {
-        let hub = &self.hub;
-        let in_epoch = epoch == hub.epoch.epoch;
-        hub.group.ack(node, self.id, (written, durable), in_epoch);
-        Ok(hub.publish()?)
-    }
-
     /// The next records, or word of what is confirmed, or a sign of life.
     fn stream(&mut self, now: Instant) -> Result<Option<Outgoing>, SessionError> {
-        let State::Streaming { node, next, told } = &mut self.state else { return Ok(None) };
+        let State::Streaming { node, next, told, .. } = &mut self.state else { return Ok(None) };
         let hub = &self.hub;
         if !hub.group.is_current(*node, self.id) {
             return Err(SessionError::Stopped);

@@ -1,5 +1,6 @@
 //! A connection to the primary, as a replica sees it.
 
+use crate::error::Error;
 use crate::replication::feed::data_at;
 use crate::replication::history::{History, Plan};
 use crate::replication::inbox::Inbox;
@@ -7,15 +8,12 @@ use crate::replication::secret::{Secret, Side};
 use crate::replication::session::{Order, Outgoing, Session, SessionError, last_words, unexpected};
 use crate::replication::tail::Tail;
 use crate::replication::wire::{
-    self, CONTROL_MAX, EPOCHS_MAX, FRAME_MAX, Frame, Join, Nonce, STRANGER_MAX,
+    self, CHECKED_MAX, CONTROL_MAX, EPOCHS_MAX, FRAME_MAX, Frame, Join, Nonce, STRANGER_MAX,
 };
 use crate::replication::{Epoch, EpochStart, NodeId, ReplicatedLog};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// How much before its end a replica proves to have.
-const CHECKED_MAX: u64 = 4096;
 
 /// Who a replica is.
 #[derive(Debug, Clone)]
@@ -238,6 +236,10 @@ impl Session for ReplicaSession {
             _ => return Ok(None),
         };
         let held = following.held(&*self.log);
+        if following.told.is_some_and(|(_, written, _)| held.1 < written) {
+            // It is closed, and tells of nothing any more.
+            return Err(Error::Closed.into());
+        }
         if following.told == Some(held) && now < self.sent_at + self.identity.heartbeat {
             return Ok(None);
         }
