@@ -138,7 +138,7 @@ struct Acked {
 impl Acked {
     /// A replica whose log loses something ends the session, and says what it holds in the next one.
     fn takes_back(&self, before: &Self) -> bool {
-        self.in_epoch < before.in_epoch
+        (before.in_epoch && !self.in_epoch)
             || self.written < before.written
             || self.durable < before.durable
     }
