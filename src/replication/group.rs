@@ -64,7 +64,7 @@ pub(crate) struct Group {
     /// Rung when a member has said something, or is gone.
     heard: Condvar,
     confirmed: AtomicU64,
-    /// Up to here a put finds enough replicas near enough.
+    /// Before here a put finds enough replicas near enough.
     reach: AtomicU64,
     connected: AtomicUsize,
 }
@@ -97,7 +97,7 @@ impl Group {
     /// Whether what is put at `end` has enough replicas near enough to confirm it.
     #[inline]
     pub(crate) fn reaches(&self, end: u64) -> bool {
-        end <= self.reach.load(Ordering::Relaxed)
+        end < self.reach.load(Ordering::Relaxed)
     }
 
     /// Lets `session` speak for `node`. A newer connection of the same instance takes the place of the
@@ -178,7 +178,7 @@ impl Group {
         let reach = match self.policy.needed {
             0 => u64::MAX,
             needed => nth_largest(&mut near, needed)
-                .map_or(0, |nearest| nearest.saturating_add(self.policy.max_lag)),
+                .map_or(0, |nearest| nearest.saturating_add(self.policy.max_lag).saturating_add(1)),
         };
         self.reach.store(reach, Ordering::Relaxed);
         self.heard.notify_all();
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn a_replica_too_far_behind_is_out_of_reach_and_holds_nothing_up() {
         let group = group(1, AckLevel::Durable);
-        assert!(!group.reaches(10));
+        assert!(!group.reaches(0) && !group.reaches(10));
         group.join(A, 1, 1).unwrap();
         group.ack(A, 1, (50, 50), true);
         assert!(group.reaches(150) && !group.reaches(151));
