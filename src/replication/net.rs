@@ -60,7 +60,7 @@ impl Stream {
     }
 }
 
-/// How a replica reaches its primary.
+/// How a replica reaches its primary: by TLS, for instance, as in the example `replicated_tls`.
 pub trait Connector: Send + Sync + fmt::Debug {
     /// Connects, within about `limit`: a replica that is closed waits for it. Reads and writes of the
     /// stream give up after `patience`.
