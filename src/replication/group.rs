@@ -64,7 +64,7 @@ pub(crate) struct Group {
     /// Rung when a member has said something, or is gone.
     heard: Condvar,
     confirmed: AtomicU64,
-    /// Before here a put finds enough replicas near enough.
+    /// Before this offset a put finds enough replicas near enough; 0 where there are not enough.
     reach: AtomicU64,
     connected: AtomicUsize,
 }
@@ -178,7 +178,7 @@ impl Group {
         let reach = match self.policy.needed {
             0 => u64::MAX,
             needed => nth_largest(&mut near, needed)
-                .map_or(0, |nearest| nearest.saturating_add(self.policy.max_lag).saturating_add(1)),
+                .map_or(0, |held| held.saturating_add(self.policy.max_lag).saturating_add(1)),
         };
         self.reach.store(reach, Ordering::Relaxed);
         self.heard.notify_all();

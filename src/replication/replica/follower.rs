@@ -314,28 +314,26 @@ impl Shared {
 
     /// Cuts the log, or begins it anew: by order, which the next open carries out.
     fn carry_out(&self, order: Order) -> Result<()> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         match order {
             Order::Truncate(to) => state.log.truncate(to)?,
             Order::Restart(at) => state.log.restart(at)?,
         }
-        drop(state);
         self.tell(&match order {
             Order::Truncate(to) => Event::Truncated { to },
             Order::Restart(at) => Event::Restarted { at },
         });
-        self.reopen()
+        self.reopen(&mut state)
     }
 
     fn reopen_if_closed(&self) -> Result<()> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         let usable = state.store.is_open() && state.store.health().latched.is_none();
-        drop(state);
-        if usable { Ok(()) } else { self.reopen() }
+        if usable { Ok(()) } else { self.reopen(&mut state) }
     }
 
-    fn reopen(&self) -> Result<()> {
-        let mut state = self.state.lock();
+    /// Nobody is given the store meanwhile.
+    fn reopen(&self, state: &mut State) -> Result<()> {
         // It failed, or was ended by the order: what it says to that is known.
         let _ = state.store.close();
         let last_error = state.last_error.take();
