@@ -37,7 +37,7 @@ const LOOKS_MAX: u32 = 8;
 /// Sizes of a segment that can be: a record must fit, and RocketMQ counts in `i32`.
 const SEGMENT_SIZES: std::ops::RangeInclusive<u64> = 128..=i32::MAX as u64;
 /// RocketMQ's offsets are `i64`; far below its end nothing overflows.
-const OFFSET_MAX: u64 = i64::MAX as u64 / 2;
+pub(super) const OFFSET_MAX: u64 = i64::MAX as u64 / 2;
 
 /// What the log starts with.
 pub(super) struct Recovered {

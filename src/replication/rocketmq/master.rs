@@ -120,7 +120,7 @@ impl Session for MasterSession {
         None
     }
 
-    fn is_known(&self) -> bool {
+    fn is_introduced(&self) -> bool {
         self.next.is_some()
     }
 

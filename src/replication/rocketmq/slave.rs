@@ -175,7 +175,7 @@ impl Session for SlaveSession {
     }
 
     /// A master says nothing before it has something to say, or for a heartbeat's time.
-    fn is_known(&self) -> bool {
+    fn is_introduced(&self) -> bool {
         true
     }
 
