@@ -54,8 +54,8 @@ impl Recovery<'_> {
         let base = self.segment_of(at);
         if self.bases.contains(&base) {
             let (segment, path) = self.open(base)?;
-            if !cfg!(canary = "stale_tail") {
-                let end = if cfg!(canary = "one_header_zeroed") {
+            if !canary!("stale_tail") {
+                let end = if canary!("one_header_zeroed") {
                     (at - base + 8).min(self.size)
                 } else {
                     self.size
@@ -64,7 +64,7 @@ impl Recovery<'_> {
                     overwrite(&*segment, at - base..end).at_offset(IoOp::Zero, &path, at - base)?;
                 }
                 segment.zero(at - base..end).at_offset(IoOp::Zero, &path, at - base)?;
-                if !cfg!(canary = "cut_sync") {
+                if !canary!("cut_sync") {
                     segment.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &path)?;
                 }
             }
@@ -72,7 +72,7 @@ impl Recovery<'_> {
         for base in beyond.iter().rev() {
             remove_if_there(self.disk, &dir.join(file_name(*base)))?;
         }
-        if !cfg!(canary = "cut_dir_sync") {
+        if !canary!("cut_dir_sync") {
             self.disk.sync_dir(dir).at(IoOp::SyncDir, dir)?;
         }
         self.names_durable = true;
