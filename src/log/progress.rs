@@ -179,7 +179,7 @@ impl Progress {
         match self.visible_by.get() {
             None => self.written(),
             Some(VisibleBy::Written) => self.written().min(self.confirmed()),
-            Some(VisibleBy::Durable) if cfg!(canary = "visible_too_far") => self.written(),
+            Some(VisibleBy::Durable) if canary!("visible_too_far") => self.written(),
             Some(VisibleBy::Durable) => self.durable().min(self.confirmed()),
         }
     }
