@@ -3,11 +3,12 @@
 #[path = "support/temp.rs"]
 mod temp;
 
+use duralog::disk::{Cut, SimDisk};
 use duralog::replication::{
     Ack, Epoch, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, Replica, ReplicaOptions,
-    Secret,
+    Secret, TcpAcceptor,
 };
-use duralog::{Error, FlushMode, Message, PutStatus, Reached, Store, StoreConfig};
+use duralog::{Environment, Error, FlushMode, Message, PutStatus, Reached, Store, StoreConfig};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -146,4 +147,50 @@ fn an_empty_replica_catches_up_from_the_oldest_segment() {
     let end = primary.store().stats().watermarks.appended;
     eventually("it has everything", || replica.state().durable == end);
     eventually("it shows everything", || bodies(&replica.store()).len() == 3000);
+}
+
+#[test]
+fn a_primary_that_lost_its_tail_gets_it_back_from_a_replica() {
+    let (dir, disk) = (TempDir::new(), SimDisk::new(1));
+    // No sync in the background before the power goes.
+    let lazy = |disk: &SimDisk| {
+        let mut config = config(Path::new("/store")).flush_mode(FlushMode::async_default());
+        if let FlushMode::Async { interval, thorough_interval, .. } = &mut config.flush_mode {
+            (*interval, *thorough_interval) =
+                (Duration::from_secs(3600), Duration::from_secs(3600));
+        }
+        (config, Environment::on(disk.shared()))
+    };
+    let options = || PrimaryOptions::new(node(1));
+    let (config_a, environment) = lazy(&disk);
+    let primary = Primary::open_in(config_a, environment, options()).expect("it opens");
+    let address = primary.listen("127.0.0.1:0").expect("a port is free");
+    let replicas = [2, 3].map(|id| replica(&dir.path().join(id.to_string()), id, address));
+    primary.wait_for_replicas(2, PATIENCE).expect("they connect");
+    let wanted: Vec<_> = (0..200).map(|n| format!("message {n}")).collect();
+    for body in &wanted {
+        assert_eq!(put(primary.store(), body).status, PutStatus::PutOk);
+    }
+    let disk = disk.cut_power(Cut::losing_all());
+    drop(primary);
+    let (config_a, environment) = lazy(&disk);
+    match Primary::open_in(config_a.clone(), environment.clone(), options()) {
+        Err(Error::Refused(Refusal::TailInDoubt)) => {}
+        other => panic!("{other:?}"),
+    }
+    // Nor does the doubt go away when the store is opened and closed in order.
+    let unreachable = ReplicaOptions::new(node(1), "127.0.0.1:1");
+    let quiet = Replica::open_in(config_a.clone(), environment.clone(), unreachable);
+    quiet.expect("it opens").close().expect("it closes");
+    let acceptor = TcpAcceptor::bind(address).expect("the port is free again");
+    let primary =
+        Primary::recover_in(config_a, environment, options(), acceptor, 2, PATIENCE).expect("all");
+    primary.listen(address).expect("the port is free again");
+    primary.wait_for_replicas(2, PATIENCE).expect("they connect");
+    assert_eq!(put(primary.store(), "and one more").status, PutStatus::PutOk);
+    let wanted = [wanted, vec!["and one more".to_owned()]].concat();
+    eventually("nothing is lost", || bodies(primary.store()) == wanted);
+    for replica in &replicas {
+        eventually("nor on the replicas", || bodies(&replica.store()) == wanted);
+    }
 }

@@ -23,6 +23,9 @@ pub enum Treatment {
         /// The number.
         to: u64,
     },
+    /// It says how the store is replicated: [`BrokerConf::replication`] has it, a store alone does not look
+    /// at it.
+    Replication,
     /// What the value asks for is what this crate does in any case.
     Inherent,
     /// RocketMQ knows the key; it, or this value of it, changes nothing here.
@@ -59,8 +62,42 @@ pub struct BrokerKey {
 pub struct BrokerConf {
     /// The settings of the store.
     pub config: StoreConfig,
+    /// How it is replicated, for `PrimaryOptions` and `ReplicaOptions` of the feature `replication`.
+    pub replication: BrokerReplication,
     /// What came of every key, in the order of the file.
     pub keys: Vec<BrokerKey>,
+}
+
+/// What a broker is among those that hold the same messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum BrokerRole {
+    /// Puts do not wait for slaves. RocketMQ's default.
+    #[default]
+    AsyncMaster,
+    /// Puts wait for slaves.
+    SyncMaster,
+    /// It follows a master.
+    Slave,
+}
+
+/// What a broker's configuration file says of replication; `None` where it says nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct BrokerReplication {
+    /// `brokerRole`.
+    pub role: BrokerRole,
+    /// `haListenPort`.
+    pub listen_port: Option<u16>,
+    /// `haMasterAddress`.
+    pub master_address: Option<String>,
+    /// `haSendHeartbeatInterval`.
+    pub heartbeat_interval: Option<Duration>,
+    /// `haHousekeepingInterval`.
+    pub housekeeping_interval: Option<Duration>,
+    /// `haMaxGapNotInSync`, or `haSlaveFallbehindMax` as 4.9 calls it, in bytes.
+    pub max_lag: Option<u64>,
+    /// `inSyncReplicas`, the master among them.
+    pub in_sync_replicas: Option<u32>,
 }
 
 impl BrokerConf {
@@ -85,6 +122,7 @@ impl fmt::Display for Treatment {
         match self {
             Self::Honoured => f.write_str("honoured"),
             Self::Adjusted { to } => write!(f, "honoured, as {to}"),
+            Self::Replication => f.write_str("in `BrokerConf::replication`"),
             Self::Inherent => f.write_str("so in any case"),
             Self::NotApplicable { reason } => write!(f, "not applicable: {reason}"),
             Self::Overridden { by_line } => write!(f, "overridden by line {by_line}"),
@@ -156,9 +194,10 @@ impl StoreConfig {
             };
             keys.push(BrokerKey { line, name, value, treatment });
         }
+        let replication = std::mem::take(&mut wanted.replication);
         let config = wanted.settle(&mut keys)?;
         config.validate()?;
-        Ok(BrokerConf { config, keys })
+        Ok(BrokerConf { config, replication, keys })
     }
 }
 
@@ -222,6 +261,7 @@ const HONOURED: Result<Treatment> = Ok(Treatment::Honoured);
 #[derive(Debug)]
 pub(super) struct Wanted {
     config: StoreConfig,
+    replication: BrokerReplication,
     retention: Retention,
     retention_asked: bool,
     clean_forcibly: bool,
@@ -239,6 +279,7 @@ impl Wanted {
             retention: config.retention.clone().unwrap_or_else(Retention::rocketmq),
             retention_asked: config.retention.is_some(),
             config,
+            replication: BrokerReplication::default(),
             clean_forcibly: true,
             commit_log_dir: None,
             flush_type: None,
@@ -394,16 +435,55 @@ pub(super) fn max_message_size(wanted: &mut Wanted, given: Given<'_>) -> Result<
     HONOURED
 }
 
-pub(super) fn role(_: &mut Wanted, given: Given<'_>) -> Result<Treatment> {
-    match given.text {
-        "ASYNC_MASTER" => Ok(Treatment::Inherent),
-        "SYNC_MASTER" | "SLAVE" => {
-            let reason = "replication over the network is not supported yet: puts are acknowledged \
-                          by this machine alone, unless the store is opened with a replicator";
-            Ok(Treatment::NotApplicable { reason })
-        }
-        _ => given.refused("ASYNC_MASTER, SYNC_MASTER or SLAVE"),
-    }
+const REPLICATION: Result<Treatment> = Ok(Treatment::Replication);
+
+pub(super) fn role(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {
+    wanted.replication.role = match given.text {
+        "ASYNC_MASTER" => BrokerRole::AsyncMaster,
+        "SYNC_MASTER" => BrokerRole::SyncMaster,
+        "SLAVE" => BrokerRole::Slave,
+        _ => return given.refused("ASYNC_MASTER, SYNC_MASTER or SLAVE"),
+    };
+    REPLICATION
+}
+
+pub(super) fn ha_port(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {
+    // What is not positive leaves the choice to the broker.
+    wanted.replication.listen_port = match given.text.parse::<i32>() {
+        Ok(port) if port <= 0 => None,
+        Ok(port) => match u16::try_from(port) {
+            Ok(port) => Some(port),
+            Err(_) => return given.refused("0 to 65535"),
+        },
+        Err(_) => return given.refused("0 to 65535"),
+    };
+    REPLICATION
+}
+
+pub(super) fn ha_master(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {
+    wanted.replication.master_address = Some(given.text.to_owned()).filter(|to| !to.is_empty());
+    REPLICATION
+}
+
+pub(super) fn ha_heartbeat(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {
+    wanted.replication.heartbeat_interval = Some(given.millis()?);
+    REPLICATION
+}
+
+pub(super) fn ha_housekeeping(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {
+    wanted.replication.housekeeping_interval = Some(given.millis()?);
+    REPLICATION
+}
+
+pub(super) fn ha_max_gap(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {
+    let gap = given.integer(0..=i32::MAX as u32, "a number of bytes")?;
+    wanted.replication.max_lag = Some(gap.into());
+    REPLICATION
+}
+
+pub(super) fn in_sync_replicas(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {
+    wanted.replication.in_sync_replicas = Some(given.integer(0..=64, "0 to 64")?);
+    REPLICATION
 }
 
 pub(super) fn replica_timeout(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {

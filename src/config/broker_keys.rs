@@ -44,7 +44,8 @@ const QUEUE_FLUSH: &str =
 const QUEUE_START: &str = "where a queue begins follows from the log";
 const READ_ARGS: &str = "the caller of a read says how much it wants";
 const RECOVERY: &str = "recovery checks what was written since the durable offset was last saved";
-const REPLICATION: &str = "replication over the network is not supported yet";
+const REPLICATION: &str =
+    "replicas are configured by `replication::PrimaryOptions` and `ReplicaOptions`, in other terms";
 const ROCKSDB: &str = "nothing is kept in RocksDB";
 const STATS: &str = "`Store::stats` says how the store is doing";
 const THREADS: &str = "the store has a few threads of fixed purpose and no queues of requests";
@@ -68,7 +69,7 @@ const KEYS: &[(&str, Kind, Rule)] = &[
     ("aclEnable", Bool, Only("false", ACCESS)),
     ("adminBrokerThreadPoolNums", Int, No(THREADS)),
     ("adminBrokerThreadPoolQueueCapacity", Int, No(THREADS)),
-    ("allAckInSyncStateSet", Bool, Only("false", REPLICATION)),
+    ("allAckInSyncStateSet", Bool, Only("false", CONTROLLER)),
     ("allowRecallWhenBrokerNotWriteable", Bool, No(TIMER)),
     ("appendAckAsync", Bool, No(POP)),
     ("appendCkAsync", Bool, No(POP)),
@@ -280,19 +281,19 @@ const KEYS: &[(&str, Kind, Rule)] = &[
     ("forwardTimeout", Long, No(BROKER)),
     ("globalColdReadThreshold", Long, No(COLD)),
     ("haFlowControlEnable", Bool, No(REPLICATION)),
-    ("haHousekeepingInterval", Int, No(REPLICATION)),
-    ("haListenPort", Int, No(REPLICATION)),
-    ("haMasterAddress", Text, No(REPLICATION)),
-    ("haMaxGapNotInSync", Int, No(REPLICATION)),
+    ("haHousekeepingInterval", Int, Set(broker_conf::ha_housekeeping)),
+    ("haListenPort", Int, Set(broker_conf::ha_port)),
+    ("haMasterAddress", Text, Set(broker_conf::ha_master)),
+    ("haMaxGapNotInSync", Int, Set(broker_conf::ha_max_gap)),
     ("haMaxTimeSlaveNotCatchup", Long, No(REPLICATION)),
-    ("haSendHeartbeatInterval", Int, No(REPLICATION)),
-    ("haSlaveFallbehindMax", Int, No(REPLICATION)),
+    ("haSendHeartbeatInterval", Int, Set(broker_conf::ha_heartbeat)),
+    ("haSlaveFallbehindMax", Int, Set(broker_conf::ha_max_gap)),
     ("haTransferBatchSize", Int, No(REPLICATION)),
     ("heartbeatThreadPoolNums", Int, No(THREADS)),
     ("heartbeatThreadPoolQueueCapacity", Int, No(THREADS)),
     ("highSpeedMode", Bool, No(BROKER)),
     ("inBrokerContainer", Bool, No(BROKER)),
-    ("inSyncReplicas", Int, Only("1", REPLICATION)),
+    ("inSyncReplicas", Int, Set(broker_conf::in_sync_replicas)),
     ("initAuthenticationUser", Text, No(ACCESS)),
     ("initPopOffsetByCheckMsgInMem", Bool, No(POP)),
     ("innerClientAuthenticationCredentials", Text, No(ACCESS)),

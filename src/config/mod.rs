@@ -5,7 +5,7 @@ mod broker_keys;
 mod properties;
 mod retention;
 
-pub use broker_conf::{BrokerConf, BrokerKey, Treatment};
+pub use broker_conf::{BrokerConf, BrokerKey, BrokerReplication, BrokerRole, Treatment};
 pub use retention::{Retention, Threshold};
 
 use crate::disk::SyncMethod;

@@ -1,13 +1,15 @@
 //! Under whom the log was written: `duralog/epochs`.
 //!
 //! ```text
-//! magic "duralogE"  version u32  promised u64  entries u32
+//! magic "duralogE"  version u32  flags u32  promised u64  entries u32
 //! per entry: epoch u64, start u64, node u64, flags u32
 //! crc32 u32 over everything before
 //! ```
 //!
-//! All integers are big endian. There is no such file before the first replicator starts; flag 1 says
-//! that the records of the epoch carry `__CRC32#`.
+//! All integers are big endian. There is no such file before the first replicator starts. Flag 1 of an
+//! entry says that the records of the epoch carry `__CRC32#`; flag 1 of the file, that the newest epoch is
+//! this node's own and what was acknowledged under it may be durable on replicas alone; flag 2, that some
+//! of that may have been lost here.
 
 use crate::disk::{Disk, OpenAccess};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
@@ -21,16 +23,23 @@ pub(crate) const NAME: &str = "epochs";
 const MAGIC: &[u8; 8] = b"duralogE";
 const VERSION: u32 = 1;
 const RECORD_CRC: u32 = 1;
+const LAZY: u32 = 1;
+const IN_DOUBT: u32 = 2;
 const ENTRY: usize = 28;
 /// More are not kept: the oldest are forgotten.
 pub(crate) const ENTRIES_MAX: usize = 1024;
-const LEN_MAX: usize = 8 + 4 + 8 + 4 + ENTRIES_MAX * ENTRY + 4;
+const LEN_MAX: usize = 8 + 4 + 4 + 8 + 4 + ENTRIES_MAX * ENTRY + 4;
 
 /// The epochs of a log, oldest first, and the one that was promised to come.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Epochs {
     /// Nobody may write under a lower one any more.
     pub(crate) promised: Epoch,
+    /// The newest epoch is this node's own, and what was acknowledged under it need not have been durable
+    /// here.
+    pub(crate) lazy: bool,
+    /// Some of that may be lost here: the log was not closed in order since.
+    pub(crate) in_doubt: bool,
     pub(super) starts: Vec<EpochStart>,
 }
 
@@ -56,6 +65,8 @@ impl Epochs {
         let mut bytes = Vec::with_capacity(LEN_MAX.min(64 + self.starts.len() * ENTRY));
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_be_bytes());
+        let flags = if self.lazy { LAZY } else { 0 } | if self.in_doubt { IN_DOUBT } else { 0 };
+        bytes.extend_from_slice(&flags.to_be_bytes());
         bytes.extend_from_slice(&self.promised.0.to_be_bytes());
         bytes.extend_from_slice(&(self.starts.len() as u32).to_be_bytes());
         for one in &self.starts {
@@ -74,6 +85,7 @@ impl Epochs {
         let (fields, crc) = bytes.split_last_chunk::<4>()?;
         let rest = fields.strip_prefix(MAGIC)?;
         let (version, rest) = rest.split_first_chunk()?;
+        let (flags, rest) = rest.split_first_chunk()?;
         let (promised, rest) = rest.split_first_chunk()?;
         let (count, rest) = rest.split_first_chunk()?;
         let sound = crc32fast::hash(fields) == u32::from_be_bytes(*crc)
@@ -94,7 +106,10 @@ impl Epochs {
         });
         let starts: Vec<_> = starts.collect::<Option<_>>()?;
         let ordered = starts.is_sorted_by(|a, b| a.epoch < b.epoch && a.start < b.start);
-        ordered.then(|| Self { promised: Epoch(u64::from_be_bytes(*promised)), starts })
+        let promised = Epoch(u64::from_be_bytes(*promised));
+        let flags = u32::from_be_bytes(*flags);
+        let (lazy, in_doubt) = (flags & LAZY != 0, flags & IN_DOUBT != 0);
+        ordered.then_some(Self { promised, lazy, in_doubt, starts })
     }
 
     pub(crate) fn starts(&self) -> &[EpochStart] {
@@ -153,7 +168,7 @@ mod tests {
 
     fn sample() -> Epochs {
         let starts = vec![start(1, 0), start(2, 100), start(5, 300), start(6, 400)];
-        Epochs { promised: Epoch(7), starts }
+        Epochs { promised: Epoch(7), lazy: true, in_doubt: true, starts }
     }
 
     #[test]

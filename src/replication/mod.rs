@@ -12,6 +12,8 @@
 #[cfg(feature = "replication")]
 mod events;
 #[cfg(feature = "replication")]
+mod feed;
+#[cfg(feature = "replication")]
 mod group;
 #[cfg(feature = "replication")]
 mod history;
@@ -130,6 +132,10 @@ pub enum Refusal {
         /// The offset that was meant.
         at: u64,
     },
+    /// This node was the primary, under async flush, and was not closed in order: puts that replicas have
+    /// confirmed may be lost here. `Primary::recover` asks the replicas; or make one of them the primary;
+    /// or give this one a new epoch explicitly, which lets go of what only they have.
+    TailInDoubt,
     /// What is to be cut is confirmed: someone was told that it is never taken back. The peer is a wrong
     /// one, or was made primary without asking enough replicas.
     Confirmed {
@@ -155,6 +161,10 @@ impl fmt::Display for Refusal {
             Self::OutOfPlace { end, at } => {
                 write!(f, "physical offset {at} does not fit a log that ends at {end}")
             }
+            Self::TailInDoubt => f.write_str(
+                "the end of the log may be lost here and be on replicas alone; ask them with \
+                 `Primary::recover`, promote one of them, or give a new epoch explicitly",
+            ),
             Self::Confirmed { confirmed, to } => write!(
                 f,
                 "a cut at {to} would take back what is confirmed up to {confirmed}; follow another \
@@ -197,8 +207,9 @@ pub struct StartPoint {
     pub epoch: Epoch,
     /// Everything before was confirmed, or shown to readers, when the log was last open; a lower bound.
     pub confirmed: u64,
-    /// The log was not closed in order: under async flush its end may be lost.
-    pub unclean: bool,
+    /// The log was last written by this node under async flush, and not closed in order: what was
+    /// confirmed at its end may be lost here, and be on replicas alone.
+    pub in_doubt: bool,
 }
 
 /// A backend that copies the log to other machines, or takes it over from another.

@@ -4,6 +4,7 @@ use super::events::{Event, Observer};
 use super::group::{AckLevel, Policy};
 use super::net::{Connector, TcpConnector};
 use super::{Epoch, NodeId, Secret};
+use crate::config::{BrokerReplication, BrokerRole};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +69,14 @@ impl NodeOptions {
     /// Calls `tell` with each [`Event`], on the thread on which it happens: it must not block.
     pub fn observe(mut self, tell: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.observer = Observer::new(tell);
+        self
+    }
+
+    /// With the intervals that a broker's configuration file asks for.
+    pub fn with_broker(mut self, broker: &BrokerReplication) -> Self {
+        self.heartbeat_interval = broker.heartbeat_interval.unwrap_or(self.heartbeat_interval);
+        self.housekeeping_interval =
+            broker.housekeeping_interval.unwrap_or(self.housekeeping_interval);
         self
     }
 
@@ -144,6 +153,22 @@ impl PrimaryOptions {
     /// Sets [`epoch`](Self::epoch).
     pub fn epoch(mut self, epoch: Epoch) -> Self {
         self.epoch = Some(epoch);
+        self
+    }
+
+    /// With what a broker's configuration file asks for: its role, [`Ack`]; `inSyncReplicas`, in which
+    /// RocketMQ counts the master; the gap, [`max_replica_lag`](Self::max_replica_lag); and the
+    /// intervals. `SYNC_MASTER` with RocketMQ 5's default of 1 waits for one replica here: there it waits
+    /// for none.
+    pub fn with_broker(mut self, broker: &BrokerReplication) -> Self {
+        self.node = self.node.with_broker(broker);
+        self.ack = match broker.role {
+            BrokerRole::SyncMaster => Ack::Sync,
+            BrokerRole::AsyncMaster | BrokerRole::Slave => Ack::Async,
+        };
+        let replicas = broker.in_sync_replicas.map(|all| all.saturating_sub(1).max(1) as usize);
+        self.min_insync_replicas = replicas.unwrap_or(self.min_insync_replicas);
+        self.max_replica_lag = broker.max_lag.unwrap_or(self.max_replica_lag);
         self
     }
 
@@ -230,4 +255,43 @@ fn check(field: &'static str, value: Duration) -> Result<()> {
 
 fn refused<T>(field: &'static str, value: impl ToString, allowed: &'static str) -> Result<T> {
     Err(Error::Config { field, value: value.to_string(), allowed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::StoreConfig;
+
+    #[test]
+    fn a_brokers_file_says_how_it_is_replicated() {
+        let text = "storePathRootDir = d\nbrokerRole = SYNC_MASTER\ninSyncReplicas = 3\n\
+                    haMaxGapNotInSync = 1000\nhaSendHeartbeatInterval = 200\nhaListenPort = 0";
+        let conf = StoreConfig::from_properties(text).expect("it is sound");
+        assert_eq!(conf.ignored().count(), 0);
+        assert_eq!(conf.replication.listen_port, None);
+        let options = PrimaryOptions::new(NodeOptions::new(NodeId(1))).ack(Ack::Async);
+        let options = options.with_broker(&conf.replication);
+        assert_eq!((options.ack, options.min_insync_replicas), (Ack::Sync, 2));
+        assert_eq!(options.max_replica_lag, 1000);
+        assert_eq!(options.node.heartbeat_interval, Duration::from_millis(200));
+        assert!(options.validate().is_ok());
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused_by_name() {
+        let field = |outcome: Result<()>| match outcome {
+            Err(Error::Config { field, .. }) => field,
+            other => panic!("{other:?}"),
+        };
+        let node = || NodeOptions::new(NodeId(1));
+        assert_eq!(field(NodeOptions::new(NodeId(0)).validate()), "node");
+        let mut hasty = node();
+        hasty.housekeeping_interval = hasty.heartbeat_interval;
+        assert_eq!(field(hasty.validate()), "housekeeping_interval");
+        let none = PrimaryOptions::new(node()).min_insync_replicas(0);
+        assert_eq!(field(none.validate()), "min_insync_replicas");
+        let mut eager = ReplicaOptions::new(node(), "127.0.0.1:1");
+        eager.retry_min = Duration::ZERO;
+        assert_eq!(field(eager.validate()), "retry_min");
+    }
 }

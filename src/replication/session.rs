@@ -240,3 +240,8 @@ impl std::error::Error for SessionError {
         }
     }
 }
+
+/// The error for a frame that has no place here.
+pub(crate) fn unexpected(frame: &Frame<'_>) -> SessionError {
+    SessionError::protocol(format!("a {} out of turn", frame.name()))
+}

@@ -17,8 +17,9 @@
 //! | 6 `Welcome` | primary | epoch 28, plan u32, plan's offset u64 |
 //! | 7 `Refuse` | either | code u32, two u64 |
 //! | 8 `Begin` | replica | from u64, length u64, crc32 u32 |
-//! | 9 `Data` | primary | epoch 28, offset u64, confirmed u64, then bytes of the log; none is a heartbeat |
+//! | 9 `Data` | primary, or the replica that lends | epoch 28, offset u64, confirmed u64, then bytes of the log; none is a heartbeat |
 //! | 10 `Ack` | replica | epoch u64, written u64, durable u64 |
+//! | 11 `Lend` | primary | from u64: it asks for `Data` of what it lost itself |
 //!
 //! An epoch is epoch u64, start u64, node u64, flags u32; flag 1: its records carry `__CRC32#`.
 
@@ -59,6 +60,7 @@ pub(crate) enum Frame<'a> {
     Begin { from: u64, len: u64, crc: u32 },
     Data { epoch: EpochStart, offset: u64, confirmed: u64, bytes: &'a [u8] },
     Ack { epoch: Epoch, written: u64, durable: u64 },
+    Lend { from: u64 },
 }
 
 /// Who a replica is, and what it holds.
@@ -114,6 +116,7 @@ impl Frame<'_> {
             Self::Begin { .. } => "Begin",
             Self::Data { .. } => "Data",
             Self::Ack { .. } => "Ack",
+            Self::Lend { .. } => "Lend",
         }
     }
 
@@ -181,6 +184,10 @@ impl Frame<'_> {
             Self::Ack { epoch, written, durable } => {
                 [epoch.0, *written, *durable].iter().for_each(|field| out.u64(*field));
                 (10, &[])
+            }
+            Self::Lend { from } => {
+                out.u64(*from);
+                (11, &[])
             }
         };
         let mut frame = out.0;
@@ -284,6 +291,7 @@ fn decode(kind: u8, payload: &[u8]) -> Option<Frame<'_>> {
             let (epoch, written, durable) = (Epoch(fields.u64()?), fields.u64()?, fields.u64()?);
             Frame::Ack { epoch, written, durable }
         }
+        11 => Frame::Lend { from: fields.u64()? },
         _ => return None,
     };
     fields.end()?;
@@ -394,6 +402,7 @@ mod tests {
             any::<(u64, u64, u64)>().prop_map(|(epoch, written, durable)| {
                 Frame::Ack { epoch: Epoch(epoch), written, durable }
             }),
+            any::<u64>().prop_map(|from| Frame::Lend { from }),
         ]
     }
 

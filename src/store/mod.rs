@@ -347,7 +347,7 @@ impl Shared {
             config,
         });
         if let Some(replicator) = &replicator {
-            shared.start_replicator(replicator, table.offset, report.unclean)?;
+            shared.start_replicator(replicator, table.offset)?;
         }
         let started = shared.redispatch(&table, &mut report).and_then(|()| {
             if read_only { Ok(Flush::Never) } else { Flush::start(log, &shared.config, threads) }

@@ -15,7 +15,6 @@ impl Shared {
         &self,
         replicator: &Arc<dyn Replicator>,
         shown: u64,
-        unclean: bool,
     ) -> Result<()> {
         let core = &self.core;
         let (end, epochs) = (core.progress.durable(), core.epochs());
@@ -34,7 +33,7 @@ impl Shared {
             end,
             epoch: epochs.last().max(epochs.promised),
             confirmed,
-            unclean,
+            in_doubt: epochs.in_doubt,
         };
         let confirmed = replicator.start(Arc::new(handle), at)?;
         core.progress.set_confirmed(if confirmed == u64::MAX {
@@ -134,7 +133,7 @@ impl ReplicatedLog for LogHandle {
     }
 
     fn begin_epoch(&self, epoch: Epoch, node: NodeId) -> Result<EpochStart> {
-        self.core_as(Role::Primary)?.begin_epoch(epoch, node)
+        self.core_as(Role::Primary)?.begin_epoch(epoch, node, self.writes_through)
     }
 
     fn enter_epoch(&self, start: EpochStart) -> Result<()> {

@@ -204,7 +204,7 @@ fn what_happens_anyway_is_told_from_what_cannot_be() {
     for (key, anyway, never) in [
         ("transientStorePoolEnable", "false", "true"),
         ("checkCRCOnRecover", "TRUE", "false"),
-        ("brokerRole", "ASYNC_MASTER", "SYNC_MASTER"),
+        ("duplicationEnable", "false", "true"),
         ("totalReplicas", "1", "3"),
         ("storeType", "default", "defaultRocksDB"),
         ("brokerId", "0", "1"),
@@ -212,8 +212,7 @@ fn what_happens_anyway_is_told_from_what_cannot_be() {
         assert_eq!(treatment(&format!("{key}={anyway}")), Treatment::Inherent);
         assert!(!reason(&format!("{key}={never}")).is_empty());
     }
-    assert!(reason("brokerRole=SLAVE").contains("not supported yet"));
-    assert!(reason("haListenPort=10912").contains("not supported yet"));
+    assert!(reason("haFlowControlEnable=true").contains("PrimaryOptions"));
     assert!(reason("messageDelayLevel=1s 5s").contains("not supported yet"));
 }
 

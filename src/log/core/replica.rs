@@ -46,7 +46,7 @@ impl Core {
     }
 
     /// Begins an epoch at the end of the log; durable on return.
-    pub(crate) fn begin_epoch(&self, epoch: Epoch, node: NodeId) -> Result<EpochStart> {
+    pub(crate) fn begin_epoch(&self, epoch: Epoch, node: NodeId, lazy: bool) -> Result<EpochStart> {
         let mut epochs = self.epochs.lock();
         if cfg!(canary = "epoch_twice")
             && let Some(last) = epochs.starts().last()
@@ -55,7 +55,7 @@ impl Core {
         }
         let start = self.progress.appended();
         let begun = EpochStart { epoch, start, node, record_crc: self.config.record_crc };
-        self.add_epoch(&mut epochs, begun)?;
+        self.add_epoch(&mut epochs, begun, lazy)?;
         Ok(begun)
     }
 
@@ -82,7 +82,7 @@ impl Core {
         if !begins_here && !is_empty {
             return Err(Error::Refused(Refusal::OutOfPlace { end, at: start.start }));
         }
-        self.add_epoch(&mut epochs, start)?;
+        self.add_epoch(&mut epochs, start, false)?;
         let mut checksummed = self.checksummed().to_vec();
         checksummed.iter_mut().for_each(|range| range.end = range.end.min(start.start));
         checksummed.retain(|range| !range.is_empty());
@@ -98,7 +98,7 @@ impl Core {
         Ok(())
     }
 
-    fn add_epoch(&self, epochs: &mut Epochs, start: EpochStart) -> Result<()> {
+    fn add_epoch(&self, epochs: &mut Epochs, start: EpochStart, lazy: bool) -> Result<()> {
         let was = epochs.last().max(epochs.promised);
         let fell = !epochs.starts().is_empty() && start.epoch <= epochs.last();
         if fell || start.epoch < epochs.promised {
@@ -107,6 +107,7 @@ impl Core {
         let mut changed = epochs.clone();
         changed.begin(start);
         changed.expire(self.min_offset());
+        (changed.lazy, changed.in_doubt) = (lazy, false);
         self.save_epochs(epochs, changed)
     }
 

@@ -389,6 +389,7 @@ impl Recovery<'_> {
         }
         let found = epochs.clone();
         epochs.end_at(end);
+        epochs.in_doubt |= epochs.lazy && self.report.unclean;
         if epochs != found && !self.config.read_only {
             // Once the log has grown again they would seem to be part of it.
             self.directory.save(self.disk, super::epochs::NAME, &epochs.encode())?;

@@ -1,26 +1,33 @@
 //! The node that takes puts.
 
+mod greeting;
+mod inquiry;
 mod replicator;
 mod server;
 mod session;
 
 pub(crate) use replicator::PrimaryReplicator;
+pub(crate) use session::Hub;
 #[cfg(test)]
 pub(crate) use session::PrimarySession;
-pub(crate) use session::{Hub, unexpected};
 
 use super::group::ReplicaStatus;
 use super::net::{Acceptor, TcpAcceptor};
 use super::options::{PrimaryOptions, Protocol, ReplicaOptions};
-use super::replica::Replica;
-use super::{Epoch, Replicator};
+use super::replica::{Replica, ReplicaReplicator};
+use super::secret::random;
+use super::session::SessionError;
+use super::{Epoch, Refusal, ReplicatedLog, Replicator};
 use crate::config::StoreConfig;
 use crate::environment::Environment;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::store::Store;
+use inquiry::{Inquiry, InquirySession};
+use server::{Bells, MakeSession, Server, Service};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A store whose messages are copied to replicas (feature `replication`).
 ///
@@ -87,6 +94,57 @@ impl Primary {
         Ok(Self { store, replicator })
     }
 
+    /// Opens a store of which [`open`](Self::open) said [`Refusal::TailInDoubt`]: serves `acceptor` until
+    /// `replicas` different ones have been heard, takes over what the one that holds most has and this
+    /// node lost, and opens the store as a primary. Of `n` replicas, one of any `n - min_insync_replicas
+    /// + 1` holds whatever was confirmed: that is how many are to be heard.
+    ///
+    /// `acceptor` is closed on return: [`listen`](Self::listen) or [`serve`](Self::serve) again.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`Refusal::NotEnoughReplicas`] after `patience`; [`Refusal::NotPrimary`]
+    /// if a replica knows a newer epoch: then this node is to be opened as a [`Replica`]. The store is
+    /// closed then, and its tail is still in doubt.
+    pub fn recover(
+        config: StoreConfig,
+        options: PrimaryOptions,
+        acceptor: impl Acceptor + 'static,
+        replicas: usize,
+        patience: Duration,
+    ) -> Result<Self> {
+        Self::recover_in(config, Environment::default(), options, acceptor, replicas, patience)
+    }
+
+    /// The same in another environment, which must have threads of its own.
+    ///
+    /// # Errors
+    /// As [`recover`](Self::recover).
+    pub fn recover_in(
+        config: StoreConfig,
+        environment: Environment,
+        options: PrimaryOptions,
+        acceptor: impl Acceptor + 'static,
+        replicas: usize,
+        patience: Duration,
+    ) -> Result<Self> {
+        options.validate()?;
+        let replicator = Arc::new(ReplicaReplicator::default());
+        let store =
+            Store::open_replicated(config.clone(), environment.clone(), replicator.clone())?;
+        let asked =
+            inquire(&options, replicator.log()?, &environment, acceptor, replicas, patience);
+        let flushed = asked.and_then(|()| store.flush());
+        let epoch = replicator.log().map(|log| {
+            let newest = log.epochs().last().map_or(Epoch(0), |last| last.epoch);
+            Epoch(newest.max(log.promised()).0 + 1)
+        });
+        let closed = store.close();
+        flushed.and(closed)?;
+        let mut options = options;
+        options.epoch.get_or_insert(epoch?);
+        Self::open_in(config, environment, options)
+    }
+
     /// The store: it takes puts, and gives messages once they are confirmed.
     pub fn store(&self) -> &Store {
         &self.store
@@ -143,7 +201,7 @@ impl Primary {
     ///
     /// # Errors
     /// [`Refusal::NotEnoughReplicas`](super::Refusal::NotEnoughReplicas) after `patience`.
-    pub fn wait_for_replicas(&self, replicas: usize, patience: std::time::Duration) -> Result<()> {
+    pub fn wait_for_replicas(&self, replicas: usize, patience: Duration) -> Result<()> {
         let hub = self.replicator.hub().ok_or(Error::Closed)?;
         hub.group.wait_for(replicas, hub.log.end(), patience).map_err(Error::Refused)
     }
@@ -165,6 +223,36 @@ impl Primary {
         self.close()?;
         drop(self);
         Replica::open(config, options)
+    }
+}
+
+/// Asks so many replicas for what the log lost.
+fn inquire(
+    options: &PrimaryOptions,
+    log: &Arc<dyn ReplicatedLog>,
+    environment: &Environment,
+    acceptor: impl Acceptor + 'static,
+    replicas: usize,
+    patience: Duration,
+) -> Result<()> {
+    let (node, bells) = (&options.node, Arc::<Bells>::default());
+    let gate = (node.cluster, node.secret.clone());
+    let inquiry = Inquiry::new(log.clone(), gate, replicas, bells.clone());
+    let asking = inquiry.clone();
+    let make: MakeSession = Box::new(move |id, protocol, now| match protocol {
+        Protocol::Duralog => Ok(Box::new(InquirySession::new(asking.clone(), id, random()?, now))),
+        Protocol::Rocketmq => Err(SessionError::Stopped),
+    });
+    let clock = environment.clock.clone();
+    let service = Service { node: node.clone(), clock, bells, rest: None, make };
+    let server = Server::start(service)?;
+    let served = server.serve(Arc::new(acceptor), Protocol::Duralog);
+    let outcome = served.and_then(|()| inquiry.wait(patience).map_err(Error::Refused));
+    server.stop();
+    match outcome? {
+        Ok(()) => Ok(()),
+        Err(SessionError::Log(error)) => Err(error),
+        Err(_) => Err(Error::Refused(Refusal::NotPrimary)),
     }
 }
 

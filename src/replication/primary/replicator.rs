@@ -1,18 +1,19 @@
 //! What a primary answers to its store.
 
-use super::server::Server;
-use super::session::Hub;
+use super::server::{Bells, MakeSession, Server, Service};
+use super::session::{Hub, PrimarySession};
 use crate::clock::Clock;
 use crate::environment::Threads;
 use crate::error::{Error, Result};
-use crate::replication::group::{Group, SessionId};
+use crate::replication::group::Group;
 use crate::replication::net::Acceptor;
 use crate::replication::options::{Ack, PrimaryOptions, Protocol};
+use crate::replication::rocketmq::MasterSession;
+use crate::replication::secret::random;
 use crate::replication::{
     Admission, Confirmation, Epoch, Refusal, ReplicatedLog, Replicator, StartPoint,
 };
-use crate::worker::Alarm;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -21,36 +22,17 @@ use std::time::Duration;
 /// How long a store that closes waits for its replicas.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
 
-/// What the store's side and the connections share.
-pub(super) struct Shared {
-    pub(super) options: PrimaryOptions,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) hub: OnceLock<Arc<Hub>>,
-    senders: RwLock<Vec<(SessionId, Arc<Alarm>)>>,
-}
-
-impl Shared {
-    /// Rings `alarm` when there is something to send.
-    pub(super) fn wake(&self, session: SessionId, alarm: Arc<Alarm>) {
-        self.senders.write().push((session, alarm));
-        self.ring_all();
-    }
-
-    pub(super) fn forget(&self, session: SessionId) {
-        self.senders.write().retain(|(other, _)| *other != session);
-    }
-
-    fn ring_all(&self) {
-        for (_, alarm) in self.senders.read().iter() {
-            alarm.ring();
-        }
-    }
-}
+/// How long a sender rests when nobody waits for it: to be woken for each put costs the producer more
+/// than the put.
+const REST: Duration = Duration::from_millis(1);
 
 /// The primary's side of the seam: it admits puts and wakes those who send them on.
 pub(crate) struct PrimaryReplicator {
-    shared: Arc<Shared>,
+    options: PrimaryOptions,
+    clock: Arc<dyn Clock>,
     threads: Threads,
+    hub: OnceLock<Arc<Hub>>,
+    bells: Arc<Bells>,
     /// Behind the last byte that was written, about: what the next put is measured by.
     written: AtomicU64,
     server: Mutex<Option<Arc<Server>>>,
@@ -59,8 +41,8 @@ pub(crate) struct PrimaryReplicator {
 impl fmt::Debug for PrimaryReplicator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PrimaryReplicator")
-            .field("options", &self.shared.options)
-            .field("group", &self.shared.hub.get().map(|hub| &hub.group))
+            .field("options", &self.options)
+            .field("group", &self.hub().map(|hub| &hub.group))
             .finish_non_exhaustive()
     }
 }
@@ -71,10 +53,12 @@ impl PrimaryReplicator {
         clock: Arc<dyn Clock>,
         threads: Threads,
     ) -> Arc<Self> {
-        let (hub, senders) = (OnceLock::new(), RwLock::default());
         Arc::new(Self {
-            shared: Arc::new(Shared { options, clock, hub, senders }),
+            options,
+            clock,
             threads,
+            hub: OnceLock::new(),
+            bells: Arc::default(),
             written: AtomicU64::new(0),
             server: Mutex::new(None),
         })
@@ -82,7 +66,7 @@ impl PrimaryReplicator {
 
     /// What the sessions share, once the store is open.
     pub(crate) fn hub(&self) -> Option<&Arc<Hub>> {
-        self.shared.hub.get()
+        self.hub.get()
     }
 
     pub(super) fn serve(&self, acceptor: Arc<dyn Acceptor>, protocol: Protocol) -> Result<()> {
@@ -93,10 +77,13 @@ impl PrimaryReplicator {
 
 impl Replicator for PrimaryReplicator {
     fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<u64> {
-        let options = &self.shared.options;
+        let options = &self.options;
         let node = &options.node;
         let epoch = match options.epoch {
             Some(epoch) => epoch,
+            None if at.in_doubt && options.ack == Ack::Sync && !cfg!(canary = "tail_trusted") => {
+                return Err(Error::Refused(Refusal::TailInDoubt));
+            }
             None => Epoch(at.epoch.0 + 1),
         };
         let epoch = log.begin_epoch(epoch, node.node)?;
@@ -105,9 +92,24 @@ impl Replicator for PrimaryReplicator {
         let gate = (node.cluster, node.secret.clone());
         self.written.store(at.end, Ordering::Relaxed);
         let hub = Hub::new(log, group, epoch, gate, node.heartbeat_interval);
-        self.shared.hub.get_or_init(|| Arc::new(hub));
+        let hub = self.hub.get_or_init(|| Arc::new(hub)).clone();
         if self.threads == Threads::Own {
-            *self.server.lock() = Some(Server::start(self.shared.clone())?);
+            let make: MakeSession = Box::new(move |id, protocol, now| {
+                Ok(match protocol {
+                    Protocol::Duralog => {
+                        Box::new(PrimarySession::new(hub.clone(), id, random()?, now))
+                    }
+                    Protocol::Rocketmq => Box::new(MasterSession::new(hub.clone(), id, now)),
+                })
+            });
+            let service = Service {
+                node: node.clone(),
+                clock: self.clock.clone(),
+                bells: self.bells.clone(),
+                rest: (options.ack == Ack::Async).then_some(REST),
+                make,
+            };
+            *self.server.lock() = Some(Server::start(service)?);
         }
         Ok(match options.ack {
             Ack::Sync => confirmed,
@@ -116,7 +118,7 @@ impl Replicator for PrimaryReplicator {
     }
 
     fn admit(&self) -> Result<Admission, Refusal> {
-        let options = &self.shared.options;
+        let options = &self.options;
         let hub = self.hub().ok_or(Refusal::Stopped)?;
         if hub.superseded().is_some() {
             return Err(Refusal::NotPrimary);
@@ -138,7 +140,7 @@ impl Replicator for PrimaryReplicator {
 
     fn on_written(&self, end: u64) {
         self.written.fetch_max(end, Ordering::SeqCst);
-        self.shared.ring_all();
+        self.bells.ring_all();
     }
 
     fn on_durable(&self, _end: u64) {}

@@ -1,18 +1,15 @@
 //! The connections of a primary and the threads that serve them.
 
-use super::replicator::Shared;
-use super::session::PrimarySession;
+use crate::clock::Clock;
 use crate::error::{IoContext, IoOp, Result};
 use crate::replication::events::Event;
 use crate::replication::group::SessionId;
 use crate::replication::link::{Ended, Link};
 use crate::replication::net::{Acceptor, Stream};
-use crate::replication::options::{Ack, Protocol};
-use crate::replication::rocketmq::MasterSession;
-use crate::replication::secret::random;
+use crate::replication::options::{NodeOptions, Protocol};
 use crate::replication::session::{Session, SessionError};
 use crate::worker::{Alarm, Doorbell, Next, Worker};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,10 +26,45 @@ const STRANGERS_MAX: usize = 32;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 /// A listener that fails is tried again after so long.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-/// How long a sender rests when nobody waits for it: to be woken for each put costs the producer more
-/// than the put.
-const REST: Duration = Duration::from_millis(1);
 const STOP_MAX: Duration = Duration::from_secs(5);
+
+/// Wakes those who send.
+#[derive(Debug, Default)]
+pub(crate) struct Bells(RwLock<Vec<(SessionId, Arc<Alarm>)>>);
+
+impl Bells {
+    fn add(&self, session: SessionId, alarm: Arc<Alarm>) {
+        alarm.ring();
+        self.0.write().push((session, alarm));
+    }
+
+    fn remove(&self, session: SessionId) {
+        self.0.write().retain(|(other, _)| *other != session);
+    }
+
+    /// There may be something to send.
+    #[inline]
+    pub(crate) fn ring_all(&self) {
+        for (_, alarm) in self.0.read().iter() {
+            alarm.ring();
+        }
+    }
+}
+
+/// Makes the session of a connection that was accepted.
+pub(super) type MakeSession = Box<
+    dyn Fn(SessionId, Protocol, Instant) -> Result<Box<dyn Session>, SessionError> + Send + Sync,
+>;
+
+/// What is served, and how.
+pub(super) struct Service {
+    pub(super) node: NodeOptions,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) bells: Arc<Bells>,
+    /// How long a sender rests after work, rather than be woken for each put.
+    pub(super) rest: Option<Duration>,
+    pub(super) make: MakeSession,
+}
 
 /// A connection that is served.
 struct Served {
@@ -44,7 +76,7 @@ struct Served {
 
 /// All listeners and connections.
 pub(super) struct Server {
-    shared: Arc<Shared>,
+    service: Arc<Service>,
     listeners: Mutex<Vec<(Arc<dyn Acceptor>, Worker)>>,
     served: Arc<Mutex<Vec<Served>>>,
     watch: Mutex<Option<Worker>>,
@@ -54,10 +86,11 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn start(shared: Arc<Shared>) -> Result<Arc<Self>> {
+    pub(super) fn start(service: Service) -> Result<Arc<Self>> {
+        let service = Arc::new(service);
         let (bell, heard) = Doorbell::new();
         let served: Arc<Mutex<Vec<Served>>> = Arc::default();
-        let (watched, told) = (served.clone(), shared.clone());
+        let (watched, told) = (served.clone(), service.clone());
         let watch = Worker::spawn(
             WATCH_THREAD,
             (bell.clone(), heard),
@@ -65,7 +98,7 @@ impl Server {
             |_| {},
         );
         Ok(Arc::new(Self {
-            shared,
+            service,
             listeners: Mutex::default(),
             served,
             watch: Mutex::new(Some(watch.at(IoOp::Create, Path::new(WATCH_THREAD))?)),
@@ -83,7 +116,7 @@ impl Server {
     ) -> Result<()> {
         let (server, listening) = (Arc::downgrade(self), acceptor.clone());
         let (clock, patience) =
-            (self.shared.clock.clone(), self.shared.options.node.housekeeping_interval);
+            (self.service.clock.clone(), self.service.node.housekeeping_interval);
         let step = move || {
             // The server is not held while this waits: whoever drops it joins this thread.
             let accepted = listening.accept(patience);
@@ -110,7 +143,7 @@ impl Server {
     fn connected(&self, stream: Stream, protocol: Protocol) {
         let peer = stream.peer.clone();
         if let Err(error) = self.serve_stream(stream, protocol) {
-            self.shared.options.node.observer.tell(&Event::Ended { peer, error });
+            self.service.node.observer.tell(&Event::Ended { peer, error });
         }
     }
 
@@ -121,20 +154,15 @@ impl Server {
             (stream.hang_up)();
             return Err(SessionError::protocol("nothing yet, as do too many others"));
         }
-        let shared = &self.shared;
-        let hub = shared.hub.get().ok_or(SessionError::Stopped)?.clone();
+        let service = &self.service;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let (clock, now) = (shared.clock.clone(), shared.clock.now());
-        let session: Box<dyn Session> = match protocol {
-            Protocol::Duralog => Box::new(PrimarySession::new(hub, id, random()?, now)),
-            Protocol::Rocketmq => Box::new(MasterSession::new(hub, id, now)),
-        };
+        let (clock, now) = (service.clock.clone(), service.clock.now());
+        let session = (service.make)(id, protocol, now)?;
         let (bell, heard) = Doorbell::new();
         let alarm = Arc::new(Alarm::default());
         alarm.connect(bell.clone());
-        let rest = (shared.options.ack == Ack::Async).then_some(REST);
         let (link, mut reading, mut writing) =
-            Link::new(session, clock, stream, alarm.clone(), HANDSHAKE_MAX, rest);
+            Link::new(session, clock, stream, alarm.clone(), HANDSHAKE_MAX, service.rest);
         let (sending, receiving) = (link.clone(), link.clone());
         let watch = self.watch_bell.clone();
         let send = move || {
@@ -171,7 +199,7 @@ impl Server {
                 return Err(error.into());
             }
         };
-        shared.wake(id, alarm);
+        service.bells.add(id, alarm);
         let introduced_by = now + HANDSHAKE_MAX;
         served.push(Served { link, workers: [receiver, sender], id, introduced_by });
         drop(served);
@@ -193,16 +221,16 @@ impl Server {
         for served in self.served.lock().drain(..) {
             served.link.end(Ended::Error(SessionError::Stopped));
             served.link.wait_said(STOP_MAX);
-            served.close(&self.shared);
+            served.close(&self.service);
         }
     }
 }
 
 impl Served {
     /// Joins the threads of a connection that has ended.
-    fn close(mut self, shared: &Shared) {
+    fn close(mut self, service: &Service) {
         self.link.hang_up();
-        shared.forget(self.id);
+        service.bells.remove(self.id);
         for worker in &mut self.workers {
             // A thread that hangs in the system holds its link, and nothing of the store.
             let _ = worker.stop(STOP_MAX);
@@ -211,8 +239,8 @@ impl Served {
 }
 
 /// Puts away what has ended, and ends what did not introduce itself.
-fn watch_step(served: &Mutex<Vec<Served>>, shared: &Shared) -> Next {
-    let now = shared.clock.now();
+fn watch_step(served: &Mutex<Vec<Served>>, service: &Service) -> Next {
+    let now = service.clock.now();
     let mut gone = Vec::new();
     let mut next = None;
     let mut all = served.lock();
@@ -236,9 +264,9 @@ fn watch_step(served: &Mutex<Vec<Served>>, shared: &Shared) -> Next {
     for one in gone {
         if let Some(Ended::Error(error)) = one.link.ended() {
             let peer = one.link.peer.clone();
-            shared.options.node.observer.tell(&Event::Ended { peer, error });
+            service.node.observer.tell(&Event::Ended { peer, error });
         }
-        one.close(shared);
+        one.close(service);
     }
     next.map_or(Next::Idle, Next::At)
 }

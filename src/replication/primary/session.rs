@@ -1,13 +1,14 @@
 //! A connection of a replica, as its primary sees it.
 
-use crate::error::Error;
+use crate::replication::feed::data_at;
 use crate::replication::group::{Group, SessionId};
-use crate::replication::history::{History, Plan, epoch_at, next_epoch};
+use crate::replication::history::{History, Plan};
 use crate::replication::inbox::Inbox;
-use crate::replication::secret::{Secret, Side};
-use crate::replication::session::{Order, Outgoing, Session, SessionError};
-use crate::replication::wire::{self, CONTROL_MAX, DATA_MAX, Frame, Join, Nonce, STRANGER_MAX};
-use crate::replication::{Epoch, EpochStart, NodeId, Refusal, ReplicatedLog};
+use crate::replication::primary::greeting::Greeting;
+use crate::replication::secret::Secret;
+use crate::replication::session::{Order, Outgoing, Session, SessionError, unexpected};
+use crate::replication::wire::{self, Frame, Join, Nonce, STRANGER_MAX};
+use crate::replication::{Epoch, EpochStart, NodeId, ReplicatedLog};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,12 +67,7 @@ impl Hub {
 
 #[derive(Debug)]
 enum State {
-    AwaitHello,
-    AwaitProof {
-        theirs: Nonce,
-        version: u32,
-    },
-    AwaitJoin,
+    Greeting(Greeting),
     AwaitBegin {
         node: NodeId,
         at: u64,
@@ -91,7 +87,6 @@ enum State {
 pub(crate) struct PrimarySession {
     hub: Arc<Hub>,
     id: SessionId,
-    nonce: Nonce,
     state: State,
     outbox: VecDeque<Frame<'static>>,
     sent_at: Instant,
@@ -99,8 +94,8 @@ pub(crate) struct PrimarySession {
 
 impl PrimarySession {
     pub(crate) fn new(hub: Arc<Hub>, id: SessionId, nonce: Nonce, now: Instant) -> Self {
-        let (state, outbox) = (State::AwaitHello, VecDeque::new());
-        Self { hub, id, nonce, state, outbox, sent_at: now }
+        let (state, outbox) = (State::Greeting(Greeting::new(nonce)), VecDeque::new());
+        Self { hub, id, state, outbox, sent_at: now }
     }
 
     pub(crate) fn node(&self) -> Option<NodeId> {
@@ -111,31 +106,20 @@ impl PrimarySession {
     }
 
     fn max_frame(&self) -> u32 {
-        match self.state {
-            State::AwaitJoin => CONTROL_MAX,
+        match &self.state {
+            State::Greeting(greeting) => greeting.max_frame(),
             _ => STRANGER_MAX,
         }
     }
 
     fn handle(&mut self, frame: Frame<'_>) -> Result<(), SessionError> {
-        match (&self.state, frame) {
-            (State::AwaitHello, Frame::Hello { version, nonce }) => {
-                self.outbox.push_back(Frame::Challenge { nonce: self.nonce });
-                self.state = State::AwaitProof { theirs: nonce, version };
-            }
-            (State::AwaitProof { theirs, version }, Frame::Proof(proof)) => {
-                let (secret, version) = (&self.hub.secret, *version);
-                if !secret.accepts(&proof, Side::Replica, theirs, &self.nonce) {
-                    return Err(SessionError::Secret);
-                }
-                let proven = secret.prove(Side::Primary, theirs, &self.nonce);
-                self.outbox.push_back(Frame::Proven(proven));
-                self.state = State::AwaitJoin;
-                if version != wire::VERSION {
-                    return Err(SessionError::Version { theirs: version });
+        match (&mut self.state, frame) {
+            (State::Greeting(greeting), frame) => {
+                let Hub { cluster, secret, .. } = &*self.hub;
+                if let Some(join) = greeting.hear(frame, *cluster, secret, &mut self.outbox)? {
+                    self.join(&join)?;
                 }
             }
-            (State::AwaitJoin, Frame::Join(join)) => self.join(&join)?,
             (State::AwaitBegin { node, at }, Frame::Begin { from, len, crc }) if from == *at => {
                 let (node, next) = (*node, *at);
                 if self.hub.log.checksum(next, len)? != (len, crc) && self.holds(next, len) {
@@ -150,7 +134,7 @@ impl PrimarySession {
                 }
                 self.ack(node, epoch, written, durable)?;
             }
-            (_, Frame::Refuse { code, details }) if self.is_known() => {
+            (_, Frame::Refuse { code, details }) => {
                 let error = SessionError::from_refusal(code, details);
                 if let SessionError::Superseded { by, .. } = error {
                     self.hub.check_epoch(by)?;
@@ -169,9 +153,6 @@ impl PrimarySession {
 
     fn join(&mut self, join: &Join) -> Result<(), SessionError> {
         let hub = &self.hub;
-        if join.cluster != hub.cluster {
-            return Err(SessionError::Cluster { theirs: join.cluster });
-        }
         let newest = join.history.epochs.last().map_or(Epoch(0), |last| last.epoch);
         hub.check_epoch(join.promised.max(newest))?;
         let (primary, replica) = (hub.log.segment_size(), join.segment_size);
@@ -216,30 +197,19 @@ impl PrimarySession {
             return Err(SessionError::Stopped);
         }
         let (offset, end, confirmed) = (*next, hub.log.end(), hub.group.confirmed());
-        let body = if offset < end {
-            let boundary = next_epoch(&hub.epochs, offset).unwrap_or(u64::MAX);
-            let slice = hub.log.read(offset, DATA_MAX.min(boundary - offset))?;
-            if slice.bytes().is_empty() {
-                let end = hub.log.min_offset();
-                return Err(Error::Refused(Refusal::OutOfPlace { end, at: offset }).into());
+        if offset == end
+            && let Some(told) = *told
+        {
+            let rest = if confirmed > told { CONFIRM_DELAY } else { hub.heartbeat };
+            if now < self.sent_at + rest {
+                return Ok(None);
             }
-            Some(slice)
-        } else {
-            if let Some(told) = *told {
-                let rest = if confirmed > told { CONFIRM_DELAY } else { hub.heartbeat };
-                if now < self.sent_at + rest {
-                    return Ok(None);
-                }
-            }
-            None
-        };
-        let epoch = epoch_at(&hub.epochs, offset);
-        let bytes = body.as_ref().map_or(&[][..], |slice| slice.bytes());
-        let head = Frame::Data { epoch, offset, confirmed, bytes }.head();
-        *next += bytes.len() as u64;
+        }
+        let data = data_at(&*hub.log, &hub.epochs, offset..end, confirmed)?;
+        *next += data.body().len() as u64;
         *told = Some(confirmed);
         self.sent_at = now;
-        Ok(Some(Outgoing { head, body }))
+        Ok(Some(data))
     }
 }
 
@@ -290,7 +260,7 @@ impl Session for PrimarySession {
     }
 
     fn is_known(&self) -> bool {
-        !matches!(self.state, State::AwaitHello | State::AwaitProof { .. })
+        !matches!(&self.state, State::Greeting(greeting) if !greeting.is_known())
     }
 
     fn is_streaming(&self) -> bool {
@@ -302,9 +272,4 @@ impl Drop for PrimarySession {
     fn drop(&mut self) {
         self.leave();
     }
-}
-
-/// The error for a frame that has no place here.
-pub(crate) fn unexpected(frame: &Frame<'_>) -> SessionError {
-    SessionError::protocol(format!("a {} out of turn", frame.name()))
 }

@@ -4,7 +4,6 @@ mod follower;
 mod replicator;
 mod session;
 
-#[cfg(test)]
 pub(crate) use replicator::ReplicaReplicator;
 #[cfg(test)]
 pub(crate) use session::{Identity, ReplicaSession};

@@ -1,10 +1,10 @@
 //! A connection to the primary, as a replica sees it.
 
+use crate::replication::feed::data_at;
 use crate::replication::history::{History, Plan};
 use crate::replication::inbox::Inbox;
-use crate::replication::primary::unexpected;
 use crate::replication::secret::{Secret, Side};
-use crate::replication::session::{Order, Outgoing, Session, SessionError};
+use crate::replication::session::{Order, Outgoing, Session, SessionError, unexpected};
 use crate::replication::tail::Tail;
 use crate::replication::wire::{
     self, CONTROL_MAX, EPOCHS_MAX, FRAME_MAX, Frame, Join, Nonce, STRANGER_MAX,
@@ -30,9 +30,19 @@ pub(crate) struct Identity {
 #[derive(Debug)]
 enum State {
     AwaitChallenge,
-    AwaitProven { theirs: Nonce },
-    AwaitWelcome { history: History },
+    AwaitProven {
+        theirs: Nonce,
+    },
+    AwaitWelcome {
+        history: History,
+    },
     Following(Following),
+    /// The primary lost the end of its log, and asked for it.
+    Lending {
+        epochs: Vec<EpochStart>,
+        next: u64,
+        end: u64,
+    },
 }
 
 /// How far the log has come in this session.
@@ -71,7 +81,7 @@ impl ReplicaSession {
     fn max_frame(&self) -> u32 {
         match self.state {
             State::AwaitChallenge | State::AwaitProven { .. } => STRANGER_MAX,
-            State::AwaitWelcome { .. } => CONTROL_MAX,
+            State::AwaitWelcome { .. } | State::Lending { .. } => CONTROL_MAX,
             State::Following(_) => FRAME_MAX,
         }
     }
@@ -94,6 +104,14 @@ impl ReplicaSession {
             (State::AwaitWelcome { history }, Frame::Welcome { epoch, plan }) => {
                 let history = history.clone();
                 return self.welcome(epoch, plan, &history);
+            }
+            (State::AwaitWelcome { history }, Frame::Lend { from }) => {
+                let History { epochs, min, end } = history;
+                if !(*min..=*end).contains(&from) {
+                    return Err(SessionError::protocol("a Lend of what was never offered"));
+                }
+                let epochs = std::mem::take(epochs);
+                self.state = State::Lending { epochs, next: from, end: *end };
             }
             (State::Following(following), Frame::Data { epoch, offset, confirmed, bytes }) => {
                 following.take_over(&*self.log, epoch, offset, bytes)?;
@@ -200,7 +218,15 @@ impl Session for ReplicaSession {
             self.sent_at = now;
             return Ok(Some(Outgoing::frame(&frame)));
         }
-        let State::Following(following) = &mut self.state else { return Ok(None) };
+        let following = match &mut self.state {
+            State::Following(following) => following,
+            State::Lending { epochs, next, end } if *next < *end => {
+                let data = data_at(&*self.log, epochs, *next..*end, self.log.confirmed())?;
+                *next += data.body().len() as u64;
+                return Ok(Some(data));
+            }
+            _ => return Ok(None),
+        };
         let held = following.held(&*self.log);
         if following.told == Some(held) && now < self.sent_at + self.identity.heartbeat {
             return Ok(None);
@@ -214,6 +240,7 @@ impl Session for ReplicaSession {
     fn is_ready(&self, now: Instant) -> bool {
         let news = match &self.state {
             State::Following(following) => following.told != Some(following.held(&*self.log)),
+            State::Lending { next, end, .. } => next < end,
             _ => false,
         };
         news || !self.outbox.is_empty() || self.due().is_some_and(|due| due <= now)
@@ -234,7 +261,7 @@ impl Session for ReplicaSession {
     }
 
     fn is_known(&self) -> bool {
-        matches!(self.state, State::AwaitWelcome { .. } | State::Following(_))
+        !matches!(self.state, State::AwaitChallenge | State::AwaitProven { .. })
     }
 
     fn is_streaming(&self) -> bool {

@@ -1,0 +1,239 @@
+//! Finding out from the replicas what this node lost itself, before it takes puts again.
+
+use super::greeting::Greeting;
+use super::server::Bells;
+use crate::replication::group::SessionId;
+use crate::replication::history::{History, Plan};
+use crate::replication::inbox::Inbox;
+use crate::replication::secret::Secret;
+use crate::replication::session::{Order, Outgoing, Session, SessionError, unexpected};
+use crate::replication::tail::Tail;
+use crate::replication::wire::{self, CONTROL_MAX, FRAME_MAX, Frame, Join, Nonce};
+use crate::replication::{Epoch, NodeId, Refusal, ReplicatedLog};
+use parking_lot::{Condvar, Mutex};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A node's newest epoch and the end of its log: the greatest has the most.
+type Standing = (Epoch, u64);
+
+/// What is asked, and what has been heard.
+pub(crate) struct Inquiry {
+    log: Arc<dyn ReplicatedLog>,
+    cluster: u64,
+    secret: Secret,
+    /// So many replicas have to be heard.
+    needed: usize,
+    bells: Arc<Bells>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    heard: BTreeMap<NodeId, (SessionId, Standing)>,
+    /// Whoever has more than this node, and gives it.
+    lender: Option<SessionId>,
+    outcome: Option<Result<(), SessionError>>,
+}
+
+impl Inquiry {
+    pub(crate) fn new(
+        log: Arc<dyn ReplicatedLog>,
+        (cluster, secret): (u64, Secret),
+        needed: usize,
+        bells: Arc<Bells>,
+    ) -> Arc<Self> {
+        let (state, changed) = (Mutex::default(), Condvar::new());
+        Arc::new(Self { log, cluster, secret, needed, bells, state, changed })
+    }
+
+    /// Waits for the outcome, at most `patience`; otherwise who was not heard.
+    pub(crate) fn wait(&self, patience: Duration) -> Result<Result<(), SessionError>, Refusal> {
+        let mut state = self.state.lock();
+        self.changed.wait_while_for(&mut state, |state| state.outcome.is_none(), patience);
+        let (available, required) = (state.heard.len(), self.needed);
+        state.outcome.clone().ok_or(Refusal::NotEnoughReplicas { available, required })
+    }
+
+    fn standing(&self) -> Standing {
+        let newest = self.log.epochs().last().map_or(Epoch(0), |last| last.epoch);
+        (newest, self.log.end())
+    }
+
+    /// Hears what a replica holds.
+    fn hear(&self, session: SessionId, join: &Join) -> Result<(), SessionError> {
+        let (primary, replica) = (self.log.segment_size(), join.segment_size);
+        if primary != replica {
+            return Err(SessionError::SegmentSize { primary, replica });
+        }
+        let own = History::of(&*self.log);
+        let newest = join.history.epochs.last().map_or(Epoch(0), |last| last.epoch);
+        let (by, (epoch, end)) = (join.promised.max(newest), self.standing());
+        let mut state = self.state.lock();
+        let told = if by > epoch {
+            Err(SessionError::Superseded { epoch, by })
+        } else if (newest, join.history.end) > (epoch, end)
+            && join.history.plan_for(&own) != Plan::Follow(end)
+        {
+            Err(SessionError::Diverged)
+        } else {
+            let standing = (newest, join.history.end);
+            state.heard.insert(join.node, (session, standing));
+            self.decide(&mut state);
+            Ok(())
+        };
+        if let Err(error) = &told {
+            // Someone else is the primary now, or should be: nothing is to be decided here.
+            state.outcome.get_or_insert(Err(error.clone()));
+            self.changed.notify_all();
+        }
+        told
+    }
+
+    /// Chooses a lender when enough have been heard, or ends if nobody has more.
+    fn decide(&self, state: &mut State) {
+        if state.lender.is_some() || state.outcome.is_some() || state.heard.len() < self.needed {
+            return;
+        }
+        match state.heard.values().max_by_key(|(_, standing)| *standing) {
+            Some((session, standing)) if *standing > self.standing() => {
+                state.lender = Some(*session);
+                self.bells.ring_all();
+            }
+            _ => {
+                state.outcome = Some(Ok(()));
+                self.changed.notify_all();
+            }
+        }
+    }
+
+    fn is_lender(&self, session: SessionId) -> bool {
+        self.state.lock().lender == Some(session)
+    }
+
+    /// The lender has given all it has, or is gone.
+    fn settle(&self, session: SessionId, gone: bool) {
+        let mut state = self.state.lock();
+        if gone {
+            // It says what it holds when it comes back.
+            state.heard.retain(|_, (other, _)| *other != session);
+        }
+        if state.lender == Some(session) {
+            state.lender = None;
+            self.decide(&mut state);
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Stage {
+    Greeting(Greeting),
+    Waiting { end: u64 },
+    Borrowing { tail: Tail, until: u64 },
+    Done,
+}
+
+/// A replica that is asked.
+pub(crate) struct InquirySession {
+    inquiry: Arc<Inquiry>,
+    id: SessionId,
+    stage: Stage,
+    outbox: VecDeque<Frame<'static>>,
+    since: Instant,
+}
+
+impl InquirySession {
+    pub(crate) fn new(inquiry: Arc<Inquiry>, id: SessionId, nonce: Nonce, now: Instant) -> Self {
+        let stage = Stage::Greeting(Greeting::new(nonce));
+        Self { inquiry, id, stage, outbox: VecDeque::new(), since: now }
+    }
+
+    fn max_frame(&self) -> u32 {
+        match &self.stage {
+            Stage::Greeting(greeting) => greeting.max_frame(),
+            Stage::Borrowing { .. } => FRAME_MAX,
+            Stage::Waiting { .. } | Stage::Done => CONTROL_MAX,
+        }
+    }
+
+    fn handle(&mut self, frame: Frame<'_>) -> Result<(), SessionError> {
+        let inquiry = &self.inquiry;
+        match (&mut self.stage, frame) {
+            (Stage::Greeting(greeting), frame) => {
+                let (cluster, secret) = (inquiry.cluster, &inquiry.secret);
+                if let Some(join) = greeting.hear(frame, cluster, secret, &mut self.outbox)? {
+                    self.stage = Stage::Waiting { end: join.history.end };
+                    inquiry.hear(self.id, &join)?;
+                }
+            }
+            (Stage::Borrowing { tail, until }, Frame::Data { epoch, offset, bytes, .. }) => {
+                let log = &*inquiry.log;
+                if offset != tail.received() || tail.received() + bytes.len() as u64 > *until {
+                    return Err(SessionError::protocol("bytes of the log that do not follow"));
+                }
+                tail.take(log, epoch.epoch, bytes)?;
+                if tail.end() == *until {
+                    self.stage = Stage::Done;
+                    inquiry.settle(self.id, false);
+                }
+            }
+            (_, Frame::Refuse { code, details }) => {
+                return Err(SessionError::from_refusal(code, details));
+            }
+            (_, other) => return Err(unexpected(&other)),
+        }
+        Ok(())
+    }
+}
+
+impl Session for InquirySession {
+    fn receive(&mut self, inbox: &mut Inbox, _now: Instant) -> Result<Option<Order>, SessionError> {
+        while let Some(frame) = wire::next_frame(inbox, self.max_frame())? {
+            self.handle(frame)?;
+        }
+        Ok(None)
+    }
+
+    fn poll(&mut self, _now: Instant) -> Result<Option<Outgoing>, SessionError> {
+        if let Some(frame) = self.outbox.pop_front() {
+            return Ok(Some(Outgoing::frame(&frame)));
+        }
+        let Stage::Waiting { end } = self.stage else { return Ok(None) };
+        if !self.inquiry.is_lender(self.id) {
+            return Ok(None);
+        }
+        let from = self.inquiry.log.end();
+        self.stage = Stage::Borrowing { tail: Tail::at(from), until: end };
+        Ok(Some(Outgoing::frame(&Frame::Lend { from })))
+    }
+
+    fn is_ready(&self, _now: Instant) -> bool {
+        let chosen = matches!(self.stage, Stage::Waiting { .. }) && self.inquiry.is_lender(self.id);
+        chosen || !self.outbox.is_empty()
+    }
+
+    fn leave(&mut self) {
+        if !matches!(self.stage, Stage::Done) {
+            self.inquiry.settle(self.id, true);
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        (!self.outbox.is_empty()).then_some(self.since)
+    }
+
+    fn farewell(&self, error: &SessionError) -> Option<Vec<u8>> {
+        let known = self.is_known();
+        error.refusal().filter(|_| known).map(|refusal| refusal.head())
+    }
+
+    fn is_known(&self) -> bool {
+        !matches!(&self.stage, Stage::Greeting(greeting) if !greeting.is_known())
+    }
+
+    fn is_streaming(&self) -> bool {
+        matches!(self.stage, Stage::Borrowing { .. })
+    }
+}
