@@ -29,22 +29,32 @@
 //! * [`log`] has the parts, each usable alone: [`CommitLog`](log::CommitLog) with
 //!   [`GroupCommit`](log::GroupCommit) is a write-ahead log, [`Queues`](log::Queues) an index of it.
 //! * [`message`] is the codec: what a record looks like, and its checksums.
-//! * [`replication::Replicator`] is the hook through which the log is copied elsewhere before a put is
-//!   called safe.
+//! * [`replication`] copies the log to other machines before a put is called safe: `Primary` and `Replica`
+//!   (feature `replication`), or whatever implements [`replication::Replicator`].
 //! * [`Environment`] is what a store runs on: another disk, another clock, no threads. With
 //!   `disk::SimDisk` (feature `sim`) a test cuts the power.
 //!
 //! # Durability
 //!
-//! | put returned | process killed | OS crash, power cut | this machine lost |
-//! |---|---|---|---|
-//! | `PutOk`, async flush | kept | what was put since the last finished sync began may be lost: with a disk that keeps up, `interval` (500 ms; `thorough_interval` if longer) and the time of one sync; never reordered, never with holes | lost |
-//! | `PutOk`, sync flush (the default) | kept | kept | lost |
-//! | `PutOk`, sync flush, put that asked not to wait | kept | not promised | not promised |
-//! | `PutOk`, async flush + sync replication (replica acks when durable) | kept | kept on the replicas | kept on the replicas |
-//! | `PutOk`, sync flush + sync replication | kept | kept | kept on the replicas |
-//! | `FlushDiskTimeout`, `FlushReplicaTimeout`, `ReplicaNotAvailable` | kept iff `reached >= Written` | not reached *yet*: unknown until the watermarks of `Store::stats` pass its `end_offset` | unknown |
-//! | `Err` | not stored, except `Error::Unknown`: the message got its place, then a write or sync failed | | |
+//! What a `put` that returned `PutOk` survives. Replication is off unless a store is opened as a
+//! `replication::Primary`; "durable" and "in memory" say when a replica's copy counts.
+//!
+//! | flush | replication | this process killed | this machine: OS crash, power cut | this machine lost |
+//! |---|---|---|---|---|
+//! | async | none | kept | what was put since the last finished sync began may be lost: with a disk that keeps up, `interval` (500 ms; `thorough_interval` if longer) and the time of one sync; never reordered, never with holes | lost |
+//! | **sync** (the default) | none | kept | kept | lost |
+//! | async | async | kept | as without replication | what the replicas lacked is lost |
+//! | sync | async | kept | kept | what the replicas lacked is lost |
+//! | async | sync, durable (the default there) | kept | kept on the replicas, from which the primary gets it back | kept on the replicas |
+//! | sync | sync, durable | kept | kept | kept on the replicas |
+//! | async | sync, in memory | kept | kept on the replicas, unless their power goes, too | kept on the replicas, unless their power goes, too |
+//! | sync | sync, in memory | kept | kept | kept on the replicas, unless their power goes, too |
+//!
+//! A put that asked not to wait (`Message::wait(false)`) is what async flush without replication makes of it
+//! for a kill, and promised nothing beyond. `FlushDiskTimeout`, `FlushReplicaTimeout` and
+//! `ReplicaNotAvailable` say: kept by a kill iff `reached >= Written`, and not as safe as asked *yet*;
+//! unknown until the watermarks of `Store::stats` pass its `end_offset`. `Err`: not stored, except
+//! `Error::Unknown`: the message got its place, then a write or sync failed.
 //!
 //! Every put says how far its message had come, in [`PutResult::reached`]. A failed sync or write
 //! *latches* the store: every waiter gets the error, later puts are refused, reads of durable data go
@@ -53,6 +63,7 @@
 //!
 //! # Features
 //!
+//! * `replication`, off by default: a primary and its replicas over TCP, and RocketMQ's own HA protocol.
 //! * `sim`, off by default: what tests need to make things fail. `disk::SimDisk`, a disk in memory that
 //!   loses what was not synced; `clock::ManualClock`, a clock that moves only when told to;
 //!   `replication::ScriptedReplica` and `ReplicaBehaviour`, a replica that confirms, delays, refuses or

@@ -12,6 +12,7 @@ mod temp;
 use duralog::clock::ManualClock;
 use duralog::disk::SimDisk;
 use duralog::message::{Draft, Host, RecordLayout, Stamp};
+use duralog::replication::{ReplicaBehaviour, ScriptedReplica};
 use duralog::tables::{
     ConsumerOffsets, DelayOffsets, SubscriptionGroup, SubscriptionGroups, Tables, TopicConfig,
     TopicTable,
@@ -264,6 +265,12 @@ fn state(actual: &mut Actual) {
     let newest = slots.chunks(512).max_by_key(sequence).expect("two slots");
     assert_eq!(newest[56..64], token.parse::<u64>().expect("a number").to_be_bytes());
     actual.insert("duralog-checkpoint", newest.to_vec());
+
+    let replicated = sim::disk();
+    let replicator = ScriptedReplica::new(ReplicaBehaviour::Absent);
+    let opened = Store::open_replicated(config(), environment(&replicated), replicator);
+    opened.expect("the store opens").close().expect("the store closes");
+    actual.insert("duralog-epochs", bytes(&replicated, "duralog/epochs"));
 
     for (name, bytes) in actual.iter().filter(|(name, _)| name.starts_with("duralog-")) {
         if *name != "duralog-format" {

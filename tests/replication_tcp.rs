@@ -5,11 +5,12 @@ mod temp;
 
 use duralog::disk::{Cut, SimDisk};
 use duralog::replication::{
-    Ack, Epoch, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, Replica, ReplicaOptions,
-    Secret, TcpAcceptor,
+    Ack, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, Replica, ReplicaOptions, Secret,
+    TcpAcceptor,
 };
 use duralog::{Environment, Error, FlushMode, Message, PutStatus, Reached, Store, StoreConfig};
 use std::collections::BTreeSet;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use temp::TempDir;
@@ -92,7 +93,7 @@ fn a_replica_takes_over_and_the_old_primary_follows_it() {
         }
     }
     assert_eq!(acked.len(), 300);
-    let epoch = Epoch(first.epoch().0 + 1);
+    let epoch = first.epoch().next_term();
     let standings = [second.fence(epoch).expect("b"), third.fence(epoch).expect("c")];
     // Nobody confirms anything for it any more.
     match first.store().put(Message::new("t", "late")) {
@@ -193,4 +194,23 @@ fn a_primary_that_lost_its_tail_gets_it_back_from_a_replica() {
     for replica in &replicas {
         eventually("nor on the replicas", || bodies(&replica.store()) == wanted);
     }
+}
+
+#[test]
+fn a_replica_is_sent_no_more_than_the_rate_allows_and_gets_there() {
+    let dir = TempDir::new();
+    let mut options = PrimaryOptions::new(node(1)).ack(Ack::Async);
+    options.max_transfer_rate = NonZeroU64::new(200_000);
+    let primary = Primary::open(config(&dir.path().join("a")), options).expect("it opens");
+    for n in 0..300 {
+        assert_eq!(put(primary.store(), &format!("{n:0>1000}")).status, PutStatus::PutOk);
+    }
+    let address = primary.listen("127.0.0.1:0").expect("a port is free");
+    let started = Instant::now();
+    let replica = replica(&dir.path().join("b"), 2, address);
+    let end = primary.store().stats().watermarks.appended;
+    eventually("it has everything", || replica.state().durable == end);
+    // All but what the last frame held has been paced.
+    let paced = end.saturating_sub(64 << 10);
+    assert!(started.elapsed() >= Duration::from_secs(paced) / 200_000, "{:?}", started.elapsed());
 }

@@ -44,17 +44,18 @@ pub(crate) struct Epochs {
 }
 
 impl Epochs {
-    /// What lies in `dir`; nothing where there is no such file.
-    pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<Self> {
+    /// What lies in `dir`; `None` where there is no such file.
+    pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(NAME);
         let file = match disk.open(&path, OpenAccess::Read) {
             Ok(file) => file,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Self::default()),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e).at(IoOp::Open, &path),
         };
         let mut bytes = vec![0; (file.len() as usize).min(LEN_MAX + 1)];
         let got = file.read_at(&mut bytes, 0).at(IoOp::Read, &path)?;
-        Self::decode(bytes.get(..got).unwrap_or_default()).ok_or_else(|| {
+        let epochs = Self::decode(bytes.get(..got).unwrap_or_default());
+        epochs.map(Some).ok_or_else(|| {
             // Whoever forgets a promise may break it: nothing here can be made up.
             let what = Corruption::StateFile { what: "the epochs cannot be read" };
             Error::Corrupt { path, offset: 0, what }

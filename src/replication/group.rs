@@ -124,7 +124,7 @@ impl Group {
         self.members.lock().get(&node).is_some_and(|member| member.session == Some(session))
     }
 
-    /// Notes what a replica holds; what is confirmed now. Only what it holds `in_epoch`, the primary's
+    /// Notes what a replica holds. Only what it holds `in_epoch`, the primary's
     /// own, counts: an older primary's records may yet be cut from it.
     pub(crate) fn ack(
         &self,
@@ -132,7 +132,7 @@ impl Group {
         session: SessionId,
         (written, durable): (u64, u64),
         in_epoch: bool,
-    ) -> u64 {
+    ) {
         let mut members = self.members.lock();
         if let Some(member) = members.get_mut(&node).filter(|one| one.session == Some(session)) {
             (member.written, member.durable) = (written, durable);
@@ -145,7 +145,6 @@ impl Group {
             }
             self.settle(&members);
         }
-        self.confirmed()
     }
 
     /// Forgets a member that will not come back under this name.
@@ -251,29 +250,40 @@ mod tests {
         Group::new(Policy { needed, level, max_lag: 100 }, 10)
     }
 
+    fn acked(
+        group: &Group,
+        node: NodeId,
+        session: SessionId,
+        held: (u64, u64),
+        in_epoch: bool,
+    ) -> u64 {
+        group.ack(node, session, held, in_epoch);
+        group.confirmed()
+    }
+
     #[test]
     fn so_many_replicas_must_hold_it() {
         let group = group(2, AckLevel::Durable);
         group.join(A, 1, 1).unwrap();
-        assert_eq!(group.ack(A, 1, (50, 40), true), 10);
+        assert_eq!(acked(&group, A, 1, (50, 40), true), 10);
         group.join(B, 1, 2).unwrap();
-        assert_eq!(group.ack(B, 2, (90, 30), true), 30);
-        assert_eq!(group.ack(B, 2, (90, 90), true), 40);
+        assert_eq!(acked(&group, B, 2, (90, 30), true), 30);
+        assert_eq!(acked(&group, B, 2, (90, 90), true), 40);
     }
 
     #[test]
     fn in_memory_counts_where_it_was_chosen() {
         let group = group(1, AckLevel::InMemory);
         group.join(A, 1, 1).unwrap();
-        assert_eq!(group.ack(A, 1, (50, 40), true), 50);
+        assert_eq!(acked(&group, A, 1, (50, 40), true), 50);
     }
 
     #[test]
     fn what_a_replica_holds_of_an_older_epoch_does_not_count() {
         let group = group(1, AckLevel::Durable);
         group.join(A, 1, 1).unwrap();
-        assert_eq!(group.ack(A, 1, (50, 50), false), 10);
-        assert_eq!(group.ack(A, 1, (50, 50), true), 50);
+        assert_eq!(acked(&group, A, 1, (50, 50), false), 10);
+        assert_eq!(acked(&group, A, 1, (50, 50), true), 50);
     }
 
     #[test]
@@ -284,7 +294,7 @@ mod tests {
         group.ack(A, 1, (50, 50), true);
         group.ack(B, 2, (50, 50), true);
         group.leave(B, 2);
-        assert_eq!(group.ack(A, 1, (80, 80), true), 50);
+        assert_eq!(acked(&group, A, 1, (80, 80), true), 50);
         assert!(!group.reaches(81));
     }
 
@@ -293,7 +303,7 @@ mod tests {
         let group = group(1, AckLevel::Durable);
         group.join(A, 1, 1).unwrap();
         group.join(A, 1, 2).unwrap();
-        assert_eq!(group.ack(A, 1, (50, 50), true), 10);
+        assert_eq!(acked(&group, A, 1, (50, 50), true), 10);
         group.leave(A, 1);
         assert_eq!(group.connected(), 1);
         assert!(group.is_current(A, 2) && !group.is_current(A, 1));

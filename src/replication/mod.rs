@@ -70,9 +70,33 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The term of office of a primary. It never falls; what is said under an older one is refused.
+/// The reign of a primary. It never falls; what is said under an older one is refused.
+///
+/// The upper half is a *term*: whoever decides which node is the primary begins one with each decision,
+/// and never gives it to two nodes. The lower half counts the openings of that primary in its term. So a
+/// primary that is only opened again never gets in the way of one that was chosen meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Epoch(pub u64);
+
+/// Bits of an epoch that count openings.
+const OPENING_BITS: u32 = 32;
+
+impl Epoch {
+    /// The beginning of a term.
+    pub const fn term(term: u32) -> Self {
+        Self((term as u64) << OPENING_BITS)
+    }
+
+    /// The beginning of the term after this epoch's.
+    pub const fn next_term(self) -> Self {
+        Self(((self.0 >> OPENING_BITS) + 1) << OPENING_BITS)
+    }
+
+    /// Whether a term begins with it.
+    pub const fn begins_term(self) -> bool {
+        self.0.trailing_zeros() >= OPENING_BITS
+    }
+}
 
 /// A machine that holds a copy of the log. 0 stands for none in particular.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -134,8 +158,12 @@ pub enum Refusal {
     },
     /// This node was the primary, under async flush, and was not closed in order: puts that replicas have
     /// confirmed may be lost here. `Primary::recover` asks the replicas; or make one of them the primary;
-    /// or give this one a new epoch explicitly, which lets go of what only they have.
+    /// or give this one a new epoch explicitly, which gives up what only they have: replicas that know
+    /// it to be confirmed have to be emptied before they can follow.
     TailInDoubt,
+    /// A replica is to become the primary that was not fenced before, and was given no epoch: the old
+    /// primary may be at work.
+    NotFenced,
     /// What is to be cut is confirmed: someone was told that it is never taken back. The peer is a wrong
     /// one, or was made primary without asking enough replicas.
     Confirmed {
@@ -161,6 +189,9 @@ impl fmt::Display for Refusal {
             Self::OutOfPlace { end, at } => {
                 write!(f, "physical offset {at} does not fit a log that ends at {end}")
             }
+            Self::NotFenced => f.write_str(
+                "the replica was not fenced: `Replica::fence` enough of them before one is promoted",
+            ),
             Self::TailInDoubt => f.write_str(
                 "the end of the log may be lost here and be on replicas alone; ask them with \
                  `Primary::recover`, promote one of them, or give a new epoch explicitly",
@@ -203,10 +234,14 @@ pub struct StartPoint {
     pub min_offset: u64,
     /// Physical offset behind the last record. All of it is durable.
     pub end: u64,
-    /// The newest epoch that the log knows, or has been promised to; 0 without one.
+    /// The newest epoch of the log; 0 without one.
     pub epoch: Epoch,
+    /// Nobody may write under an epoch before this one any more.
+    pub promised: Epoch,
     /// Everything before was confirmed, or shown to readers, when the log was last open; a lower bound.
     pub confirmed: u64,
+    /// Puts are acknowledged before they are durable here.
+    pub lazy: bool,
     /// The log was last written by this node under async flush, and not closed in order: what was
     /// confirmed at its end may be lost here, and be on replicas alone.
     pub in_doubt: bool,

@@ -6,6 +6,7 @@ use super::net::{Connector, TcpConnector};
 use super::{Epoch, NodeId, Secret};
 use crate::config::{BrokerReplication, BrokerRole};
 use crate::error::{Error, Result};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -113,8 +114,12 @@ pub struct PrimaryOptions {
     /// A replica that lacks more bytes than this is out of reach, RocketMQ's `haMaxGapNotInSync`. Default
     /// 256 MiB.
     pub max_replica_lag: u64,
-    /// The epoch that this opening begins; `None`, the default, takes the next one. Given by whoever
-    /// decides which node is the primary: higher than any before, and never given to two nodes.
+    /// Bytes a second that each replica is sent at most, RocketMQ's `maxHaTransferByteInSecond`. Default
+    /// `None`: as many as it takes. A replica that reads slowly is sent no more than it reads in any case.
+    pub max_transfer_rate: Option<NonZeroU64>,
+    /// The epoch that this opening begins, which begins a [term](Epoch::term): given by whoever decides
+    /// which node is the primary, higher than any before, and never to two nodes. `None`, the default,
+    /// goes on in the term of the log: for a primary that is only opened again.
     pub epoch: Option<Epoch>,
 }
 
@@ -128,6 +133,7 @@ impl PrimaryOptions {
             min_insync_replicas: 1,
             strict: false,
             max_replica_lag: 256 << 20,
+            max_transfer_rate: None,
             epoch: None,
         }
     }
@@ -177,6 +183,7 @@ impl PrimaryOptions {
         if !(1..=64).contains(&self.min_insync_replicas) {
             return refused("min_insync_replicas", self.min_insync_replicas, "1 to 64");
         }
+        self.epoch.map_or(Ok(()), check_term)?;
         Ok(())
     }
 
@@ -244,6 +251,13 @@ impl ReplicaOptions {
         check("retry_min", self.retry_min)?;
         check("retry_max", self.retry_max)
     }
+}
+
+pub(crate) fn check_term(epoch: Epoch) -> Result<()> {
+    if epoch.begins_term() {
+        return Ok(());
+    }
+    refused("epoch", epoch.0, "the beginning of a term, a multiple of 2^32: see Epoch::next_term")
 }
 
 fn check(field: &'static str, value: Duration) -> Result<()> {

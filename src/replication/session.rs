@@ -113,6 +113,13 @@ pub enum SessionError {
         /// The newer one.
         by: Epoch,
     },
+    /// The primary's epoch was another node's before: two were given the same.
+    EpochTaken {
+        /// The epoch.
+        epoch: Epoch,
+        /// The other node.
+        node: NodeId,
+    },
     /// The log could not be read or written, or did not take what came.
     Log(Error),
     /// This node closes.
@@ -126,6 +133,7 @@ const SEGMENT_SIZE: u32 = 3;
 const DUPLICATE: u32 = 4;
 const DIVERGED: u32 = 5;
 const SUPERSEDED: u32 = 6;
+const TAKEN: u32 = 7;
 
 impl SessionError {
     pub(crate) fn protocol(what: impl Into<String>) -> Self {
@@ -141,6 +149,7 @@ impl SessionError {
             Self::DuplicateNode { node } => (DUPLICATE, [node.0, 0]),
             Self::Diverged => (DIVERGED, [0, 0]),
             Self::Superseded { epoch, by } => (SUPERSEDED, [epoch.0, by.0]),
+            Self::EpochTaken { epoch, node } => (TAKEN, [epoch.0, node.0]),
             _ => return None,
         };
         Some(Frame::Refuse { code, details })
@@ -155,6 +164,7 @@ impl SessionError {
             DUPLICATE => Self::DuplicateNode { node: NodeId(first) },
             DIVERGED => Self::Diverged,
             SUPERSEDED => Self::Superseded { epoch: Epoch(first), by: Epoch(second) },
+            TAKEN => Self::EpochTaken { epoch: Epoch(first), node: NodeId(second) },
             other => Self::protocol(format!("a refusal with the unknown code {other}")),
         }
     }
@@ -172,8 +182,9 @@ impl SessionError {
             Self::DuplicateNode { .. } => 7,
             Self::Diverged => 8,
             Self::Superseded { .. } => 9,
-            Self::Log(_) => 10,
-            Self::Stopped => 11,
+            Self::EpochTaken { .. } => 10,
+            Self::Log(_) => 11,
+            Self::Stopped => 12,
         }
     }
 }
@@ -225,6 +236,11 @@ impl fmt::Display for SessionError {
             Self::Superseded { epoch, by } => {
                 write!(f, "epoch {} is over, {} has begun or was promised", epoch.0, by.0)
             }
+            Self::EpochTaken { epoch, node } => write!(
+                f,
+                "epoch {} is node {}'s: two primaries were given the same",
+                epoch.0, node.0
+            ),
             Self::Log(error) => write!(f, "the log does not go on: {error}"),
             Self::Stopped => f.write_str("this node closes"),
         }

@@ -31,8 +31,10 @@ impl Shared {
         let at = StartPoint {
             min_offset: core.min_offset(),
             end,
-            epoch: epochs.last().max(epochs.promised),
+            epoch: epochs.last(),
+            promised: epochs.promised,
             confirmed,
+            lazy: !self.is_sync(),
             in_doubt: epochs.in_doubt,
         };
         let confirmed = replicator.start(Arc::new(handle), at)?;

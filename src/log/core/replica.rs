@@ -141,9 +141,14 @@ impl Core {
         bytes: &[u8],
         patience: Patience,
     ) -> Result<u64> {
-        let mut rest = bytes;
+        self.check_end(at)?;
+        let (from, mut rest) = (at, bytes);
         loop {
-            let piece = self.whole_frames(at, rest)?;
+            let piece = match self.whole_frames(at, rest) {
+                // What came before the damage is in the log.
+                Err(_) if at > from => return Ok(at),
+                piece => piece?,
+            };
             let Some((frames, behind)) = rest.split_at_checked(piece.len) else { return Ok(at) };
             if frames.is_empty() {
                 return Ok(at);
@@ -151,6 +156,22 @@ impl Core {
             self.place_verbatim(at, frames, &piece, patience)?;
             at += frames.len() as u64;
             rest = behind;
+        }
+    }
+
+    /// Whether the log can go on, at `at`.
+    fn check_end(&self, at: u64) -> Result<()> {
+        if let Some(first) = self.progress.latched() {
+            return Err(Error::Latched { first: first.clone() });
+        }
+        let (end, closed) = {
+            let append = self.append.lock();
+            (append.end, append.closed)
+        };
+        match end {
+            _ if closed => Err(Error::Closed),
+            end if end != at => Err(Error::Refused(Refusal::OutOfPlace { end, at })),
+            _ => Ok(()),
         }
     }
 
@@ -194,9 +215,6 @@ impl Core {
         patience: Patience,
     ) -> Result<()> {
         let mut append: MutexGuard<'_, Appender> = self.append.lock();
-        if append.end != at {
-            return Err(Error::Refused(Refusal::OutOfPlace { end: append.end, at }));
-        }
         let (mut attempted, mut next) = (false, None);
         self.wait_until(&mut append, patience, |append| {
             if let Some(full) = self.over_limit(append, frames.len() as u64) {

@@ -381,8 +381,10 @@ impl Recovery<'_> {
 
     /// The epochs of the log that ends at `end`.
     fn epochs(&self, end: u64) -> Result<Epochs> {
-        let mut epochs = Epochs::read(self.disk, self.directory.duralog())?;
-        if epochs.starts().is_empty() && self.checkpoint.epoch > 0 {
+        let kept_apart = Epochs::read(self.disk, self.directory.duralog())?;
+        let is_older = kept_apart.is_none() && self.checkpoint.epoch > 0;
+        let mut epochs = kept_apart.unwrap_or_default();
+        if is_older {
             // Written before epochs were kept apart.
             let (epoch, node) = (Epoch(self.checkpoint.epoch), NodeId(0));
             epochs.begin(EpochStart { epoch, start: 0, node, record_crc: false });

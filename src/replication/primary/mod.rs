@@ -88,6 +88,14 @@ impl Primary {
         options: PrimaryOptions,
     ) -> Result<Self> {
         options.validate()?;
+        Self::start(config, environment, options)
+    }
+
+    fn start(
+        config: StoreConfig,
+        environment: Environment,
+        options: PrimaryOptions,
+    ) -> Result<Self> {
         let replicator =
             PrimaryReplicator::new(options, environment.clock.clone(), environment.threads);
         let store = Store::open_replicated(config, environment, replicator.clone())?;
@@ -136,13 +144,14 @@ impl Primary {
         let flushed = asked.and_then(|()| store.flush());
         let epoch = replicator.log().map(|log| {
             let newest = log.epochs().last().map_or(Epoch(0), |last| last.epoch);
-            Epoch(newest.max(log.promised()).0 + 1)
+            Epoch(newest.0 + 1)
         });
         let closed = store.close();
         flushed.and(closed)?;
+        // Said explicitly, because the doubt lasts until an epoch has begun.
         let mut options = options;
         options.epoch.get_or_insert(epoch?);
-        Self::open_in(config, environment, options)
+        Self::start(config, environment, options)
     }
 
     /// The store: it takes puts, and gives messages once they are confirmed.

@@ -84,6 +84,7 @@ impl Replicator for PrimaryReplicator {
             None if at.in_doubt && options.ack == Ack::Sync && !cfg!(canary = "tail_trusted") => {
                 return Err(Error::Refused(Refusal::TailInDoubt));
             }
+            // Refused by the log if it has promised a newer one to someone.
             None => Epoch(at.epoch.0 + 1),
         };
         let epoch = log.begin_epoch(epoch, node.node)?;
@@ -91,7 +92,8 @@ impl Replicator for PrimaryReplicator {
         let group = Group::new(options.policy(), confirmed);
         let gate = (node.cluster, node.secret.clone());
         self.written.store(at.end, Ordering::Relaxed);
-        let hub = Hub::new(log, group, epoch, gate, node.heartbeat_interval);
+        let pace = (node.heartbeat_interval, options.max_transfer_rate);
+        let hub = Hub::new(log, group, epoch, gate, pace, at.lazy);
         let hub = self.hub.get_or_init(|| Arc::new(hub)).clone();
         if self.threads == Threads::Own {
             let make: MakeSession = Box::new(move |id, protocol, now| {
@@ -143,7 +145,12 @@ impl Replicator for PrimaryReplicator {
         self.bells.ring_all();
     }
 
-    fn on_durable(&self, _end: u64) {}
+    fn on_durable(&self, _end: u64) {
+        if let Some(hub) = self.hub() {
+            // Only a log that is gone refuses it.
+            let _ = hub.publish();
+        }
+    }
 
     fn retention_floor(&self) -> u64 {
         self.hub().map_or(u64::MAX, |hub| hub.group.floor(self.written.load(Ordering::Relaxed)))

@@ -1,5 +1,6 @@
 //! A connection of a replica, as its primary sees it.
 
+use crate::error::Error;
 use crate::replication::feed::data_at;
 use crate::replication::group::{Group, SessionId};
 use crate::replication::history::{History, Plan};
@@ -10,6 +11,7 @@ use crate::replication::session::{Order, Outgoing, Session, SessionError, unexpe
 use crate::replication::wire::{self, Frame, Join, Nonce, STRANGER_MAX};
 use crate::replication::{Epoch, EpochStart, NodeId, ReplicatedLog};
 use std::collections::VecDeque;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -29,6 +31,12 @@ pub(crate) struct Hub {
     pub(crate) cluster: u64,
     pub(crate) secret: Secret,
     pub(crate) heartbeat: Duration,
+    /// Bytes a second that a replica is sent at most.
+    pub(crate) rate: Option<NonZeroU64>,
+    /// Replicas alone make something confirmed: it need not be durable here.
+    lazy: bool,
+    /// Everything before is confirmed, and everyone may know.
+    published: AtomicU64,
     /// A newer epoch of which a replica told; 0 without one.
     superseded: AtomicU64,
 }
@@ -39,11 +47,40 @@ impl Hub {
         group: Group,
         epoch: EpochStart,
         (cluster, secret): (u64, Secret),
-        heartbeat: Duration,
+        (heartbeat, rate): (Duration, Option<NonZeroU64>),
+        lazy: bool,
     ) -> Self {
         let epochs = History::of(&*log).epochs;
-        let superseded = AtomicU64::new(0);
-        Self { log, group, epoch, epochs, cluster, secret, heartbeat, superseded }
+        let (superseded, published) = (AtomicU64::new(0), AtomicU64::new(group.confirmed()));
+        Self {
+            log,
+            group,
+            epoch,
+            epochs,
+            cluster,
+            secret,
+            heartbeat,
+            rate,
+            lazy,
+            published,
+            superseded,
+        }
+    }
+
+    /// Everything before is confirmed.
+    pub(crate) fn confirmed(&self) -> u64 {
+        self.published.load(Ordering::SeqCst)
+    }
+
+    /// Confirms what enough replicas hold, and what is durable here, too, unless puts do not wait for
+    /// that: this node, when it comes back after a power cut, must not lack what someone has read.
+    pub(crate) fn publish(&self) -> Result<(), Error> {
+        let held = self.group.confirmed();
+        let confirmed = if self.lazy { held } else { held.min(self.log.durable()) };
+        if self.published.fetch_max(confirmed, Ordering::SeqCst) < confirmed {
+            self.log.confirm(confirmed, self.epoch.epoch)?;
+        }
+        Ok(())
     }
 
     fn history(&self) -> History {
@@ -90,12 +127,14 @@ pub(crate) struct PrimarySession {
     state: State,
     outbox: VecDeque<Frame<'static>>,
     sent_at: Instant,
+    /// When the next records may be sent, by the rate.
+    paced_until: Instant,
 }
 
 impl PrimarySession {
     pub(crate) fn new(hub: Arc<Hub>, id: SessionId, nonce: Nonce, now: Instant) -> Self {
         let (state, outbox) = (State::Greeting(Greeting::new(nonce)), VecDeque::new());
-        Self { hub, id, state, outbox, sent_at: now }
+        Self { hub, id, state, outbox, sent_at: now, paced_until: now }
     }
 
     pub(crate) fn node(&self) -> Option<NodeId> {
@@ -155,6 +194,11 @@ impl PrimarySession {
         let hub = &self.hub;
         let newest = join.history.epochs.last().map_or(Epoch(0), |last| last.epoch);
         hub.check_epoch(join.promised.max(newest))?;
+        if let Some(last) = join.history.epochs.last().filter(|last| last.epoch == hub.epoch.epoch)
+            && last.node != hub.epoch.node
+        {
+            return Err(SessionError::EpochTaken { epoch: last.epoch, node: last.node });
+        }
         let (primary, replica) = (hub.log.segment_size(), join.segment_size);
         if primary != replica {
             return Err(SessionError::SegmentSize { primary, replica });
@@ -180,13 +224,9 @@ impl PrimarySession {
         durable: u64,
     ) -> Result<(), SessionError> {
         let hub = &self.hub;
-        let before = hub.group.confirmed();
         let in_epoch = epoch == hub.epoch.epoch;
-        let confirmed = hub.group.ack(node, self.id, (written, durable), in_epoch);
-        if confirmed > before {
-            hub.log.confirm(confirmed, hub.epoch.epoch)?;
-        }
-        Ok(())
+        hub.group.ack(node, self.id, (written, durable), in_epoch);
+        Ok(hub.publish()?)
     }
 
     /// The next records, or word of what is confirmed, or a sign of life.
@@ -196,7 +236,9 @@ impl PrimarySession {
         if !hub.group.is_current(*node, self.id) {
             return Err(SessionError::Stopped);
         }
-        let (offset, end, confirmed) = (*next, hub.log.end(), hub.group.confirmed());
+        let (offset, confirmed) = (*next, hub.confirmed());
+        // By the rate, word of what is confirmed goes at any time, records do not.
+        let end = if now < self.paced_until { offset } else { hub.log.end() };
         if offset == end
             && let Some(told) = *told
         {
@@ -206,7 +248,12 @@ impl PrimarySession {
             }
         }
         let data = data_at(&*hub.log, &hub.epochs, offset..end, confirmed)?;
-        *next += data.body().len() as u64;
+        let sent = data.body().len() as u64;
+        if let Some(rate) = hub.rate.filter(|_| sent > 0) {
+            let rate = rate.get().min(u32::MAX.into()) as u32;
+            self.paced_until = now + Duration::from_secs(sent) / rate;
+        }
+        *next += sent;
         *told = Some(confirmed);
         self.sent_at = now;
         Ok(Some(data))
@@ -230,7 +277,7 @@ impl Session for PrimarySession {
 
     fn is_ready(&self, now: Instant) -> bool {
         let more = match &self.state {
-            State::Streaming { next, .. } => *next < self.hub.log.end(),
+            State::Streaming { next, .. } => now >= self.paced_until && *next < self.hub.log.end(),
             _ => false,
         };
         more || self.due().is_some_and(|due| due <= now)
@@ -245,9 +292,11 @@ impl Session for PrimarySession {
     fn due(&self) -> Option<Instant> {
         match &self.state {
             _ if !self.outbox.is_empty() => Some(self.sent_at),
-            State::Streaming { told: Some(told), .. } => {
-                let news = self.hub.group.confirmed() > *told;
-                Some(self.sent_at + if news { CONFIRM_DELAY } else { self.hub.heartbeat })
+            State::Streaming { told: Some(told), next, .. } => {
+                let news = self.hub.confirmed() > *told;
+                let word = self.sent_at + if news { CONFIRM_DELAY } else { self.hub.heartbeat };
+                let waits = *next < self.hub.log.end();
+                Some(if waits { word.min(self.paced_until) } else { word })
             }
             State::Streaming { told: None, .. } => Some(self.sent_at),
             _ => None,

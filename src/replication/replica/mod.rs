@@ -8,10 +8,10 @@ pub(crate) use replicator::ReplicaReplicator;
 #[cfg(test)]
 pub(crate) use session::{Identity, ReplicaSession};
 
-use super::options::{PrimaryOptions, ReplicaOptions};
+use super::options::{PrimaryOptions, ReplicaOptions, check_term};
 use super::primary::Primary;
 use super::session::SessionError;
-use super::{Epoch, Event};
+use super::{Epoch, Event, Refusal};
 use crate::config::StoreConfig;
 use crate::environment::{Environment, Threads};
 use crate::error::{Error, Result};
@@ -51,8 +51,8 @@ pub struct ReplicaState {
 ///
 /// # Failover
 /// Nodes do not elect a primary; whoever does so for them, a person or a program, makes it safe like
-/// this. Of `n` replicas, `k = min_insync_replicas` hold what is confirmed. Choose an epoch that is
-/// higher than any before. [`fence`](Self::fence) at least `n - k + 1` replicas with it: one of them holds
+/// this. Of `n` replicas, `k = min_insync_replicas` hold what is confirmed. Begin a term that is higher
+/// than any before. [`fence`](Self::fence) at least `n - k + 1` replicas with it: one of them holds
 /// whatever was confirmed, and none of them helps the old primary any more. [`promote`](Self::promote)
 /// the one with the greatest [`Standing`]; open the others, and the old primary when it returns, as
 /// replicas of it.
@@ -108,10 +108,15 @@ impl Replica {
     /// Promises not to follow a primary with an epoch before `epoch` any more, and says where this
     /// replica stands. What it acknowledged is in there; nothing comes after. Durable on return.
     ///
+    /// `epoch` begins a term: [`Standing::epoch`] of any node says which one is next, see
+    /// [`Epoch::next_term`].
+    ///
     /// # Errors
+    /// [`Error::Config`] if it does not.
     /// [`Refusal::EpochFell`](super::Refusal::EpochFell) if it knows `epoch` or a later one, or has
     /// promised it to someone else; [`Error::DiskFull`], [`Error::Io`], [`Error::FlushTimeout`].
     pub fn fence(&self, epoch: Epoch) -> Result<Standing> {
+        check_term(epoch)?;
         self.follower.fence(epoch)
     }
 
@@ -123,20 +128,22 @@ impl Replica {
         self.follower.standing()
     }
 
-    /// Stops following, and opens the store again as a primary: with [`PrimaryOptions::epoch`], or else
-    /// the epoch that was promised last, if that is newer than its log's, or the next.
+    /// Stops following, and opens the store again as a primary, in the epoch that it was
+    /// [fenced](Self::fence) with, or [`PrimaryOptions::epoch`].
     ///
     /// # Errors
-    /// As [`close`](Self::close) and [`Primary::open`]; the store is closed then.
+    /// [`Refusal::NotFenced`](super::Refusal::NotFenced) without either; as [`close`](Self::close) and
+    /// [`Primary::open`]. The store is closed then.
     pub fn promote(self, options: PrimaryOptions) -> Result<Primary> {
         let standing = self.follower.standing()?;
+        if standing.promised <= standing.epoch && options.epoch.is_none() {
+            return Err(Error::Refused(Refusal::NotFenced));
+        }
         self.follower.stop()?;
         let Self { config, environment, follower } = self;
         drop(follower);
         let mut options = options;
-        if standing.promised > standing.epoch {
-            options.epoch.get_or_insert(standing.promised);
-        }
+        options.epoch.get_or_insert(standing.promised);
         Primary::open_in(config, environment, options)
     }
 

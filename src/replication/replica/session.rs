@@ -145,10 +145,16 @@ impl ReplicaSession {
         plan: Plan,
         history: &History,
     ) -> Result<Option<Order>, SessionError> {
-        let newest = self.log.epochs().last().map_or(Epoch(0), |last| last.epoch);
+        let last = self.log.epochs().last().copied();
+        let newest = last.map_or(Epoch(0), |last| last.epoch);
         let by = self.log.promised().max(newest);
         if primary.epoch < by {
             return Err(SessionError::Superseded { epoch: primary.epoch, by });
+        }
+        if let Some(last) = last.filter(|last| last.epoch == primary.epoch)
+            && last.node != primary.node
+        {
+            return Err(SessionError::EpochTaken { epoch: last.epoch, node: last.node });
         }
         match plan {
             Plan::Follow(at) if at == history.end => {

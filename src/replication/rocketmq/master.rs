@@ -56,12 +56,9 @@ impl MasterSession {
             return Err(SessionError::protocol("an ack of what was never sent"));
         }
         let hub = &self.hub;
-        let before = hub.group.confirmed();
         // It answers from memory: nothing is known to be durable there.
-        let confirmed = hub.group.ack(self.node(), self.id, (reported, 0), true);
-        if confirmed > before {
-            hub.log.confirm(confirmed, hub.epoch.epoch)?;
-        }
+        hub.group.ack(self.node(), self.id, (reported, 0), true);
+        hub.publish()?;
         Ok(())
     }
 }

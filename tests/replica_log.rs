@@ -1,0 +1,390 @@
+//! A log that is taken over from another one, through the seam: byte for byte, in pieces of any size, cut
+//! and begun anew by order.
+
+#[path = "support/sim.rs"]
+mod sim;
+
+use duralog::disk::{Cut, CutMoment, SimDisk};
+use duralog::message::{Frame, frame};
+use duralog::replication::{
+    Admission, Epoch, EpochStart, NodeId, Refusal, ReplicatedLog, Replicator, Role, StartPoint,
+};
+use duralog::{
+    Corruption, Environment, Error, Message, Store, StoreConfig, StoreWorker, WriteMode,
+};
+use proptest::prelude::*;
+use sim::*;
+use std::sync::{Arc, Mutex};
+
+const FIRST: EpochStart =
+    EpochStart { epoch: Epoch(1), start: 0, node: NodeId(1), record_crc: true };
+
+/// A replica that does nothing by itself.
+#[derive(Debug, Default)]
+struct Passive(Mutex<Option<(Arc<dyn ReplicatedLog>, StartPoint)>>);
+
+impl Passive {
+    fn log(&self) -> Arc<dyn ReplicatedLog> {
+        self.0.lock().expect("nobody panics").as_ref().expect("it was started").0.clone()
+    }
+
+    fn start_point(&self) -> StartPoint {
+        self.0.lock().expect("nobody panics").as_ref().expect("it was started").1
+    }
+}
+
+impl Replicator for Passive {
+    fn role(&self) -> Role {
+        Role::Replica
+    }
+
+    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<u64> {
+        let confirmed = log.confirmed();
+        *self.0.lock().expect("nobody panics") = Some((log, at));
+        Ok(confirmed)
+    }
+
+    fn admit(&self) -> Result<Admission, Refusal> {
+        Err(Refusal::NotPrimary)
+    }
+
+    fn on_written(&self, _: u64) {}
+
+    fn on_durable(&self, _: u64) {}
+
+    fn stop(&self) {}
+}
+
+struct Copy {
+    store: Store,
+    log: Arc<dyn ReplicatedLog>,
+    at: StartPoint,
+}
+
+fn open_copy(disk: &SimDisk, config: StoreConfig) -> duralog::Result<Copy> {
+    let replicator = Arc::new(Passive::default());
+    let environment = Environment::on(disk.shared()).stepped();
+    let store = Store::open_replicated(config, environment, replicator.clone())?;
+    Ok(Copy { store, log: replicator.log(), at: replicator.start_point() })
+}
+
+fn copy_of(disk: &SimDisk, config: StoreConfig) -> Copy {
+    open_copy(disk, config).expect("the copy opens")
+}
+
+/// A log of some segments, and what lies in it up to its end.
+fn original(messages: u64) -> (Store, Vec<u8>) {
+    let disk = disk();
+    let store = open(&disk, unsynced());
+    for id in 0..messages {
+        store.put(message(id)).expect("stored").ok().expect("stored");
+    }
+    let end = store.stats().watermarks.written;
+    let size = store.config().log.segment_size;
+    let mut bytes = Vec::new();
+    for base in (0..end).step_by(size as usize) {
+        bytes.extend(disk.bytes(segment(base)).expect("it is there"));
+    }
+    bytes.truncate(end as usize);
+    (store, bytes)
+}
+
+fn step(store: &Store) {
+    for worker in [StoreWorker::Flush, StoreWorker::Upkeep, StoreWorker::Dispatch] {
+        store.step(worker);
+    }
+}
+
+/// Takes over all of `bytes` that lies behind the log's end, in pieces; what came of each rest.
+fn take_over(copy: &Copy, bytes: &[u8], pieces: &[usize]) {
+    let mut pieces = pieces.iter().cycle();
+    let (mut end, mut there) = (copy.log.end(), copy.log.end() as usize);
+    let mut idle = 0;
+    while (end as usize) < bytes.len() {
+        there = (there + pieces.next().expect("there are some")).min(bytes.len());
+        step(&copy.store);
+        let newest = copy.log.epochs().last().map_or(Epoch(0), |last| last.epoch);
+        match copy.log.append(end, newest, &bytes[end as usize..there]) {
+            Ok(taken) => {
+                assert!(taken <= there as u64);
+                idle = if taken == end && there == bytes.len() { idle + 1 } else { 0 };
+                end = taken;
+            }
+            Err(Error::SegmentNotReady { .. } | Error::Full) => {}
+            Err(other) => panic!("at {end}: {other:?}"),
+        }
+        assert!(idle < 10, "nothing is taken any more at {end} of {}", bytes.len());
+    }
+    step(&copy.store);
+    step(&copy.store);
+}
+
+fn hasty(mode: WriteMode) -> StoreConfig {
+    let mut config = config().write_mode(mode);
+    config.log.put_timeout = std::time::Duration::from_millis(1);
+    config
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn a_log_is_taken_over_byte_for_byte(
+        pieces in prop::collection::vec(1usize..6000, 1..6), mapped in any::<bool>()
+    ) {
+        let (_original, bytes) = original(200);
+        let disk = disk();
+        let mode = if mapped { WriteMode::Mmap } else { WriteMode::Pwrite };
+        let copy = copy_of(&disk, hasty(mode));
+        copy.log.enter_epoch(FIRST).expect("it is the first");
+        take_over(&copy, &bytes, &pieces);
+        prop_assert_eq!(copy.log.durable(), bytes.len() as u64);
+        prop_assert!(ids(&copy.store).is_empty(), "nothing is confirmed");
+        copy.log.confirm(u64::MAX, Epoch(1)).expect("the epoch is right");
+        step(&copy.store);
+        prop_assert_eq!(ids(&copy.store), (0..200).collect::<Vec<_>>());
+        let size = copy.log.segment_size() as usize;
+        for (number, segment_bytes) in bytes.chunks(size).enumerate() {
+            let stored = disk.bytes(segment((number * size) as u64)).expect("it is there");
+            prop_assert_eq!(&stored[..segment_bytes.len()], segment_bytes);
+        }
+        // A crash later it is the same, and still checked by the checksums of whole records.
+        let disk = disk.cut_power(Cut::losing_all());
+        drop(copy);
+        let copy = copy_of(&disk, hasty(mode));
+        prop_assert_eq!(copy.at.end, bytes.len() as u64);
+        prop_assert_eq!(copy.at.epoch, Epoch(1));
+        copy.log.confirm(u64::MAX, Epoch(1)).expect("the epoch is right");
+        step(&copy.store);
+        prop_assert_eq!(copy.store.verify().expect("readable").records, 200);
+    }
+}
+
+#[test]
+fn a_record_that_is_not_sound_is_not_taken_over() {
+    let (_original, bytes) = original(10);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    for (at, bit) in [(0, 7), (5, 0), (30, 1), (90, 3)] {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 1 << bit;
+        match copy.log.append(0, Epoch(1), &damaged) {
+            Err(Error::Corrupt { offset: 0, .. }) => {}
+            Ok(0) => assert!(at < 4, "it claims to be longer, and its rest is waited for"),
+            other => panic!("byte {at}: {other:?}"),
+        }
+        assert_eq!(copy.log.end(), 0);
+    }
+    // Sound, but of another place.
+    let second = records(&bytes)[1] as usize;
+    assert!(matches!(
+        copy.log.append(0, Epoch(1), &bytes[second..]),
+        Err(Error::Corrupt { what: Corruption::Offset { .. }, .. })
+    ));
+    // What comes before the damage is taken.
+    let mut damaged = bytes.clone();
+    damaged[second + 90] ^= 1;
+    let end = copy.log.append(0, Epoch(1), &damaged).expect("the first is sound");
+    assert_eq!(end, second as u64);
+    assert!(matches!(
+        copy.log.append(end, Epoch(1), &damaged[second..]),
+        Err(Error::Corrupt { .. })
+    ));
+}
+
+#[test]
+fn each_role_refuses_what_is_the_others() {
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    let not_primary = |outcome: duralog::Result<()>| match outcome {
+        Err(Error::Refused(Refusal::NotPrimary)) => {}
+        other => panic!("{other:?}"),
+    };
+    not_primary(copy.store.put(message(1)).map(drop));
+    not_primary(copy.log.begin_epoch(Epoch(9), NodeId(9)).map(drop));
+    let (_original, bytes) = original(2);
+    for (at, epoch) in [(100, Epoch(0)), (0, Epoch(5))] {
+        assert!(matches!(copy.log.append(at, epoch, &bytes), Err(Error::Refused(_))));
+    }
+}
+
+#[test]
+fn epochs_rise_and_begin_where_the_log_ends() {
+    let (_original, bytes) = original(4);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    copy.log.enter_epoch(FIRST).expect("it is the same");
+    let end = copy.log.append(0, Epoch(1), &bytes).expect("sound");
+    step(&copy.store);
+    let next = |epoch, start| EpochStart { epoch: Epoch(epoch), start, ..FIRST };
+    for wrong in [next(2, end + 1), next(2, 0), next(1, end), next(0, end)] {
+        assert!(matches!(copy.log.enter_epoch(wrong), Err(Error::Refused(_))), "{wrong:?}");
+    }
+    copy.log.enter_epoch(next(4, end)).expect("it is the next");
+    assert_eq!(copy.log.epochs(), [FIRST, next(4, end)]);
+    copy.log.promise(Epoch(6)).expect("it is newer");
+    for older in [4, 5, 6] {
+        match copy.log.promise(Epoch(older)) {
+            Err(Error::Refused(Refusal::EpochFell { was: Epoch(6), .. })) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    // All of it survives a power cut.
+    let disk = disk.cut_power(Cut::losing_all());
+    drop(copy);
+    let copy = copy_of(&disk, config());
+    assert_eq!(copy.log.epochs(), [FIRST, next(4, end)]);
+    assert_eq!((copy.at.epoch, copy.at.promised), (Epoch(4), Epoch(6)));
+}
+
+#[test]
+fn a_cut_is_ordered_and_carried_out_by_the_next_open() {
+    let (_original, bytes) = original(100);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    take_over(&copy, &bytes, &[5000]);
+    let (before, cut) = (records(&bytes)[30], records(&bytes)[40]);
+    copy.log.confirm(cut, Epoch(1)).expect("the epoch is right");
+    assert!(matches!(copy.log.truncate(before), Err(Error::Refused(Refusal::Confirmed { .. }))));
+    step(&copy.store);
+    let seen = ids(&copy.store);
+    let view = copy.log.read(cut, 1 << 20).expect("readable");
+    let (kept, seen_bytes) = (view.bytes().to_vec(), view.bytes().len());
+    copy.log.truncate(cut).expect("it is inside");
+    assert!(matches!(
+        copy.log.append(bytes.len() as u64, Epoch(1), &bytes),
+        Err(Error::Latched { .. })
+    ));
+    let Copy { store, log, .. } = copy;
+    let _ = store.close();
+    let copy = copy_of(&disk, config());
+    assert_eq!(copy.at.end, cut);
+    assert_eq!(copy.store.recovery().finished_cut, Some(cut));
+    assert_eq!(ids(&copy.store), seen, "what was read stays");
+    // Another history, in the same place.
+    let other = EpochStart { epoch: Epoch(2), start: cut, node: NodeId(2), record_crc: true };
+    copy.log.enter_epoch(other).expect("it begins here");
+    assert_eq!(copy.log.append(cut, Epoch(2), &[]).expect("nothing"), cut);
+    assert_eq!(view.bytes().len(), seen_bytes);
+    assert_eq!(view.bytes(), kept, "a slice of what was cut stays what it is");
+    drop((log, store, view));
+    let stored = disk.bytes(segment(copy_segment(cut))).expect("it is there");
+    let inside = (cut - copy_segment(cut)) as usize;
+    assert!(stored[inside..].iter().all(|byte| *byte == 0), "nothing stale lies behind the cut");
+}
+
+/// Where records begin in a log.
+fn records(bytes: &[u8]) -> Vec<u64> {
+    let size = config().log.segment_size;
+    let (mut at, mut found) = (0, Vec::new());
+    while at < bytes.len() as u64 {
+        let left = size - at % size;
+        at += match frame(&bytes[at as usize..], at, left).expect("a log") {
+            Frame::Record(record) => {
+                found.push(at);
+                record.size() as u64
+            }
+            Frame::Blank { .. } => left,
+        };
+    }
+    found
+}
+
+fn copy_segment(offset: u64) -> u64 {
+    let size = config().log.segment_size;
+    offset / size * size
+}
+
+#[test]
+fn an_ordered_cut_survives_a_power_cut_at_every_step() {
+    let (_original, bytes) = original(60);
+    let cut = records(&bytes)[30];
+    for moment in [CutMoment::Before, CutMoment::Middle] {
+        for call in 1.. {
+            let disk = SimDisk::new(call);
+            let copy = copy_of(&disk, config());
+            copy.log.enter_epoch(FIRST).expect("it is the first");
+            take_over(&copy, &bytes, &[7000]);
+            disk.cut_at(call, moment);
+            let ordered = copy.log.truncate(cut).is_ok();
+            drop(copy);
+            let opened = open_copy(&disk, config());
+            let finished = !disk.is_down();
+            let disk = disk.reboot(Cut::seeded(call));
+            drop(opened);
+            let copy = copy_of(&disk, config());
+            if ordered {
+                assert_eq!(copy.at.end, cut, "power lost at call {call}");
+            } else {
+                assert!([cut, bytes.len() as u64].contains(&copy.at.end), "at call {call}");
+            }
+            assert_eq!(copy.log.epochs(), [FIRST]);
+            copy.log.confirm(u64::MAX, Epoch(1)).expect("the epoch is right");
+            step(&copy.store);
+            let all = if copy.at.end == cut { 30 } else { 60 };
+            assert_eq!(ids(&copy.store), (0..all).collect::<Vec<_>>());
+            if finished {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_log_that_begins_anew_holds_nothing_of_before() {
+    let (_original, bytes) = original(60);
+    for moment in [CutMoment::Before, CutMoment::Middle] {
+        for call in 1.. {
+            let disk = SimDisk::new(call);
+            let copy = copy_of(&disk, config());
+            copy.log.enter_epoch(FIRST).expect("it is the first");
+            take_over(&copy, &bytes, &[7000]);
+            copy.log.confirm(1000, Epoch(1)).expect("the epoch is right");
+            step(&copy.store);
+            let at = 10 * copy.log.segment_size();
+            disk.cut_at(call, moment);
+            let ordered = copy.log.restart(at).is_ok();
+            drop(copy);
+            let opened = open_copy(&disk, config());
+            let finished = !disk.is_down();
+            let disk = disk.reboot(Cut::seeded(call));
+            drop(opened);
+            let copy = copy_of(&disk, config());
+            if ordered {
+                assert_eq!((copy.at.min_offset, copy.at.end), (at, at), "at call {call}");
+                assert!(copy.log.epochs().is_empty() && ids(&copy.store).is_empty());
+                // It goes on in the middle of an epoch.
+                let running = EpochStart { epoch: Epoch(3), start: at - 5, ..FIRST };
+                copy.log.enter_epoch(running).expect("an empty log may");
+            } else {
+                assert!([at, bytes.len() as u64].contains(&copy.at.end), "at call {call}");
+            }
+            if finished {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_store_that_leaves_replication_begins_an_epoch_of_its_own() {
+    let (_original, bytes) = original(5);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    take_over(&copy, &bytes, &[7000]);
+    copy.store.close().expect("it closes");
+    let alone = open(&disk, config());
+    alone.put(Message::new(TOPIC, "alone")).expect("stored").ok().expect("durable");
+    alone.close().expect("it closes");
+    let copy = copy_of(&disk, config());
+    let own = EpochStart {
+        epoch: Epoch(2),
+        start: bytes.len() as u64,
+        node: NodeId(0),
+        record_crc: true,
+    };
+    assert_eq!(copy.log.epochs(), [FIRST, own]);
+}
