@@ -238,6 +238,43 @@ fn epochs_rise_and_begin_where_the_log_ends() {
     assert_eq!((copy.at.epoch, copy.at.promised), (Epoch(4), Epoch(6)));
 }
 
+/// Who brings them reigns in an epoch that is newer than the promise; what it brings was written long
+/// before.
+#[test]
+fn a_promise_does_not_keep_out_what_was_written_before_it() {
+    let (_original, bytes) = original(4);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.promise(Epoch(6)).expect("it is newer");
+    let half = records(&bytes)[2] as usize;
+    copy.log.enter_epoch(FIRST).expect("its records come first");
+    let end = copy.log.append(0, Epoch(1), &bytes[..half]).expect("sound");
+    let second = EpochStart { epoch: Epoch(3), start: end, ..FIRST };
+    copy.log.enter_epoch(second).expect("its records come next");
+    copy.log.append(end, Epoch(3), &bytes[half..]).expect("sound");
+    assert_eq!((copy.log.epochs(), copy.log.promised()), (vec![FIRST, second], Epoch(6)));
+}
+
+/// A primary may be lost before it writes anything, and who takes over may never have heard of it.
+#[test]
+fn an_epoch_without_a_record_is_left_and_stays_promised() {
+    let (_original, bytes) = original(4);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    let end = copy.log.append(0, Epoch(1), &bytes).expect("sound");
+    step(&copy.store);
+    let next = |epoch| EpochStart { epoch: Epoch(epoch), start: end, ..FIRST };
+    copy.log.enter_epoch(next(5)).expect("it is the next");
+    copy.log.enter_epoch(next(3)).expect("nothing was written under the other one");
+    assert_eq!((copy.log.epochs(), copy.log.promised()), (vec![FIRST, next(3)], Epoch(5)));
+    copy.log.enter_epoch(FIRST).expect("it goes on where it was");
+    let disk = disk.cut_power(Cut::losing_all());
+    drop(copy);
+    let copy = copy_of(&disk, config());
+    assert_eq!((copy.log.epochs(), copy.log.promised()), (vec![FIRST], Epoch(5)));
+}
+
 #[test]
 fn a_cut_is_ordered_and_carried_out_by_the_next_open() {
     let (_original, bytes) = original(100);
@@ -252,9 +289,12 @@ fn a_cut_is_ordered_and_carried_out_by_the_next_open() {
     let seen = ids(&copy.store);
     let view = copy.log.read(cut, 1 << 20).expect("readable");
     let (kept, seen_bytes) = (view.bytes().to_vec(), view.bytes().len());
+    let end = bytes.len() as u64;
+    let behind = EpochStart { epoch: Epoch(3), start: end, ..FIRST };
+    copy.log.enter_epoch(behind).expect("it begins at the end");
     copy.log.truncate(cut).expect("it is inside");
     assert!(matches!(
-        copy.log.append(bytes.len() as u64, Epoch(1), &bytes),
+        copy.log.append(bytes.len() as u64, Epoch(3), &bytes),
         Err(Error::Latched { .. })
     ));
     let Copy { store, log, .. } = copy;
@@ -262,11 +302,12 @@ fn a_cut_is_ordered_and_carried_out_by_the_next_open() {
     let copy = copy_of(&disk, config());
     assert_eq!(copy.at.end, cut);
     assert_eq!(copy.store.recovery().finished_cut, Some(cut));
+    assert_eq!(copy.log.promised(), Epoch(3), "the epoch that was cut does not count for nothing");
     assert_eq!(ids(&copy.store), seen, "what was read stays");
     // Another history, in the same place.
-    let other = EpochStart { epoch: Epoch(2), start: cut, node: NodeId(2), record_crc: true };
+    let other = EpochStart { epoch: Epoch(4), start: cut, node: NodeId(2), record_crc: true };
     copy.log.enter_epoch(other).expect("it begins here");
-    assert_eq!(copy.log.append(cut, Epoch(2), &[]).expect("nothing"), cut);
+    assert_eq!(copy.log.append(cut, Epoch(4), &[]).expect("nothing"), cut);
     assert_eq!(view.bytes().len(), seen_bytes);
     assert_eq!(view.bytes(), kept, "a slice of what was cut stays what it is");
     drop((log, store, view));

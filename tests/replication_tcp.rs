@@ -135,6 +135,45 @@ fn a_replica_takes_over_and_the_old_primary_follows_it() {
 }
 
 #[test]
+fn a_replica_that_was_fenced_catches_up_through_older_epochs() {
+    let dir = TempDir::new();
+    let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
+    let first = primary(&a, 1);
+    let address = first.listen("127.0.0.1:0").expect("a port is free");
+    let (second, third) = (replica(&b, 2, address), replica(&c, 3, address));
+    first.wait_for_replicas(2, PATIENCE).expect("they connect");
+    put(first.store(), "of the first opening");
+    eventually("both have it", || {
+        [&second, &third].map(|one| one.state().durable)
+            == [first.store().stats().watermarks.durable; 2]
+    });
+    third.close().expect("it closes");
+    first.close().expect("it closes");
+    drop((first, third));
+    // The third misses a whole epoch.
+    let first = primary(&a, 1);
+    let address = first.listen("127.0.0.1:0").expect("a port is free");
+    second.close().expect("it closes");
+    drop(second);
+    let second = replica(&b, 2, address);
+    first.wait_for_replicas(1, PATIENCE).expect("it connects");
+    assert_eq!(put(first.store(), "of the second opening").status, PutStatus::PutOk);
+    let third = replica(&c, 3, "127.0.0.1:1");
+    let term = first.epoch().next_term();
+    let standings = [second.fence(term).expect("b"), third.fence(term).expect("c")];
+    assert!(standings[0] > standings[1]);
+    let taken_over = second.promote(PrimaryOptions::new(node(2))).expect("it takes over");
+    let address = taken_over.listen("127.0.0.1:0").expect("a port is free");
+    third.close().expect("it closes");
+    drop(third);
+    let third = replica(&c, 3, address);
+    taken_over.wait_for_replicas(1, PATIENCE).expect("it connects");
+    assert_eq!(put(taken_over.store(), "of the next term").status, PutStatus::PutOk);
+    eventually("it shows all", || bodies(&third.store()).len() == 3);
+    first.close().expect("it closes");
+}
+
+#[test]
 fn an_empty_replica_catches_up_from_the_oldest_segment() {
     let dir = TempDir::new();
     let options = PrimaryOptions::new(node(1)).ack(Ack::Async);

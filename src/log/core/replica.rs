@@ -56,7 +56,13 @@ impl Core {
         }
         let start = self.progress.appended();
         let begun = EpochStart { epoch, start, node, record_crc: self.config.record_crc };
-        self.add_epoch(&mut epochs, begun, lazy)?;
+        let was = epochs.last().max(epochs.promised);
+        let fell = !epochs.starts().is_empty() && epoch <= epochs.last();
+        if fell || epoch < epochs.promised {
+            return Err(Error::Refused(Refusal::EpochFell { was, is: epoch }));
+        }
+        let changed = epochs.clone();
+        self.add_epoch(&mut epochs, changed, begun, lazy)?;
         Ok(begun)
     }
 
@@ -68,22 +74,27 @@ impl Core {
         }
         let end = self.progress.appended();
         // Epochs that ended before anything was written under them are left again.
-        let mut with_bytes = epochs.clone();
-        with_bytes.cut(end);
-        let goes_on = match with_bytes.starts().last() {
+        let mut changed = epochs.clone();
+        changed.leave(end);
+        let goes_on = match changed.starts().last() {
             Some(last) => *last == start,
             None => start.epoch == Epoch(0),
         };
         if goes_on {
-            return self.save_epochs(&mut epochs, with_bytes);
+            return self.save_epochs(&mut epochs, changed);
         }
         let begins_here = start.start == end;
         // A log that holds nothing yet may begin in the middle of an epoch.
-        let is_empty = start.start < end && end == self.min_offset() && epochs.starts().is_empty();
+        let is_empty = start.start < end && end == self.min_offset() && changed.starts().is_empty();
         if !begins_here && !is_empty {
             return Err(Error::Refused(Refusal::OutOfPlace { end, at: start.start }));
         }
-        self.add_epoch(&mut epochs, start, false)?;
+        // Not by what was promised: it may have been written long before, and be brought by a new primary.
+        let was = changed.last();
+        if !changed.starts().is_empty() && start.epoch <= was {
+            return Err(Error::Refused(Refusal::EpochFell { was, is: start.epoch }));
+        }
+        self.add_epoch(&mut epochs, changed, start, false)?;
         let mut checksummed = self.checksummed().to_vec();
         checksummed.iter_mut().for_each(|range| range.end = range.end.min(start.start));
         checksummed.retain(|range| !range.is_empty());
@@ -99,13 +110,13 @@ impl Core {
         Ok(())
     }
 
-    fn add_epoch(&self, epochs: &mut Epochs, start: EpochStart, lazy: bool) -> Result<()> {
-        let was = epochs.last().max(epochs.promised);
-        let fell = !epochs.starts().is_empty() && start.epoch <= epochs.last();
-        if fell || start.epoch < epochs.promised {
-            return Err(Error::Refused(Refusal::EpochFell { was, is: start.epoch }));
-        }
-        let mut changed = epochs.clone();
+    fn add_epoch(
+        &self,
+        epochs: &mut Epochs,
+        mut changed: Epochs,
+        start: EpochStart,
+        lazy: bool,
+    ) -> Result<()> {
         changed.begin(start);
         changed.expire(self.min_offset());
         (changed.lazy, changed.in_doubt) = (lazy, false);

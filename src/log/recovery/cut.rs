@@ -94,7 +94,7 @@ impl Recovery<'_> {
         // Nor must an epoch come back that began behind the cut, once the log has grown again.
         let epochs = Epochs::read(self.disk, self.directory.duralog())?.unwrap_or_default();
         let mut kept = epochs.clone();
-        kept.cut(if cutting.restarts { 0 } else { at });
+        kept.leave(if cutting.restarts { 0 } else { at });
         if kept != epochs {
             self.directory.save(self.disk, epochs::NAME, &kept.encode())?;
         }
