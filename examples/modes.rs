@@ -1,24 +1,23 @@
 //! What each guarantee costs: sync and async flush, with and without a replica, one producer and
 //! sixteen.
 //!
-//! The replica is a stand-in from the crate's test kit that answers after a millisecond; the disk
-//! and everything else are real.
+//! The replica is a node of its own, in this process and on the same disk: what the way to another machine
+//! takes comes on top.
 
 use duralog::message::Message;
 use duralog::replication::{
-    Admission, Confirmation, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator, ScriptedReplica,
-    StartPoint,
+    Ack, NodeId, NodeOptions, Primary, PrimaryOptions, Replica, ReplicaOptions,
 };
-use duralog::{Environment, FlushMode, PutStatus, Result, Store, StoreConfig};
+use duralog::{FlushMode, PutStatus, Result, Store, StoreConfig};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const BODY: usize = 1024;
 const TIME_PER_LINE: Duration = Duration::from_millis(700);
-const REPLICA_AWAY: Duration = Duration::from_millis(1);
+/// How long the replica may take to connect.
+const PATIENCE: Duration = Duration::from_secs(60);
 const STATUSES: [PutStatus; 4] = [
     PutStatus::PutOk,
     PutStatus::FlushDiskTimeout,
@@ -29,9 +28,9 @@ const LEGEND: &str = "
 flush        sync: a put returns when its message would survive a power cut.
              async: when it would survive the end of this process; a sync starts within 500 ms.
 replication  none: there is no replica.
-             async: the replica is sent everything, but no put waits for it. The store has no switch
-             for that: the replicator confirms at once what is written here.
-             sync: a put returns when the replica, 1 ms away, has confirmed its message as well.
+             async: the replica is sent everything, but no put waits for it.
+             sync: a put returns when its message is durable on the replica, too, which syncs what it gets
+             as soon as it can, whatever the flush mode here.
 latency      of a put as its producer sees it. Sixteen producers share syncs and round trips.";
 
 fn main() -> ExitCode {
@@ -130,20 +129,11 @@ fn measure(
     replication: Replication,
     producers: usize,
 ) -> Result<Measured, Box<dyn Error>> {
-    let config = StoreConfig::new(dir).flush_mode(flush).segment_size(256 << 20);
-    let replica = ScriptedReplica::new(ReplicaBehaviour::Confirm { delay: REPLICA_AWAY });
-    let store = match replication {
-        Replication::None => Store::open(config)?,
-        Replication::Async => {
-            let replicator = Arc::new(NobodyWaits(replica));
-            Store::open_replicated(config, Environment::default(), replicator)?
-        }
-        Replication::Sync => Store::open_replicated(config, Environment::default(), replica)?,
-    };
+    let node = Node::open(dir, flush, replication)?;
     let started = Instant::now();
     let until = started + TIME_PER_LINE;
     let outcomes: Vec<Vec<(PutStatus, Duration)>> = std::thread::scope(|scope| {
-        let store = &store;
+        let store = node.store();
         let threads: Vec<_> = (0..producers)
             .map(|queue_id| scope.spawn(move || produce(store, queue_id, until)))
             .collect();
@@ -153,7 +143,7 @@ fn measure(
             .collect::<Result<_>>()
     })?;
     let elapsed = started.elapsed();
-    store.close()?;
+    node.close()?;
     std::fs::remove_dir_all(dir)?;
 
     let outcomes = outcomes.concat();
@@ -178,31 +168,42 @@ fn produce(store: &Store, queue_id: usize, until: Instant) -> Result<Vec<(PutSta
     Ok(puts)
 }
 
-/// A replicator that keeps no put waiting: it passes everything on to the replica, and does not ask for
-/// an answer.
-#[derive(Debug)]
-struct NobodyWaits(Arc<ScriptedReplica>);
+/// Where puts go to.
+enum Node {
+    Alone(Store),
+    Replicated { primary: Primary, replica: Replica },
+}
 
-impl Replicator for NobodyWaits {
-    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<u64> {
-        self.0.start(log, at)?;
-        Ok(u64::MAX)
+impl Node {
+    fn open(dir: &Path, flush: FlushMode, replication: Replication) -> Result<Self> {
+        let config = |name| StoreConfig::new(dir.join(name)).segment_size(256 << 20);
+        let here = config("here").flush_mode(flush);
+        let ack = match replication {
+            Replication::None => return Ok(Self::Alone(Store::open(here)?)),
+            Replication::Async => Ack::Async,
+            Replication::Sync => Ack::Sync,
+        };
+        let options = PrimaryOptions::new(NodeOptions::new(NodeId(1))).ack(ack);
+        let primary = Primary::open(here, options)?;
+        let address = primary.listen("127.0.0.1:0")?.to_string();
+        let options = ReplicaOptions::new(NodeOptions::new(NodeId(2)), address);
+        let replica = Replica::open(config("there"), options)?;
+        primary.wait_for_replicas(1, PATIENCE)?;
+        Ok(Self::Replicated { primary, replica })
     }
 
-    fn admit(&self) -> Result<Admission, Refusal> {
-        let confirmation = Confirmation::NotAsked;
-        Ok(Admission { confirmation, ..self.0.admit()? })
+    fn store(&self) -> &Store {
+        match self {
+            Self::Alone(store) => store,
+            Self::Replicated { primary, .. } => primary.store(),
+        }
     }
 
-    fn on_written(&self, end: u64) {
-        self.0.on_written(end);
-    }
-
-    fn on_durable(&self, end: u64) {
-        self.0.on_durable(end);
-    }
-
-    fn stop(&self) {
-        self.0.stop();
+    fn close(self) -> Result<()> {
+        match self {
+            Self::Alone(store) => store.close(),
+            // The primary first: it waits a little for a replica that has yet to get everything.
+            Self::Replicated { primary, replica } => primary.close().and(replica.close()),
+        }
     }
 }

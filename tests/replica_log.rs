@@ -1,31 +1,46 @@
-//! A log that takes another one over, through the seam and without a network.
+//! A log that is taken over from another one, through the seam: byte for byte, in pieces of any size, cut
+//! and begun anew by order.
 
 #[path = "support/sim.rs"]
 mod sim;
 
-use duralog::disk::SimDisk;
+use duralog::disk::{Cut, CutMoment, SimDisk};
+use duralog::message::{Frame, frame};
 use duralog::replication::{
-    Admission, Epoch, EpochStart, NodeId, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator,
-    Role, ScriptedReplica, StartPoint,
+    Admission, Epoch, EpochStart, NodeId, Refusal, ReplicatedLog, Replicator, Role, StartPoint,
 };
-use duralog::{Environment, Error, Store, StoreWorker};
+use duralog::{
+    Corruption, Environment, Error, Message, Store, StoreConfig, StoreWorker, WriteMode,
+};
+use proptest::prelude::*;
 use sim::*;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 
-const SEGMENT: u64 = 16 << 10;
+const FIRST: EpochStart =
+    EpochStart { epoch: Epoch(1), start: 0, node: NodeId(1), record_crc: true };
 
 /// A replica that does nothing by itself.
 #[derive(Debug, Default)]
-struct Copy(OnceLock<Arc<dyn ReplicatedLog>>);
+struct Passive(Mutex<Option<(Arc<dyn ReplicatedLog>, StartPoint)>>);
 
-impl Replicator for Copy {
+impl Passive {
+    fn log(&self) -> Arc<dyn ReplicatedLog> {
+        self.0.lock().expect("nobody panics").as_ref().expect("it was started").0.clone()
+    }
+
+    fn start_point(&self) -> StartPoint {
+        self.0.lock().expect("nobody panics").as_ref().expect("it was started").1
+    }
+}
+
+impl Replicator for Passive {
     fn role(&self) -> Role {
         Role::Replica
     }
 
-    fn start(&self, log: Arc<dyn ReplicatedLog>, _at: StartPoint) -> duralog::Result<u64> {
+    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<u64> {
         let confirmed = log.confirmed();
-        self.0.get_or_init(|| log);
+        *self.0.lock().expect("nobody panics") = Some((log, at));
         Ok(confirmed)
     }
 
@@ -33,132 +48,421 @@ impl Replicator for Copy {
         Err(Refusal::NotPrimary)
     }
 
-    fn on_written(&self, _end: u64) {}
+    fn on_written(&self, _: u64) {}
 
-    fn on_durable(&self, _end: u64) {}
+    fn on_durable(&self, _: u64) {}
 
     fn stop(&self) {}
 }
 
-fn open_copy(disk: &SimDisk) -> (Store, Arc<dyn ReplicatedLog>) {
-    let copy = Arc::new(Copy::default());
+struct Copy {
+    store: Store,
+    log: Arc<dyn ReplicatedLog>,
+    at: StartPoint,
+}
+
+fn open_copy(disk: &SimDisk, config: StoreConfig) -> duralog::Result<Copy> {
+    let replicator = Arc::new(Passive::default());
     let environment = Environment::on(disk.shared()).stepped();
-    let store = Store::open_replicated(config(), environment, copy.clone());
-    let log = copy.0.get().expect("it was started").clone();
-    (store.expect("the store opens"), log)
+    let store = Store::open_replicated(config, environment, replicator.clone())?;
+    Ok(Copy { store, log: replicator.log(), at: replicator.start_point() })
 }
 
-fn epoch(epoch: u64, start: u64) -> EpochStart {
-    EpochStart { epoch: Epoch(epoch), start, node: NodeId(1), record_crc: true }
+fn copy_of(disk: &SimDisk, config: StoreConfig) -> Copy {
+    open_copy(disk, config).expect("the copy opens")
 }
 
-/// A log with some segments, to be copied.
-fn filled_log() -> (SimDisk, Store) {
-    let (disk, replica) = (disk(), ScriptedReplica::new(ReplicaBehaviour::Absent));
-    let store = Store::open_replicated(config(), Environment::on(disk.shared()), replica);
-    let store = store.expect("the store opens");
-    let mut id = 0;
-    while store.stats().watermarks.appended < 3 * SEGMENT {
-        let _ = store.put(message(id)).expect("stored");
-        id += 1;
+/// A log of some segments, and what lies in it up to its end.
+fn original(messages: u64) -> (Store, Vec<u8>) {
+    let disk = disk();
+    let store = open(&disk, unsynced());
+    for id in 0..messages {
+        store.put(message(id)).expect("stored").ok().expect("stored");
     }
-    (disk, store)
+    let end = store.stats().watermarks.written;
+    let size = store.config().log.segment_size;
+    let mut bytes = Vec::new();
+    for base in (0..end).step_by(size as usize) {
+        bytes.extend(disk.bytes(segment(base)).expect("it is there"));
+    }
+    bytes.truncate(end as usize);
+    (store, bytes)
 }
 
-/// Takes over what `from` holds from `at` to `to`; the new end. In pieces, so that the next segment is
-/// made in time.
-fn copy_over(from: &SimDisk, copy: &Store, log: &dyn ReplicatedLog, at: u64, to: u64) -> u64 {
-    let epoch = log.epochs().last().expect("it was entered").epoch;
-    let mut at = at;
-    while at < to {
-        let base = at / SEGMENT * SEGMENT;
-        let bytes = from.bytes(segment(base)).expect("it is there");
-        let until = to.min(base + SEGMENT).min(at + SEGMENT * 3 / 4);
-        let piece = &bytes[(at - base) as usize..(until - base) as usize];
-        copy.step(StoreWorker::Upkeep);
-        let end = log.append(at, epoch, piece).expect("it fits");
-        assert!(end > at, "nothing is taken at {at}");
-        copy.step(StoreWorker::Flush);
-        at = end;
+fn step(store: &Store) {
+    for worker in [StoreWorker::Flush, StoreWorker::Upkeep, StoreWorker::Dispatch] {
+        store.step(worker);
     }
-    at
+}
+
+/// Takes over all of `bytes` that lies behind the log's end, in pieces; what came of each rest.
+fn take_over(copy: &Copy, bytes: &[u8], pieces: &[usize]) {
+    let mut pieces = pieces.iter().cycle();
+    let (mut end, mut there) = (copy.log.end(), copy.log.end() as usize);
+    let mut idle = 0;
+    while (end as usize) < bytes.len() {
+        there = (there + pieces.next().expect("there are some")).min(bytes.len());
+        step(&copy.store);
+        let newest = copy.log.epochs().last().map_or(Epoch(0), |last| last.epoch);
+        match copy.log.append(end, newest, &bytes[end as usize..there]) {
+            Ok(taken) => {
+                assert!(taken <= there as u64);
+                idle = if taken == end && there == bytes.len() { idle + 1 } else { 0 };
+                end = taken;
+            }
+            Err(Error::SegmentNotReady { .. } | Error::Full) => {}
+            Err(other) => panic!("at {end}: {other:?}"),
+        }
+        assert!(idle < 10, "nothing is taken any more at {end} of {}", bytes.len());
+    }
+    step(&copy.store);
+    step(&copy.store);
+}
+
+fn hasty(mode: WriteMode) -> StoreConfig {
+    let mut config = config().write_mode(mode);
+    config.log.put_timeout = std::time::Duration::from_millis(1);
+    config
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn a_log_is_taken_over_byte_for_byte(
+        pieces in prop::collection::vec(1usize..6000, 1..6), mapped in any::<bool>()
+    ) {
+        let (_original, bytes) = original(200);
+        let disk = disk();
+        let mode = if mapped { WriteMode::Mmap } else { WriteMode::Pwrite };
+        let copy = copy_of(&disk, hasty(mode));
+        copy.log.enter_epoch(FIRST).expect("it is the first");
+        take_over(&copy, &bytes, &pieces);
+        prop_assert_eq!(copy.log.durable(), bytes.len() as u64);
+        prop_assert!(ids(&copy.store).is_empty(), "nothing is confirmed");
+        copy.log.confirm(u64::MAX, Epoch(1)).expect("the epoch is right");
+        step(&copy.store);
+        prop_assert_eq!(ids(&copy.store), (0..200).collect::<Vec<_>>());
+        let size = copy.log.segment_size() as usize;
+        for (number, segment_bytes) in bytes.chunks(size).enumerate() {
+            let stored = disk.bytes(segment((number * size) as u64)).expect("it is there");
+            prop_assert_eq!(&stored[..segment_bytes.len()], segment_bytes);
+        }
+        // A crash later it is the same, and still checked by the checksums of whole records.
+        let disk = disk.cut_power(Cut::losing_all());
+        drop(copy);
+        let copy = copy_of(&disk, hasty(mode));
+        prop_assert_eq!(copy.at.end, bytes.len() as u64);
+        prop_assert_eq!(copy.at.epoch, Epoch(1));
+        copy.log.confirm(u64::MAX, Epoch(1)).expect("the epoch is right");
+        step(&copy.store);
+        prop_assert_eq!(copy.store.verify().expect("readable").records, 200);
+    }
 }
 
 #[test]
-fn what_older_primaries_wrote_is_taken_over_after_a_promise_to_a_newer_one() {
-    let (source, primary) = filled_log();
-    let (disk, end) = (disk(), primary.stats().watermarks.appended);
-    let (copy, log) = open_copy(&disk);
-    log.promise(Epoch(9)).expect("nobody was promised more");
-    log.enter_epoch(epoch(1, 0)).expect("the primary of epoch 9 hands it on");
-    assert_eq!(copy_over(&source, &copy, &*log, 0, end), end);
-    log.enter_epoch(epoch(4, end)).expect("that one, too");
-    assert_eq!(log.promised(), Epoch(9));
-    let older = log.enter_epoch(epoch(3, end));
-    assert!(older.is_ok(), "nothing was written under epoch 4: {older:?}");
+fn a_record_that_is_not_sound_is_not_taken_over() {
+    let (_original, bytes) = original(10);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    for (at, bit) in [(0, 7), (5, 0), (30, 1), (90, 3)] {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 1 << bit;
+        match copy.log.append(0, Epoch(1), &damaged) {
+            Err(Error::Corrupt { offset: 0, .. }) => {}
+            Ok(0) => assert!(at < 4, "it claims to be longer, and its rest is waited for"),
+            other => panic!("byte {at}: {other:?}"),
+        }
+        assert_eq!(copy.log.end(), 0);
+    }
+    // Sound, but of another place.
+    let second = records(&bytes)[1] as usize;
+    assert!(matches!(
+        copy.log.append(0, Epoch(1), &bytes[second..]),
+        Err(Error::Corrupt { what: Corruption::Offset { .. }, .. })
+    ));
+    // What comes before the damage is taken.
+    let mut damaged = bytes.clone();
+    damaged[second + 90] ^= 1;
+    let end = copy.log.append(0, Epoch(1), &damaged).expect("the first is sound");
+    assert_eq!(end, second as u64);
+    assert!(matches!(
+        copy.log.append(end, Epoch(1), &damaged[second..]),
+        Err(Error::Corrupt { .. })
+    ));
 }
 
 #[test]
-fn an_epoch_in_which_nothing_was_written_is_left_for_an_older_one() {
-    let (disk, (source, _primary)) = (disk(), filled_log());
-    let (copy, log) = open_copy(&disk);
-    log.enter_epoch(epoch(5, 0)).expect("an empty log");
-    log.enter_epoch(epoch(2, 0)).expect("nothing was written under epoch 5");
-    assert_eq!(log.epochs(), [epoch(2, 0)]);
-    copy_over(&source, &copy, &*log, 0, SEGMENT);
-    let back = log.enter_epoch(epoch(1, SEGMENT));
-    assert!(matches!(back, Err(Error::Refused(Refusal::EpochFell { .. }))), "{back:?}");
+fn each_role_refuses_what_is_the_others() {
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    let not_primary = |outcome: duralog::Result<()>| match outcome {
+        Err(Error::Refused(Refusal::NotPrimary)) => {}
+        other => panic!("{other:?}"),
+    };
+    not_primary(copy.store.put(message(1)).map(drop));
+    not_primary(copy.log.begin_epoch(Epoch(9), NodeId(9)).map(drop));
+    let (_original, bytes) = original(2);
+    for (at, epoch) in [(100, Epoch(0)), (0, Epoch(5))] {
+        assert!(matches!(copy.log.append(at, epoch, &bytes), Err(Error::Refused(_))));
+    }
+}
+
+#[test]
+fn epochs_rise_and_begin_where_the_log_ends() {
+    let (_original, bytes) = original(4);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    copy.log.enter_epoch(FIRST).expect("it is the same");
+    let end = copy.log.append(0, Epoch(1), &bytes).expect("sound");
+    step(&copy.store);
+    let next = |epoch, start| EpochStart { epoch: Epoch(epoch), start, ..FIRST };
+    for wrong in [next(2, end + 1), next(2, 0), next(1, end), next(0, end)] {
+        assert!(matches!(copy.log.enter_epoch(wrong), Err(Error::Refused(_))), "{wrong:?}");
+    }
+    copy.log.enter_epoch(next(4, end)).expect("it is the next");
+    assert_eq!(copy.log.epochs(), [FIRST, next(4, end)]);
+    copy.log.promise(Epoch(6)).expect("it is newer");
+    for older in [4, 5, 6] {
+        match copy.log.promise(Epoch(older)) {
+            Err(Error::Refused(Refusal::EpochFell { was: Epoch(6), .. })) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    // All of it survives a power cut.
+    let disk = disk.cut_power(Cut::losing_all());
+    drop(copy);
+    let copy = copy_of(&disk, config());
+    assert_eq!(copy.log.epochs(), [FIRST, next(4, end)]);
+    assert_eq!((copy.at.epoch, copy.at.promised), (Epoch(4), Epoch(6)));
+}
+
+/// Who brings them reigns in an epoch that is newer than the promise; what it brings was written long
+/// before.
+#[test]
+fn a_promise_does_not_keep_out_what_was_written_before_it() {
+    let (_original, bytes) = original(4);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.promise(Epoch(6)).expect("it is newer");
+    let half = records(&bytes)[2] as usize;
+    copy.log.enter_epoch(FIRST).expect("its records come first");
+    let end = copy.log.append(0, Epoch(1), &bytes[..half]).expect("sound");
+    let second = EpochStart { epoch: Epoch(3), start: end, ..FIRST };
+    copy.log.enter_epoch(second).expect("its records come next");
+    copy.log.append(end, Epoch(3), &bytes[half..]).expect("sound");
+    assert_eq!((copy.log.epochs(), copy.log.promised()), (vec![FIRST, second], Epoch(6)));
+}
+
+/// A primary may be lost before it writes anything, and who takes over may never have heard of it.
+#[test]
+fn an_epoch_without_a_record_is_left_and_stays_promised() {
+    let (_original, bytes) = original(4);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    let end = copy.log.append(0, Epoch(1), &bytes).expect("sound");
+    step(&copy.store);
+    let next = |epoch| EpochStart { epoch: Epoch(epoch), start: end, ..FIRST };
+    copy.log.enter_epoch(next(5)).expect("it is the next");
+    copy.log.enter_epoch(next(3)).expect("nothing was written under the other one");
+    assert_eq!((copy.log.epochs(), copy.log.promised()), (vec![FIRST, next(3)], Epoch(5)));
+    copy.log.enter_epoch(FIRST).expect("it goes on where it was");
+    let disk = disk.cut_power(Cut::losing_all());
+    drop(copy);
+    let copy = copy_of(&disk, config());
+    assert_eq!((copy.log.epochs(), copy.log.promised()), (vec![FIRST], Epoch(5)));
+}
+
+#[test]
+fn a_cut_is_ordered_and_carried_out_by_the_next_open() {
+    let (_original, bytes) = original(100);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    take_over(&copy, &bytes, &[5000]);
+    let (before, cut) = (records(&bytes)[30], records(&bytes)[40]);
+    copy.log.confirm(cut, Epoch(1)).expect("the epoch is right");
+    assert!(matches!(copy.log.truncate(before), Err(Error::Refused(Refusal::Confirmed { .. }))));
+    step(&copy.store);
+    let seen = ids(&copy.store);
+    let view = copy.log.read(cut, 1 << 20).expect("readable");
+    let (kept, seen_bytes) = (view.bytes().to_vec(), view.bytes().len());
+    let end = bytes.len() as u64;
+    let behind = EpochStart { epoch: Epoch(3), start: end, ..FIRST };
+    copy.log.enter_epoch(behind).expect("it begins at the end");
+    copy.log.truncate(cut).expect("it is inside");
+    assert!(matches!(
+        copy.log.append(bytes.len() as u64, Epoch(3), &bytes),
+        Err(Error::Latched { .. })
+    ));
+    let Copy { store, log, .. } = copy;
+    let _ = store.close();
+    let copy = copy_of(&disk, config());
+    assert_eq!(copy.at.end, cut);
+    assert_eq!(copy.store.recovery().finished_cut, Some(cut));
+    assert_eq!(copy.log.promised(), Epoch(3), "the epoch that was cut does not count for nothing");
+    assert_eq!(ids(&copy.store), seen, "what was read stays");
+    // Another history, in the same place.
+    let other = EpochStart { epoch: Epoch(4), start: cut, node: NodeId(2), record_crc: true };
+    copy.log.enter_epoch(other).expect("it begins here");
+    assert_eq!(copy.log.append(cut, Epoch(4), &[]).expect("nothing"), cut);
+    assert_eq!(view.bytes().len(), seen_bytes);
+    assert_eq!(view.bytes(), kept, "a slice of what was cut stays what it is");
+    drop((log, store, view));
+    let stored = disk.bytes(segment(copy_segment(cut))).expect("it is there");
+    let inside = (cut - copy_segment(cut)) as usize;
+    assert!(stored[inside..].iter().all(|byte| *byte == 0), "nothing stale lies behind the cut");
+}
+
+/// Where records begin in a log.
+fn records(bytes: &[u8]) -> Vec<u64> {
+    let size = config().log.segment_size;
+    let (mut at, mut found) = (0, Vec::new());
+    while at < bytes.len() as u64 {
+        let left = size - at % size;
+        at += match frame(&bytes[at as usize..], at, left).expect("a log") {
+            Frame::Record(record) => {
+                found.push(at);
+                record.size() as u64
+            }
+            Frame::Blank { .. } => left,
+        };
+    }
+    found
+}
+
+fn copy_segment(offset: u64) -> u64 {
+    let size = config().log.segment_size;
+    offset / size * size
+}
+
+#[test]
+fn an_ordered_cut_survives_a_power_cut_at_every_step() {
+    let (_original, bytes) = original(60);
+    let cut = records(&bytes)[30];
+    for moment in [CutMoment::Before, CutMoment::Middle] {
+        for call in 1.. {
+            let disk = SimDisk::new(call);
+            let copy = copy_of(&disk, config());
+            copy.log.enter_epoch(FIRST).expect("it is the first");
+            take_over(&copy, &bytes, &[7000]);
+            disk.cut_at(call, moment);
+            let ordered = copy.log.truncate(cut).is_ok();
+            drop(copy);
+            let opened = open_copy(&disk, config());
+            let finished = !disk.is_down();
+            let disk = disk.reboot(Cut::seeded(call));
+            drop(opened);
+            let copy = copy_of(&disk, config());
+            if ordered {
+                assert_eq!(copy.at.end, cut, "power lost at call {call}");
+            } else {
+                assert!([cut, bytes.len() as u64].contains(&copy.at.end), "at call {call}");
+            }
+            assert_eq!(copy.log.epochs(), [FIRST]);
+            copy.log.confirm(u64::MAX, Epoch(1)).expect("the epoch is right");
+            step(&copy.store);
+            let all = if copy.at.end == cut { 30 } else { 60 };
+            assert_eq!(ids(&copy.store), (0..all).collect::<Vec<_>>());
+            if finished {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_log_that_begins_anew_holds_nothing_of_before() {
+    let (_original, bytes) = original(60);
+    for moment in [CutMoment::Before, CutMoment::Middle] {
+        for call in 1.. {
+            let disk = SimDisk::new(call);
+            let copy = copy_of(&disk, config());
+            copy.log.enter_epoch(FIRST).expect("it is the first");
+            take_over(&copy, &bytes, &[7000]);
+            copy.log.confirm(1000, Epoch(1)).expect("the epoch is right");
+            step(&copy.store);
+            let at = 10 * copy.log.segment_size();
+            disk.cut_at(call, moment);
+            let ordered = copy.log.restart(at).is_ok();
+            drop(copy);
+            let opened = open_copy(&disk, config());
+            let finished = !disk.is_down();
+            let disk = disk.reboot(Cut::seeded(call));
+            drop(opened);
+            let copy = copy_of(&disk, config());
+            if ordered {
+                assert_eq!((copy.at.min_offset, copy.at.end), (at, at), "at call {call}");
+                assert!(copy.log.epochs().is_empty() && ids(&copy.store).is_empty());
+                // It goes on in the middle of an epoch.
+                let running = EpochStart { epoch: Epoch(3), start: at - 5, ..FIRST };
+                copy.log.enter_epoch(running).expect("an empty log may");
+            } else {
+                assert!([at, bytes.len() as u64].contains(&copy.at.end), "at call {call}");
+            }
+            if finished {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_log_may_begin_anew_before_its_end_but_not_before_what_is_confirmed() {
+    let (_original, bytes) = original(60);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    take_over(&copy, &bytes, &[7000]);
+    let at = copy.log.segment_size();
+    assert!(copy.log.end() > at, "it has one segment alone");
+    copy.log.confirm(at + 1000, Epoch(1)).expect("the epoch is right");
+    for refused in [copy.log.restart(at), copy.log.truncate(at)] {
+        assert!(matches!(refused, Err(Error::Refused(Refusal::Confirmed { .. }))), "{refused:?}");
+    }
+    let disk = SimDisk::new(1);
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    take_over(&copy, &bytes, &[7000]);
+    copy.log.confirm(at, Epoch(1)).expect("the epoch is right");
+    copy.log.restart(at).expect("nothing confirmed lies behind");
+    drop(copy);
+    let copy = copy_of(&disk, config());
+    assert_eq!((copy.at.min_offset, copy.at.end), (at, at));
 }
 
 #[test]
 fn a_log_that_is_cut_to_nothing_knows_no_epoch() {
-    let (disk, (source, _primary)) = (disk(), filled_log());
-    let (copy, log) = open_copy(&disk);
-    log.enter_epoch(epoch(1, 0)).expect("an empty log");
-    copy_over(&source, &copy, &*log, 0, SEGMENT);
-    log.truncate(0).expect("nothing is confirmed");
+    let (_original, bytes) = original(20);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    take_over(&copy, &bytes, &[7000]);
+    copy.log.truncate(0).expect("nothing is confirmed");
     drop(copy);
-    let (_copy, log) = open_copy(&disk);
-    assert_eq!((log.end(), log.epochs()), (0, Vec::new()));
+    let copy = copy_of(&disk, config());
+    assert_eq!((copy.at.end, copy.log.epochs()), (0, Vec::new()));
 }
 
 #[test]
-fn a_log_that_begins_anew_shows_what_comes_then() {
-    let (source, primary) = filled_log();
-    let (disk, end) = (disk(), primary.stats().watermarks.appended);
-    // Behind the end of what was there, and before it.
-    for (had, anew) in [(0, SEGMENT), (SEGMENT, 2 * SEGMENT), (2 * SEGMENT, SEGMENT)] {
-        let (copy, log) = open_copy(&disk);
-        if had > 0 {
-            log.enter_epoch(epoch(1, 0)).expect("an empty log");
-            copy_over(&source, &copy, &*log, log.end(), had);
-        }
-        log.restart(anew).expect("nothing is confirmed");
-        drop(copy);
-        let (copy, log) = open_copy(&disk);
-        assert_eq!((log.min_offset(), log.end(), log.epochs()), (anew, anew, Vec::new()));
-        log.enter_epoch(epoch(1, 0)).expect("an empty log");
-        copy_over(&source, &copy, &*log, anew, end);
-        log.confirm(end, Epoch(1)).expect("the epoch is right");
-        let first = copy.min_offset(TOPIC, 0).expect("there are messages");
-        let shown = copy.get(TOPIC, 0, first, usize::MAX).expect("the queue can be read").messages;
-        assert_eq!(shown[0].body, body(first));
-        assert_eq!(first + shown.len() as u64, primary.stats().messages);
-        drop(copy);
-        disk.files().into_iter().for_each(|path| disk.drop_file(path).expect("it is there"));
-    }
-}
-
-#[test]
-fn what_is_confirmed_is_neither_cut_nor_begun_anew() {
-    let (disk, (source, _primary)) = (disk(), filled_log());
-    let (copy, log) = open_copy(&disk);
-    log.enter_epoch(epoch(1, 0)).expect("an empty log");
-    copy_over(&source, &copy, &*log, 0, 2 * SEGMENT);
-    log.confirm(2 * SEGMENT, Epoch(1)).expect("the epoch is right");
-    for refused in [log.truncate(SEGMENT), log.restart(SEGMENT)] {
-        let why = Refusal::Confirmed { confirmed: 2 * SEGMENT, to: SEGMENT };
-        assert!(matches!(&refused, Err(Error::Refused(other)) if *other == why), "{refused:?}");
-    }
-    log.truncate(2 * SEGMENT).expect("nothing is taken back");
+fn a_store_that_leaves_replication_begins_an_epoch_of_its_own() {
+    let (_original, bytes) = original(5);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    take_over(&copy, &bytes, &[7000]);
+    copy.store.close().expect("it closes");
+    let alone = open(&disk, config());
+    alone.put(Message::new(TOPIC, "alone")).expect("stored").ok().expect("durable");
+    alone.close().expect("it closes");
+    let copy = copy_of(&disk, config());
+    let own = EpochStart {
+        epoch: Epoch(2),
+        start: bytes.len() as u64,
+        node: NodeId(0),
+        record_crc: true,
+    };
+    assert_eq!(copy.log.epochs(), [FIRST, own]);
 }

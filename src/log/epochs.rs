@@ -134,6 +134,14 @@ impl Epochs {
         self.starts.retain(|one| one.start < end);
     }
 
+    /// The same, where another primary's records come next: an older one than those that are forgotten must
+    /// not bring them.
+    pub(crate) fn leave(&mut self, end: u64) {
+        let last = self.starts.last().filter(|last| last.start >= end);
+        self.promised = self.promised.max(last.map_or(Epoch(0), |last| last.epoch));
+        self.cut(end);
+    }
+
     /// Forgets epochs that begin behind `end`: what came before them is not all there.
     pub(crate) fn end_at(&mut self, end: u64) {
         self.starts.retain(|one| one.start <= end);

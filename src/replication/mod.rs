@@ -411,12 +411,16 @@ pub trait ReplicatedLog: Send + Sync + fmt::Debug {
     fn begin_epoch(&self, epoch: Epoch, node: NodeId) -> Result<EpochStart>;
 
     /// Notes that what comes next, at the end of the log, is of this epoch; durable on return. Entering
-    /// the newest one again changes nothing. In [`Role::Replica`].
+    /// the newest one again changes nothing. Epochs of which the log holds nothing are left for it, and are
+    /// promised from then on. In [`Role::Replica`].
+    ///
+    /// It may be older than what was promised: a new primary also brings what was written before. The
+    /// backend sees to it that nobody brings anything whose own epoch is.
     ///
     /// # Errors
-    /// As [`begin_epoch`](Self::begin_epoch), and
-    /// [`Refusal::OutOfPlace`] if the epoch does not begin where the log ends; an empty log may begin in
-    /// the middle of one.
+    /// [`Error::Refused`](crate::Error::Refused) if the log holds records of this or a later epoch, or if
+    /// the epoch does not begin where the log ends; an empty log may begin in the middle of one.
+    /// [`Error::DiskFull`](crate::Error::DiskFull), [`Error::Io`](crate::Error::Io).
     fn enter_epoch(&self, start: EpochStart) -> Result<()>;
 
     /// Takes over the records and blanks at the front of `bytes`, as far as they are whole, byte for

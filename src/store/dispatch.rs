@@ -76,9 +76,8 @@ impl Checkpointer {
 impl Shared {
     /// Fills the queues with what they lack, before anyone uses them.
     pub(super) fn redispatch(&self, table: &QueueTable, report: &mut RecoveryReport) -> Result<()> {
+        let end = self.core.progress.visible();
         let min = self.core.min_offset();
-        // A replica that began anew has nothing of what it last heard to be confirmed.
-        let end = self.core.progress.visible().max(min);
         let lost = table.offset > end;
         if lost {
             self.queues.reset()?;

@@ -1,6 +1,7 @@
 //! A log that is written elsewhere first: epochs, records taken over byte for byte, and cuts.
 
 use super::super::epochs::{self, Epochs};
+use super::super::recovery::OFFSET_MAX;
 use super::append::Appender;
 use super::{Core, Patience};
 use crate::error::{Corruption, Error, Result};
@@ -53,19 +54,19 @@ impl Core {
         {
             return Ok(*last);
         }
-        let was = epochs.last().max(epochs.promised);
-        let known = !epochs.starts().is_empty() && epoch <= epochs.last();
-        if known || epoch < was {
-            return Err(Error::Refused(Refusal::EpochFell { was, is: epoch }));
-        }
         let start = self.progress.appended();
         let begun = EpochStart { epoch, start, node, record_crc: self.config.record_crc };
-        self.add_epoch(&mut epochs, begun, lazy)?;
+        let was = epochs.last().max(epochs.promised);
+        let fell = !epochs.starts().is_empty() && epoch <= epochs.last();
+        if fell || epoch < epochs.promised {
+            return Err(Error::Refused(Refusal::EpochFell { was, is: epoch }));
+        }
+        let changed = epochs.clone();
+        self.add_epoch(&mut epochs, changed, begun, lazy)?;
         Ok(begun)
     }
 
-    /// Enters the epoch of another node, of which the next record is; durable on return. It may be older
-    /// than what was promised: the primary of a newer one hands on what its predecessors wrote.
+    /// Enters the epoch of another node, of which the next record is; durable on return.
     pub(crate) fn enter_epoch(&self, start: EpochStart) -> Result<()> {
         let mut epochs = self.epochs.lock();
         if epochs.starts().last() == Some(&start) {
@@ -73,26 +74,27 @@ impl Core {
         }
         let end = self.progress.appended();
         // Epochs that ended before anything was written under them are left again.
-        let mut with_bytes = epochs.clone();
-        with_bytes.cut(end);
-        let goes_on = match with_bytes.starts().last() {
+        let mut changed = epochs.clone();
+        changed.leave(end);
+        let goes_on = match changed.starts().last() {
             Some(last) => *last == start,
             None => start.epoch == Epoch(0),
         };
         if goes_on {
-            return self.save_epochs(&mut epochs, with_bytes);
-        }
-        let (was, is_first) = (with_bytes.last(), with_bytes.starts().is_empty());
-        if !is_first && start.epoch <= was {
-            return Err(Error::Refused(Refusal::EpochFell { was, is: start.epoch }));
+            return self.save_epochs(&mut epochs, changed);
         }
         let begins_here = start.start == end;
         // A log that holds nothing yet may begin in the middle of an epoch.
-        let is_empty = start.start < end && end == self.min_offset() && is_first;
+        let is_empty = start.start < end && end == self.min_offset() && changed.starts().is_empty();
         if !begins_here && !is_empty {
             return Err(Error::Refused(Refusal::OutOfPlace { end, at: start.start }));
         }
-        self.add_epoch(&mut epochs, start, false)?;
+        // Not by what was promised: it may have been written long before, and be brought by a new primary.
+        let was = changed.last();
+        if !changed.starts().is_empty() && start.epoch <= was {
+            return Err(Error::Refused(Refusal::EpochFell { was, is: start.epoch }));
+        }
+        self.add_epoch(&mut epochs, changed, start, false)?;
         let mut checksummed = self.checksummed().to_vec();
         checksummed.iter_mut().for_each(|range| range.end = range.end.min(start.start));
         checksummed.retain(|range| !range.is_empty());
@@ -108,8 +110,13 @@ impl Core {
         Ok(())
     }
 
-    fn add_epoch(&self, epochs: &mut Epochs, start: EpochStart, lazy: bool) -> Result<()> {
-        let mut changed = epochs.clone();
+    fn add_epoch(
+        &self,
+        epochs: &mut Epochs,
+        mut changed: Epochs,
+        start: EpochStart,
+        lazy: bool,
+    ) -> Result<()> {
         changed.begin(start);
         changed.expire(self.min_offset());
         (changed.lazy, changed.in_doubt) = (lazy, false);
@@ -146,9 +153,14 @@ impl Core {
         bytes: &[u8],
         patience: Patience,
     ) -> Result<u64> {
-        let mut rest = bytes;
+        self.check_end(at)?;
+        let (from, mut rest) = (at, bytes);
         loop {
-            let piece = self.whole_frames(at, rest)?;
+            let piece = match self.whole_frames(at, rest) {
+                // What came before the damage is in the log.
+                Err(_) if at > from => return Ok(at),
+                piece => piece?,
+            };
             let Some((frames, behind)) = rest.split_at_checked(piece.len) else { return Ok(at) };
             if frames.is_empty() {
                 return Ok(at);
@@ -156,6 +168,22 @@ impl Core {
             self.place_verbatim(at, frames, &piece, patience)?;
             at += frames.len() as u64;
             rest = behind;
+        }
+    }
+
+    /// Whether the log can go on, at `at`.
+    fn check_end(&self, at: u64) -> Result<()> {
+        if let Some(first) = self.progress.latched() {
+            return Err(Error::Latched { first: first.clone() });
+        }
+        let (end, closed) = {
+            let append = self.append.lock();
+            (append.end, append.closed)
+        };
+        match end {
+            _ if closed => Err(Error::Closed),
+            end if end != at => Err(Error::Refused(Refusal::OutOfPlace { end, at })),
+            _ => Ok(()),
         }
     }
 
@@ -199,9 +227,6 @@ impl Core {
         patience: Patience,
     ) -> Result<()> {
         let mut append: MutexGuard<'_, Appender> = self.append.lock();
-        if append.end != at {
-            return Err(Error::Refused(Refusal::OutOfPlace { end: append.end, at }));
-        }
         let (mut attempted, mut next) = (false, None);
         self.wait_until(&mut append, patience, |append| {
             if let Some(full) = self.over_limit(append, frames.len() as u64) {
@@ -254,7 +279,7 @@ impl Core {
     pub(crate) fn order_cut(&self, to: u64, restarts: bool) -> Result<()> {
         let (confirmed, end) = (self.agreed(), self.progress.appended());
         let in_place = if restarts {
-            to.is_multiple_of(self.segment_size)
+            to.is_multiple_of(self.segment_size) && to <= OFFSET_MAX
         } else {
             (self.min_offset()..=end).contains(&to)
         };
