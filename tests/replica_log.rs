@@ -411,7 +411,7 @@ fn a_log_that_begins_anew_holds_nothing_of_before() {
 
 #[test]
 fn a_log_may_begin_anew_before_its_end_but_not_before_what_is_confirmed() {
-    let (_original, bytes) = original(60);
+    let (_original, bytes) = original(150);
     let disk = disk();
     let copy = copy_of(&disk, config());
     copy.log.enter_epoch(FIRST).expect("it is the first");
