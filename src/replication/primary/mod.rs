@@ -6,6 +6,8 @@ mod replicator;
 mod server;
 mod session;
 
+#[cfg(test)]
+pub(crate) use inquiry::{Inquiry, InquirySession};
 pub(crate) use replicator::PrimaryReplicator;
 pub(crate) use session::Hub;
 #[cfg(test)]
@@ -22,6 +24,7 @@ use crate::config::StoreConfig;
 use crate::environment::Environment;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::store::Store;
+#[cfg(not(test))]
 use inquiry::{Inquiry, InquirySession};
 use server::{Bells, MakeSession, Server, Service};
 use std::net::{SocketAddr, ToSocketAddrs};
