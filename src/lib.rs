@@ -71,6 +71,8 @@
 
 #![deny(missing_docs)]
 
+#[macro_use]
+mod canary;
 pub mod clock;
 pub mod config;
 pub mod disk;

@@ -700,8 +700,9 @@ fn wanted_cuts() -> u64 {
         .map_or(default, |text| text.parse().expect("DURALOG_CUTS is a number"))
 }
 
-fn run(seed: u64) -> Totals {
+fn run(seed: u64, failed: &AtomicBool) -> Totals {
     std::panic::catch_unwind(|| Scenario::new(seed).run()).unwrap_or_else(|_| {
+        failed.store(true, Ordering::Relaxed);
         panic!("scenario {seed} failed; replay it with DURALOG_SEED={seed}");
     })
 }
@@ -712,20 +713,17 @@ fn nothing_promised_is_lost() {
         Scenario::new(seed.parse().expect("DURALOG_SEED is a number")).run();
         return;
     }
+    let (next, cuts, failed) = (AtomicU64::new(1), AtomicU64::new(0), AtomicBool::new(false));
     let mut totals = Totals::default();
     for seed in SEEDS.split_whitespace() {
-        totals.add(run(seed.parse().expect("a seed")));
+        totals.add(run(seed.parse().expect("a seed"), &failed));
     }
     let wanted = wanted_cuts();
-    let (next, cuts, failed) = (AtomicU64::new(1), AtomicU64::new(0), AtomicBool::new(false));
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
     let work = || {
         let mut mine = Totals::default();
         while cuts.load(Ordering::Relaxed) < wanted && !failed.load(Ordering::Relaxed) {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            failed.store(true, Ordering::Relaxed);
-            let done = run(seed);
-            failed.store(false, Ordering::Relaxed);
+            let done = run(next.fetch_add(1, Ordering::Relaxed), &failed);
             cuts.fetch_add(done.cuts, Ordering::Relaxed);
             mine.add(done);
         }

@@ -9,7 +9,7 @@ use duralog::clock::ManualClock;
 use duralog::disk::{Cut, CutMoment, Fault, SimCall, SimDisk};
 use duralog::replication::{
     Admission, Confirmation, Epoch, NodeId, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator,
-    ScriptedReplica, StartPoint,
+    Role, ScriptedReplica, StartPoint,
 };
 use duralog::{
     Environment, Error, PutResult, PutStatus, Reached, Store, StoreConfig, StoreWorker, Ticket,
@@ -310,6 +310,7 @@ struct Manual {
     /// Where the log stood when it was started.
     at: Mutex<Option<StartPoint>>,
     epoch: u64,
+    follows: bool,
     stopped: AtomicBool,
 }
 
@@ -328,11 +329,20 @@ impl Manual {
 }
 
 impl Replicator for Manual {
+    fn role(&self) -> Role {
+        if self.follows { Role::Replica } else { Role::Primary }
+    }
+
     fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<u64> {
-        log.begin_epoch(Epoch(self.epoch), NodeId(1))?;
+        let mut confirmed = at.end;
+        if self.follows {
+            confirmed = log.confirmed();
+        } else {
+            log.begin_epoch(Epoch(self.epoch), NodeId(1))?;
+        }
         *self.log.lock().expect("nobody panics") = Some(log);
         *self.at.lock().expect("nobody panics") = Some(at);
-        Ok(at.end)
+        Ok(confirmed)
     }
 
     fn admit(&self) -> Result<Admission, Refusal> {
@@ -503,6 +513,29 @@ fn a_replicator_is_told_where_the_log_stands() {
     let log = replica.log();
     assert_eq!((log.end(), log.durable()), (end, end), "all of it is durable");
     assert_eq!(store.stats().watermarks.confirmed, end);
+}
+
+#[test]
+fn a_log_that_begins_anew_in_the_middle_shows_what_it_then_takes_over() {
+    let (source, puts) = filled(300);
+    let begin = 16 << 10;
+    let bytes = source.bytes(segment(begin)).expect("there are two segments");
+    let (disk, follows) = (disk(), || Arc::new(Manual { follows: true, ..Manual::default() }));
+    let replica = follows();
+    let store = open_manual(&disk, config(), &replica).expect("the store opens");
+    replica.log().restart(begin).expect("it is empty");
+    drop(store);
+    let replica = follows();
+    let store = open_manual(&disk, config(), &replica).expect("the store opens");
+    let log = replica.log();
+    let end = log.append(begin, Epoch(0), &bytes).expect("the records are sound");
+    assert_eq!(end, 2 * begin);
+    log.confirm(end, Epoch(0)).expect("the epoch is right");
+    let first = puts.iter().position(|put| put.physical_offset >= begin).expect("one") as u64;
+    let last = puts.iter().rposition(|put| put.end_offset <= end).expect("one") as u64;
+    eventually("all of it is in the queue", || store.max_offset(TOPIC, 0) == Some(last + 1));
+    let found = store.get(TOPIC, 0, first, usize::MAX).expect("it can be read").messages;
+    assert_eq!(id_of(&found[0].body), first);
 }
 
 #[test]

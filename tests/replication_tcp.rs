@@ -253,3 +253,61 @@ fn a_replica_is_sent_no_more_than_the_rate_allows_and_gets_there() {
     let paced = end.saturating_sub(64 << 10);
     assert!(started.elapsed() >= Duration::from_secs(paced) / 200_000, "{:?}", started.elapsed());
 }
+
+#[test]
+fn without_enough_replicas_a_put_says_so_at_once_or_is_refused() {
+    let dir = TempDir::new();
+    let mut config = config(&dir.path().join("a"));
+    config.sync_replica_timeout = Duration::from_secs(3600);
+    let primary = Primary::open(config.clone(), PrimaryOptions::new(node(1))).expect("it opens");
+    let alone = put(primary.store(), "alone");
+    assert_eq!((alone.status, alone.reached), (PutStatus::ReplicaNotAvailable, Reached::Durable));
+    assert!(bodies(primary.store()).is_empty(), "a failover would take it back");
+    primary.close().expect("it closes");
+    let strict = PrimaryOptions::new(node(1)).strict(true).min_insync_replicas(2);
+    let primary = Primary::open(config, strict).expect("it opens");
+    let address = primary.listen("127.0.0.1:0").expect("a port is free");
+    let second = replica(&dir.path().join("b"), 2, address);
+    primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+    let before = primary.store().stats().watermarks.appended;
+    match primary.store().put(Message::new("t", "refused")) {
+        Err(Error::Refused(Refusal::NotEnoughReplicas { available: 1, required: 2 })) => {}
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(primary.store().stats().watermarks.appended, before, "nothing was written");
+    let third = replica(&dir.path().join("c"), 3, address);
+    primary.wait_for_replicas(2, PATIENCE).expect("it connects");
+    assert_eq!(put(primary.store(), "welcome").status, PutStatus::PutOk);
+    eventually("what came before is confirmed with it", || {
+        bodies(primary.store()) == ["alone", "welcome"]
+    });
+    second.close().expect("it closes");
+    third.close().expect("it closes");
+}
+
+#[test]
+fn a_replica_that_hangs_is_waited_for_until_the_deadline_and_not_when_it_lags_too_far() {
+    let (dir, disk) = (TempDir::new(), SimDisk::new(1));
+    let mut config_a = config(&dir.path().join("a"));
+    config_a.sync_replica_timeout = Duration::from_millis(50);
+    let mut options = PrimaryOptions::new(node(1));
+    options.max_replica_lag = 4096;
+    let primary = Primary::open(config_a, options).expect("it opens");
+    let address = primary.listen("127.0.0.1:0").expect("a port is free").to_string();
+    let mut config_b = config(Path::new("/store"));
+    config_b.log.close_timeout = Duration::from_millis(50);
+    let environment = Environment::on(disk.shared());
+    let replica =
+        Replica::open_in(config_b, environment, ReplicaOptions::new(node(2), address)).expect("b");
+    primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+    eventually("puts are confirmed", || put(primary.store(), "warm").status == PutStatus::PutOk);
+    disk.hang_syncs(true);
+    let first = put(primary.store(), "hangs");
+    assert_eq!((first.status, first.reached), (PutStatus::FlushReplicaTimeout, Reached::Durable));
+    eventually("it lags too far", || {
+        put(primary.store(), &"x".repeat(1000)).status == PutStatus::ReplicaNotAvailable
+    });
+    disk.hang_syncs(false);
+    eventually("it is back", || put(primary.store(), "back").status == PutStatus::PutOk);
+    replica.close().expect("it closes");
+}

@@ -266,7 +266,7 @@ impl State {
         file.write_at(&self.current.encode(sequence), at).at_offset(IoOp::Write, path, at)?;
         self.sequence = sequence;
         if sync {
-            if !cfg!(canary = "checkpoint_sync") {
+            if !canary!("checkpoint_sync") {
                 file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, path)?;
             }
             self.kept_at = at;

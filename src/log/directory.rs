@@ -121,11 +121,11 @@ impl Directory {
             let path = self.root.join("lock");
             let file = disk.open(&path, OpenAccess::Write).at(IoOp::Open, &path)?;
             file.write_at(&LOCK_OF_OURS, 0).at(IoOp::Write, &path)?;
-            if !cfg!(canary = "lock_sync") {
+            if !canary!("lock_sync") {
                 file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &path)?;
             }
         }
-        if cfg!(canary = "root_dir_sync") {
+        if canary!("root_dir_sync") {
             return Ok(());
         }
         // The directories made by `open` become durable with it, before anything is put into them.
@@ -196,7 +196,7 @@ impl Directory {
         }
         // The first to make a store here. Someone may have been killed at it, with directories made
         // but not yet durable.
-        if !cfg!(canary = "ancestors_sync") {
+        if !canary!("ancestors_sync") {
             sync_ancestors(disk, &self.root)?;
         }
         self.save(disk, "format", FORMAT)

@@ -310,7 +310,7 @@ impl FileCache {
         if writes == file.synced.load(Ordering::Acquire) {
             return Ok(());
         }
-        let outcome = if cfg!(canary = "queue_sync") {
+        let outcome = if canary!("queue_sync") {
             Ok(())
         } else {
             file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &file.path)

@@ -398,7 +398,7 @@ impl IndexFile {
         }
         self.put_at(&image.header.encode(), 0)?;
         match &self.file {
-            Some(file) if !cfg!(canary = "index_sync") => {
+            Some(file) if !canary!("index_sync") => {
                 file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &self.path)
             }
             _ => Ok(()),

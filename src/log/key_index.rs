@@ -438,7 +438,7 @@ impl KeyIndex {
             image.map_or(Ok(()), |image| file.write(image))?;
         }
         full.iter().for_each(|file| file.forget_slots());
-        if names_dirty && !cfg!(canary = "index_dir_sync") {
+        if names_dirty && !canary!("index_dir_sync") {
             let root = directory.root();
             self.disk.sync_dir(&self.dir).or_else(|error| match error.kind() {
                 ErrorKind::NotFound => Ok(()),

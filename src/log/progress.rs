@@ -102,6 +102,8 @@ pub(crate) struct Progress {
     visible_by: OnceLock<VisibleBy>,
     visible_alarm: Alarm,
     groups: [[Slot; SLOTS]; 2],
+    /// Those who wait for replicas, too. A sync would wake them in vain: a replica is rarely ahead of it.
+    confirms: [Slot; SLOTS],
     /// How many of its slots a group uses, less one.
     last_slot: AtomicUsize,
     flushes: Slot,
@@ -177,7 +179,7 @@ impl Progress {
         match self.visible_by.get() {
             None => self.written(),
             Some(VisibleBy::Written) => self.written().min(self.confirmed()),
-            Some(VisibleBy::Durable) if cfg!(canary = "visible_too_far") => self.written(),
+            Some(VisibleBy::Durable) if canary!("visible_too_far") => self.written(),
             Some(VisibleBy::Durable) => self.durable().min(self.confirmed()),
         }
     }
@@ -235,8 +237,13 @@ impl Progress {
 
     /// Moves `durable` and wakes the group it completes, or everyone.
     pub(crate) fn set_durable(&self, end: u64, group: Option<Group>) {
-        self.durable.0.fetch_max(end, SeqCst);
+        let before = self.durable.0.fetch_max(end, SeqCst);
         self.wake(group);
+        // Whoever confirms later wakes them then.
+        let confirmed = self.confirmed();
+        if group.is_some() && confirmed > before && confirmed != u64::MAX {
+            self.confirms.iter().for_each(Slot::wake);
+        }
         self.flushes.wake();
         self.visible_alarm.ring();
     }
@@ -245,7 +252,7 @@ impl Progress {
     pub(crate) fn wake(&self, group: Option<Group>) {
         match group {
             Some(group) => self.slots(group).iter().for_each(Slot::wake),
-            None => self.groups.iter().flatten().for_each(Slot::wake),
+            None => self.groups.iter().flatten().chain(&self.confirms).for_each(Slot::wake),
         }
     }
 
@@ -256,7 +263,7 @@ impl Progress {
 
     pub(crate) fn set_confirmed(&self, end: u64) {
         if self.confirmed.fetch_max(end, SeqCst) < end {
-            self.wake(None);
+            self.confirms.iter().for_each(Slot::wake);
             self.visible_alarm.ring();
         }
     }
@@ -296,11 +303,14 @@ impl Progress {
         if group.0.is_multiple_of(2) { even } else { odd }
     }
 
-    /// The one among them in which this thread sleeps, and its number.
-    fn slot(&self, group: Group) -> (usize, &Slot) {
-        let slots @ [first, ..] = self.slots(group);
+    /// The one in which this thread sleeps until `need` holds for a group, and its number.
+    fn slot(&self, group: Group, need: Need) -> (usize, &Slot) {
+        let (slots @ [first, ..], base) = match need.confirmed {
+            true => (&self.confirms, SLOTS),
+            false => (self.slots(group), 0),
+        };
         let number = thread_number() % (self.last_slot.load(Relaxed) + 1);
-        slots.get(number).map_or((0, first), |slot| (number, slot))
+        slots.get(number).map_or((base, first), |slot| (base + number, slot))
     }
 
     /// What a wait would answer now.
@@ -325,7 +335,7 @@ impl Progress {
         group: Group,
         deadline: Option<Instant>,
     ) -> Waited {
-        self.slot(group).1.wait(deadline, || self.met(end, need)).unwrap_or(Waited::TimedOut)
+        self.slot(group, need).1.wait(deadline, || self.met(end, need)).unwrap_or(Waited::TimedOut)
     }
 
     /// Blocks until everything before `end` is durable, for a waiter that belongs to no group.
@@ -344,7 +354,7 @@ impl Progress {
         seat: &mut Option<Seat>,
     ) -> Option<Waited> {
         self.met(end, need).or_else(|| {
-            let (number, slot) = self.slot(group);
+            let (number, slot) = self.slot(group, need);
             slot.register((number, seat), waker, || self.met(end, need))
         })
     }

@@ -181,7 +181,7 @@ impl Shared {
 
     /// Makes the names in `dir` durable. A directory that was removed again has none to lose.
     pub(crate) fn sync_dir(&self, dir: &Path) -> Result<()> {
-        if cfg!(canary = "queue_dir_sync") {
+        if canary!("queue_dir_sync") {
             return Ok(());
         }
         match self.disk.sync_dir(dir) {

@@ -559,7 +559,7 @@ impl Queues {
             .at(IoOp::Create, &temporary)?;
         file.write_at(&bytes, 0).at_offset(IoOp::Write, &temporary, 0)?;
         pace()?;
-        if !cfg!(canary = "queue_table_sync") {
+        if !canary!("queue_table_sync") {
             file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &temporary)?;
         }
         let path = dir.join(queue_table::NAME);

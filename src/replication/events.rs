@@ -18,8 +18,8 @@ pub enum Event {
         /// Its address.
         peer: String,
     },
-    /// A connection ended, or did not come about. The same trouble with the same peer is told once,
-    /// until it has been connected or there is other trouble.
+    /// A connection ended, or did not come about. The same trouble with the same peer, by its address
+    /// without the port, is told once until it has been connected.
     Ended {
         /// The peer's address.
         peer: String,
@@ -52,8 +52,8 @@ pub enum Event {
 #[derive(Clone)]
 pub struct Observer {
     tell: Arc<dyn Fn(&Event) + Send + Sync>,
-    /// What was told last of a peer.
-    troubles: Arc<Mutex<BTreeMap<String, u8>>>,
+    /// What was told of a peer: a bit for each kind of trouble.
+    troubles: Arc<Mutex<BTreeMap<String, u16>>>,
 }
 
 impl Observer {
@@ -66,14 +66,17 @@ impl Observer {
         match event {
             Event::Ended { peer, error } => {
                 let mut troubles = self.troubles.lock();
-                let key = host(peer).to_owned();
-                if troubles.get(&key) == Some(&error.kind()) {
-                    return;
+                let (key, kind) = (host(peer), 1 << error.kind());
+                match troubles.get_mut(key) {
+                    Some(told) if *told & kind != 0 => return,
+                    Some(told) => *told |= kind,
+                    None => {
+                        if troubles.len() >= PEERS_MAX {
+                            troubles.clear();
+                        }
+                        troubles.insert(key.to_owned(), kind);
+                    }
                 }
-                if troubles.len() >= PEERS_MAX {
-                    troubles.clear();
-                }
-                troubles.insert(key, error.kind());
             }
             Event::Connected { peer } => drop(self.troubles.lock().remove(host(peer))),
             _ => {}
@@ -104,6 +107,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn hosts_without_number_take_up_no_more_memory() {
+        let observer = Observer::default();
+        for n in 0..10 * PEERS_MAX {
+            let peer = format!("10.0.{}.{}:1", n / 256, n % 256);
+            observer.tell(&Event::Ended { peer, error: SessionError::Secret });
+        }
+        assert!(observer.troubles.lock().len() <= PEERS_MAX);
+    }
+
+    #[test]
     fn the_same_trouble_with_the_same_host_is_told_once() {
         let told = Arc::new(Mutex::new(0));
         let counted = told.clone();
@@ -113,8 +126,12 @@ mod tests {
         observer.tell(&ended(2, SessionError::Secret));
         assert_eq!(*told.lock(), 1);
         observer.tell(&ended(3, SessionError::Silent));
-        observer.tell(&Event::Connected { peer: "10.0.0.1:4".to_owned() });
+        // Whoever gives one trouble after the other is not heard more often for it.
+        observer.tell(&ended(4, SessionError::Secret));
         observer.tell(&ended(5, SessionError::Silent));
+        assert_eq!(*told.lock(), 2);
+        observer.tell(&Event::Connected { peer: "10.0.0.1:6".to_owned() });
+        observer.tell(&ended(7, SessionError::Silent));
         assert_eq!(*told.lock(), 4);
     }
 }

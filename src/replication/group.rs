@@ -40,6 +40,8 @@ struct Member {
     counts: u64,
     written: u64,
     durable: u64,
+    /// Where it goes on when it comes back, as far as is known.
+    resumes: u64,
 }
 
 /// One replica as the primary sees it.
@@ -64,7 +66,7 @@ pub(crate) struct Group {
     /// Rung when a member has said something, or is gone.
     heard: Condvar,
     confirmed: AtomicU64,
-    /// Up to here a put finds enough replicas near enough.
+    /// Before this offset a put finds enough replicas near enough; 0 where there are not enough.
     reach: AtomicU64,
     connected: AtomicUsize,
 }
@@ -97,7 +99,7 @@ impl Group {
     /// Whether what is put at `end` has enough replicas near enough to confirm it.
     #[inline]
     pub(crate) fn reaches(&self, end: u64) -> bool {
-        end <= self.reach.load(Ordering::Relaxed)
+        end < self.reach.load(Ordering::Relaxed)
     }
 
     /// Lets `session` speak for `node`. A newer connection of the same instance takes the place of the
@@ -133,9 +135,25 @@ impl Group {
         (written, durable): (u64, u64),
         in_epoch: bool,
     ) {
+        self.note(node, session, (written, durable), durable, in_epoch);
+    }
+
+    /// The same for a RocketMQ slave, which says nothing of its disk.
+    pub(crate) fn ack_in_memory(&self, node: NodeId, session: SessionId, written: u64) {
+        self.note(node, session, (written, 0), written, true);
+    }
+
+    fn note(
+        &self,
+        node: NodeId,
+        session: SessionId,
+        (written, durable): (u64, u64),
+        resumes: u64,
+        in_epoch: bool,
+    ) {
         let mut members = self.members.lock();
         if let Some(member) = members.get_mut(&node).filter(|one| one.session == Some(session)) {
-            (member.written, member.durable) = (written, durable);
+            (member.written, member.durable, member.resumes) = (written, durable, resumes);
             if in_epoch {
                 member.counts = match self.policy.level {
                     AckLevel::Durable if cfg!(canary = "ack_before_durable") => written,
@@ -178,7 +196,7 @@ impl Group {
         let reach = match self.policy.needed {
             0 => u64::MAX,
             needed => nth_largest(&mut near, needed)
-                .map_or(0, |nearest| nearest.saturating_add(self.policy.max_lag)),
+                .map_or(0, |held| held.saturating_add(self.policy.max_lag).saturating_add(1)),
         };
         self.reach.store(reach, Ordering::Relaxed);
         self.heard.notify_all();
@@ -195,8 +213,8 @@ impl Group {
     /// The lowest offset from which on a replica lacks the log, if it is not hopelessly far behind `end`.
     pub(crate) fn floor(&self, end: u64) -> u64 {
         let members = self.members.lock();
-        let near = |member: &&Member| member.durable.saturating_add(self.policy.max_lag) >= end;
-        members.values().filter(near).map(|member| member.durable).min().unwrap_or(u64::MAX)
+        let near = |member: &&Member| member.resumes.saturating_add(self.policy.max_lag) >= end;
+        members.values().filter(near).map(|member| member.resumes).min().unwrap_or(u64::MAX)
     }
 
     /// Waits until so many replicas are connected and not too far behind `end`.
@@ -299,6 +317,15 @@ mod tests {
     }
 
     #[test]
+    fn what_a_rocketmq_slave_has_yet_to_get_is_kept_for_it() {
+        let group = group(1, AckLevel::Durable);
+        group.join(A, 1, 1).unwrap();
+        group.ack_in_memory(A, 1, 950);
+        assert_eq!((group.floor(1000), group.floor(1051)), (950, u64::MAX));
+        assert_eq!(group.confirmed(), 10);
+    }
+
+    #[test]
     fn an_old_connection_says_nothing_any_more() {
         let group = group(1, AckLevel::Durable);
         group.join(A, 1, 1).unwrap();
@@ -321,7 +348,7 @@ mod tests {
     #[test]
     fn a_replica_too_far_behind_is_out_of_reach_and_holds_nothing_up() {
         let group = group(1, AckLevel::Durable);
-        assert!(!group.reaches(10));
+        assert!(!group.reaches(0) && !group.reaches(10));
         group.join(A, 1, 1).unwrap();
         group.ack(A, 1, (50, 50), true);
         assert!(group.reaches(150) && !group.reaches(151));

@@ -1,5 +1,6 @@
 //! A session on a stream: one thread reads, one writes.
 
+use super::NodeId;
 use super::inbox::Inbox;
 use super::net::Stream;
 use super::session::{Order, Outgoing, Session, SessionError};
@@ -36,12 +37,12 @@ pub(crate) struct Link {
     /// Rung when the last word is said.
     said: Condvar,
     over: AtomicBool,
-    known: AtomicBool,
+    introduced: AtomicBool,
     streaming: AtomicBool,
     hang_up: Box<dyn Fn() + Send + Sync>,
     pub(crate) peer: String,
     /// Until when the peer has to introduce itself.
-    introduced_by: Instant,
+    pub(crate) introduced_by: Instant,
     /// How long the sender rests, rather than be rung for each put.
     rest: Option<Duration>,
 }
@@ -64,7 +65,7 @@ impl Link {
             end: Mutex::default(),
             said: Condvar::new(),
             over: AtomicBool::new(false),
-            known: AtomicBool::new(false),
+            introduced: AtomicBool::new(false),
             streaming: AtomicBool::new(false),
             hang_up,
             peer,
@@ -84,9 +85,14 @@ impl Link {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// Whether the peer has introduced itself.
-    pub(crate) fn is_known(&self) -> bool {
-        self.known.load(Ordering::SeqCst)
+    /// Whether the greeting is over.
+    pub(crate) fn is_introduced(&self) -> bool {
+        self.introduced.load(Ordering::SeqCst)
+    }
+
+    /// The replica at the other end, once it was accepted.
+    pub(crate) fn node(&self) -> Option<NodeId> {
+        self.session.lock().node()
     }
 
     /// Whether the log goes from one to the other.
@@ -152,11 +158,11 @@ impl Link {
             Err(error) => Err(error.into()),
         };
         match received {
-            Ok(None) if !session.is_known() && now > self.introduced_by => {
+            Ok(None) if !session.is_introduced() && now > self.introduced_by => {
                 self.end_holding(&mut session, Ended::Error(SessionError::Silent));
             }
             Ok(None) => {
-                self.known.store(session.is_known(), Ordering::SeqCst);
+                self.introduced.store(session.is_introduced(), Ordering::SeqCst);
                 self.streaming.store(session.is_streaming(), Ordering::SeqCst);
                 drop(session);
                 self.alarm.ring();

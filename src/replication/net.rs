@@ -2,6 +2,7 @@
 
 use crate::sync::AtomicBool;
 use std::fmt;
+use std::io::ErrorKind::{ConnectionAborted, Interrupted, InvalidInput, NotConnected};
 use std::io::{self, Read, Write};
 use std::net::ToSocketAddrs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -37,7 +38,11 @@ impl Stream {
     /// # Errors
     /// What the system says to the settings.
     pub fn tcp(socket: TcpStream, patience: Duration) -> io::Result<Self> {
-        let peer = socket.peer_addr()?.to_string();
+        let peer = socket.peer_addr()?;
+        Self::from_peer(socket, peer, patience)
+    }
+
+    fn from_peer(socket: TcpStream, peer: SocketAddr, patience: Duration) -> io::Result<Self> {
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(patience))?;
         socket.set_write_timeout(Some(patience))?;
@@ -50,12 +55,12 @@ impl Stream {
             reader: Box::new(reader),
             writer: Box::new(socket),
             hang_up: Box::new(hang_up),
-            peer,
+            peer: peer.to_string(),
         })
     }
 }
 
-/// How a replica reaches its primary.
+/// How a replica reaches its primary: by TLS, for instance, as in the example `replicated_tls`.
 pub trait Connector: Send + Sync + fmt::Debug {
     /// Connects, within about `limit`: a replica that is closed waits for it. Reads and writes of the
     /// stream give up after `patience`.
@@ -131,11 +136,22 @@ impl TcpAcceptor {
 
 impl Acceptor for TcpAcceptor {
     fn accept(&self, patience: Duration) -> io::Result<Stream> {
-        let (socket, _) = self.listener.accept()?;
-        if self.closed.load(Ordering::SeqCst) {
-            return Err(io::ErrorKind::NotConnected.into());
+        loop {
+            let accepted = self.listener.accept();
+            if self.closed.load(Ordering::SeqCst) {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            // One that was gone before its turn came is no trouble of the listener's: to pause for it
+            // would be to let anyone keep out everyone.
+            let (socket, peer) = match accepted {
+                Err(error) if matches!(error.kind(), ConnectionAborted | Interrupted) => continue,
+                accepted => accepted?,
+            };
+            match Stream::from_peer(socket, peer, patience) {
+                Err(error) if matches!(error.kind(), InvalidInput | NotConnected) => {}
+                stream => return stream,
+            }
         }
-        Stream::tcp(socket, patience)
     }
 
     fn close(&self) {

@@ -2,7 +2,7 @@
 //!
 //! Each side sends a nonce and then an HMAC over both: nobody who does not know the secret can answer
 //! a nonce of today, and a primary's proof is of no use to a replica. It says who is there, and protects
-//! nothing of what follows: for that, bring TLS.
+//! nothing of what follows: for that, bring TLS, as the example `replicated_tls` does.
 
 use super::wire::{Nonce, Proof};
 use crate::error::{IoContext, IoOp, Result};

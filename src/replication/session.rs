@@ -7,6 +7,7 @@ use super::inbox::Inbox;
 use super::wire::{Frame, WireError};
 use super::{Epoch, LogSlice, NodeId};
 use crate::error::Error;
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -32,11 +33,16 @@ pub(crate) trait Session: Send {
     /// What the peer is told when the session ends like this, if it may know.
     fn farewell(&self, error: &SessionError) -> Option<Vec<u8>>;
 
-    /// Whether the peer has introduced itself.
-    fn is_known(&self) -> bool;
+    /// Whether the greeting is over, for which the peer has little time.
+    fn is_introduced(&self) -> bool;
 
     /// Whether the log goes from one to the other.
     fn is_streaming(&self) -> bool;
+
+    /// The replica at the other end, once it was accepted.
+    fn node(&self) -> Option<NodeId> {
+        None
+    }
 }
 
 /// Bytes to be sent: the second part straight from the log.
@@ -120,6 +126,8 @@ pub enum SessionError {
         /// The other node.
         node: NodeId,
     },
+    /// This node serves as many connections as it can.
+    Crowded,
     /// The log could not be read or written, or did not take what came.
     Log(Error),
     /// This node closes.
@@ -185,6 +193,7 @@ impl SessionError {
             Self::EpochTaken { .. } => 10,
             Self::Log(_) => 11,
             Self::Stopped => 12,
+            Self::Crowded => 13,
         }
     }
 }
@@ -241,6 +250,7 @@ impl fmt::Display for SessionError {
                 "epoch {} is node {}'s: two primaries were given the same",
                 epoch.0, node.0
             ),
+            Self::Crowded => f.write_str("there are too many connections"),
             Self::Log(error) => write!(f, "the log does not go on: {error}"),
             Self::Stopped => f.write_str("this node closes"),
         }
@@ -255,6 +265,16 @@ impl std::error::Error for SessionError {
             _ => None,
         }
     }
+}
+
+/// What a peer that may know is told of the end, behind what it is still to hear: what comes before is
+/// why it believes it.
+pub(crate) fn last_words(
+    outbox: &VecDeque<Frame<'static>>,
+    error: &SessionError,
+) -> Option<Vec<u8>> {
+    let refusal = error.refusal()?;
+    Some(outbox.iter().chain([&refusal]).flat_map(Frame::head).collect())
 }
 
 /// The error for a frame that has no place here.

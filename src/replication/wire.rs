@@ -39,6 +39,8 @@ pub(crate) const DATA_MAX: u64 = 1 << 20;
 pub(crate) const STRANGER_MAX: u32 = 64;
 /// Most epochs that a node tells of: the newest.
 pub(crate) const EPOCHS_MAX: usize = 1024;
+/// Most bytes before its end by which a replica shows that it has the same log.
+pub(crate) const CHECKED_MAX: u64 = 4096;
 /// Most bytes of a frame without bytes of the log.
 pub(crate) const CONTROL_MAX: u32 = (7 * 8 + EPOCHS_MAX * EPOCH) as u32;
 /// Most bytes of any frame.

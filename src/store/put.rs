@@ -276,13 +276,28 @@ impl Shared {
         if !need.durable && !need.confirmed {
             return Ok(self.result(pending));
         }
-        for (part, deadline) in pending.parts() {
-            let waited = progress.wait(appended.end, part, appended.group, deadline);
-            if let Waited::Latched(first) = waited {
-                return Err(Error::Unknown { physical_offset: appended.physical_offset, first });
-            }
+        if need.confirmed {
+            return self.wait_for_both(pending);
+        }
+        let waited = progress.wait(appended.end, *need, appended.group, pending.flush_deadline);
+        if let Waited::Latched(first) = waited {
+            return Err(Error::Unknown { physical_offset: appended.physical_offset, first });
         }
         Ok(self.result(pending))
+    }
+
+    /// Blocks until disk and replicas have answered, each against its own deadline.
+    fn wait_for_both(&self, pending: &Pending) -> Result<PutResult> {
+        let appended = &pending.appended;
+        loop {
+            match self.outlook(pending)? {
+                Outlook::Answer(result) => return Ok(result),
+                Outlook::Open { need, until } => {
+                    let progress = &self.core.progress;
+                    let _ = progress.wait(appended.end, need, appended.group, Some(until));
+                }
+            }
+        }
     }
 
     /// The answer if there is one by now; otherwise what is still waited for, and until when.

@@ -21,7 +21,8 @@ impl Shared {
         // A primary's readers go on from where they were. A replica's see nothing that the primary of
         // now may not have.
         let shown = if self.role == Role::Primary { shown } else { 0 };
-        let confirmed = core.agreed().max(shown).min(end);
+        // Nor is anything before the beginning of a log that began anew: the dispatcher would look for it.
+        let confirmed = core.agreed().max(shown).max(core.min_offset()).min(end);
         core.progress.require_confirmation(confirmed);
         let handle = LogHandle {
             core: Arc::downgrade(core),

@@ -221,7 +221,7 @@ impl<'a> Snapshot<'a> {
             }
             _ => Error::io(IoOp::Rename, self.dir, None, error),
         })?;
-        if cfg!(canary = "snapshot_name_sync") {
+        if canary!("snapshot_name_sync") {
             return Ok(());
         }
         let parent = self.dir.parent().map_or(Path::new("."), directory::non_empty);

@@ -126,6 +126,16 @@ impl MasterSocket {
         self.0.write_all(bytes).expect("sent");
     }
 
+    /// Whether the slave still takes it.
+    pub fn try_send(&mut self, frame: &Frame) -> bool {
+        self.0.write_all(&[&frame.header()[..], &frame.body].concat()).is_ok()
+    }
+
+    /// Another handle of the same connection.
+    pub fn share(&self) -> Self {
+        Self(self.0.try_clone().expect("a handle"))
+    }
+
     /// The next report, or none when the slave has closed the connection.
     pub fn report(&mut self) -> Option<u64> {
         let report = receive(&mut self.0, 8)?;

@@ -84,7 +84,7 @@ impl Core {
             write_copy(&*self.disk, &path, bytes, self.segment_size, check)?;
             done.copied_bytes += wanted;
         }
-        if !cfg!(canary = "snapshot_dir_sync") {
+        if !canary!("snapshot_dir_sync") {
             self.disk.sync_dir(to.commitlog()).at(IoOp::SyncDir, to.commitlog())?;
         }
         Ok(done)
@@ -168,7 +168,7 @@ fn write_copy(
             written.map_err(|error| write_failed(path, piece.len(), error))?;
         }
     }
-    if cfg!(canary = "snapshot_sync") {
+    if canary!("snapshot_sync") {
         return Ok(());
     }
     file.sync(SyncMethod::Fdatasync).at(IoOp::Sync, path)

@@ -204,7 +204,7 @@ impl Core {
         let woken = (group == before + 1).then_some(Group(group));
         let rolled = segments.iter().any(|segment| segment.end_offset() <= end);
         if end > self.progress.durable() {
-            if cfg!(canary = "ack_before_sync") {
+            if canary!("ack_before_sync") {
                 self.progress.set_durable(end, woken);
             }
             let started = self.clock.now();
@@ -250,9 +250,9 @@ impl Core {
 
     fn sync_segments(&self, segments: &[Arc<Segment>], end: u64, started: Instant) -> Result<()> {
         for segment in segments {
-            if !cfg!(canary = "data_sync") {
+            if !canary!("data_sync") {
                 let attempt = segment.sync(self.config.sync_method);
-                if cfg!(canary = "retry_failed_sync") && attempt.is_err() {
+                if canary!("retry_failed_sync") && attempt.is_err() {
                     segment.sync(self.config.sync_method)?;
                 } else {
                     attempt?;

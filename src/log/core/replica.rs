@@ -1,6 +1,7 @@
 //! A log that is written elsewhere first: epochs, records taken over byte for byte, and cuts.
 
 use super::super::epochs::{self, Epochs};
+use super::super::recovery::OFFSET_MAX;
 use super::append::Appender;
 use super::{Core, Patience};
 use crate::error::{Corruption, Error, Result};
@@ -278,7 +279,7 @@ impl Core {
     pub(crate) fn order_cut(&self, to: u64, restarts: bool) -> Result<()> {
         let (confirmed, end) = (self.agreed(), self.progress.appended());
         if restarts {
-            if !to.is_multiple_of(self.segment_size) || to < end {
+            if !to.is_multiple_of(self.segment_size) || to < end || to > OFFSET_MAX {
                 return Err(Error::Refused(Refusal::OutOfPlace { end, at: to }));
             }
         } else if to > end || to < self.min_offset() {

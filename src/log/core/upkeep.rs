@@ -97,7 +97,7 @@ impl Core {
             // Costs speed if it fails, nothing else.
             let _ = file.prewrite(0..self.first_piece());
         }
-        if !cfg!(canary = "segment_sync") {
+        if !canary!("segment_sync") {
             file.sync(SyncMethod::Fsync).at(IoOp::Sync, &temporary)?;
         }
         self.disk.rename(&temporary, segment.path()).at(IoOp::Rename, segment.path())?;
@@ -126,7 +126,7 @@ impl Core {
     }
 
     fn settle_segment(&self, segment: &Segment) -> Result<()> {
-        if !cfg!(canary = "segment_dir_sync") {
+        if !canary!("segment_dir_sync") {
             self.disk
                 .sync_dir(self.directory.commitlog())
                 .at(IoOp::SyncDir, self.directory.commitlog())?;
@@ -206,7 +206,7 @@ impl Core {
         let dir = self.directory.commitlog();
         while let Some(path) = doomed.first() {
             remove_if_there(&*self.disk, path)?;
-            if !cfg!(canary = "expire_dir_sync") {
+            if !canary!("expire_dir_sync") {
                 self.disk.sync_dir(dir).at(IoOp::SyncDir, dir)?;
             }
             doomed.remove(0);
@@ -216,7 +216,7 @@ impl Core {
 
     /// Saves the durable offset if it moved far enough or long enough ago.
     fn save_durable(&self) -> Next {
-        let durable = if cfg!(canary = "durable_ahead") {
+        let durable = if canary!("durable_ahead") {
             self.progress.appended()
         } else {
             self.progress.durable()

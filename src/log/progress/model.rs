@@ -5,7 +5,8 @@ use super::*;
 use crate::sync::Mutex;
 use crate::worker::{Doorbell, Next};
 use shuttle::rand::{Rng, thread_rng};
-use shuttle::{future, thread};
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
+use shuttle::{Config, Runner, future, thread};
 use std::future::poll_fn;
 use std::task::Poll;
 
@@ -16,8 +17,12 @@ fn schedules() -> usize {
 
 /// Half of the orders are random, half have few changes of thread in unlucky places.
 fn check(scenario: impl Fn() + Send + Sync + Clone + 'static) {
-    shuttle::check_random(scenario.clone(), schedules() / 2);
-    shuttle::check_pct(scenario, schedules() / 2, 4);
+    // The watermarks and their slots are made on the stack.
+    let mut config = Config::new();
+    config.stack_size = 256 << 10;
+    let random = RandomScheduler::new(schedules() / 2);
+    Runner::new(random, config.clone()).run(scenario.clone());
+    Runner::new(PctScheduler::new(4, schedules() / 2), config).run(scenario);
 }
 
 const DURABLE: Need = Need { durable: true, confirmed: false };

@@ -58,8 +58,8 @@ impl Recovery<'_> {
             self.replace_segment(base, at)?;
         } else if self.bases.contains(&base) {
             let (segment, path) = self.open(base)?;
-            if !cfg!(canary = "stale_tail") {
-                let end = if cfg!(canary = "one_header_zeroed") {
+            if !canary!("stale_tail") {
+                let end = if canary!("one_header_zeroed") {
                     (at - base + 8).min(self.size)
                 } else {
                     self.size
@@ -68,7 +68,7 @@ impl Recovery<'_> {
                     overwrite(&*segment, at - base..end).at_offset(IoOp::Zero, &path, at - base)?;
                 }
                 segment.zero(at - base..end).at_offset(IoOp::Zero, &path, at - base)?;
-                if !cfg!(canary = "cut_sync") {
+                if !canary!("cut_sync") {
                     segment.sync(SyncMethod::Fdatasync).at(IoOp::Sync, &path)?;
                 }
             }
@@ -76,7 +76,7 @@ impl Recovery<'_> {
         for base in beyond.iter().rev() {
             remove_if_there(self.disk, &dir.join(file_name(*base)))?;
         }
-        if !cfg!(canary = "cut_dir_sync") {
+        if !canary!("cut_dir_sync") {
             self.disk.sync_dir(dir).at(IoOp::SyncDir, dir)?;
         }
         if cutting.restarts {

@@ -37,7 +37,7 @@ const LOOKS_MAX: u32 = 8;
 /// Sizes of a segment that can be: a record must fit, and RocketMQ counts in `i32`.
 const SEGMENT_SIZES: std::ops::RangeInclusive<u64> = 128..=i32::MAX as u64;
 /// RocketMQ's offsets are `i64`; far below its end nothing overflows.
-const OFFSET_MAX: u64 = i64::MAX as u64 / 2;
+pub(super) const OFFSET_MAX: u64 = i64::MAX as u64 / 2;
 
 /// What the log starts with.
 pub(super) struct Recovered {
@@ -109,7 +109,7 @@ pub(super) fn recover(
     recovery.report.foreign = foreign && !recovery.bases.is_empty();
     if !config.read_only {
         file.ensure(disk)?;
-        if !cfg!(canary = "duralog_dir_sync") {
+        if !canary!("duralog_dir_sync") {
             disk.sync_dir(directory.duralog()).at(IoOp::SyncDir, directory.duralog())?;
         }
     }
@@ -419,11 +419,11 @@ impl Recovery<'_> {
     /// Syncs every segment from the one that holds `from`, and their names: whoever made the last of
     /// them may have been killed before it could.
     fn sync_from(&self, from: u64) -> Result<()> {
-        if self.config.read_only || cfg!(canary = "recovery_sync") {
+        if self.config.read_only || canary!("recovery_sync") {
             return Ok(());
         }
         let dir = self.directory.commitlog();
-        if !self.names_durable && !cfg!(canary = "recovery_dir_sync") {
+        if !self.names_durable && !canary!("recovery_dir_sync") {
             self.disk.sync_dir(dir).at(IoOp::SyncDir, dir)?;
         }
         for &base in self.bases.iter().filter(|base| **base + self.size > from) {

@@ -111,7 +111,7 @@ impl Scan {
             && let Some(bytes) =
                 self.bytes.get((from - self.start) as usize..(upto - self.start) as usize)
         {
-            if !cfg!(canary = "recovery_rewrite") {
+            if !canary!("recovery_rewrite") {
                 let at = from - self.base;
                 file.write_at(bytes, at).at_offset(IoOp::Write, path, at)?;
             }

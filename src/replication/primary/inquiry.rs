@@ -6,7 +6,7 @@ use crate::replication::group::SessionId;
 use crate::replication::history::{History, Plan};
 use crate::replication::inbox::Inbox;
 use crate::replication::secret::Secret;
-use crate::replication::session::{Order, Outgoing, Session, SessionError, unexpected};
+use crate::replication::session::{Order, Outgoing, Session, SessionError, last_words, unexpected};
 use crate::replication::tail::Tail;
 use crate::replication::wire::{self, CONTROL_MAX, FRAME_MAX, Frame, Join, Nonce};
 use crate::replication::{Epoch, NodeId, Refusal, ReplicatedLog};
@@ -158,6 +158,10 @@ impl InquirySession {
         }
     }
 
+    fn is_known(&self) -> bool {
+        !matches!(&self.stage, Stage::Greeting(greeting) if !greeting.is_known())
+    }
+
     fn handle(&mut self, frame: Frame<'_>) -> Result<(), SessionError> {
         let inquiry = &self.inquiry;
         match (&mut self.stage, frame) {
@@ -225,12 +229,11 @@ impl Session for InquirySession {
     }
 
     fn farewell(&self, error: &SessionError) -> Option<Vec<u8>> {
-        let known = self.is_known();
-        error.refusal().filter(|_| known).map(|refusal| refusal.head())
+        self.is_known().then(|| last_words(&self.outbox, error)).flatten()
     }
 
-    fn is_known(&self) -> bool {
-        !matches!(&self.stage, Stage::Greeting(greeting) if !greeting.is_known())
+    fn is_introduced(&self) -> bool {
+        !matches!(self.stage, Stage::Greeting(_))
     }
 
     fn is_streaming(&self) -> bool {

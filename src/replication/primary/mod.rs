@@ -193,7 +193,7 @@ impl Primary {
     /// secret and no epoch: whoever reaches it is given the log, so it is to be reached by nobody else.
     /// Their acknowledgements count where [`AckLevel::InMemory`](super::AckLevel::InMemory) was chosen.
     /// `segment_size` must be their `mappedFileSizeCommitLog`; one that is empty is started at the last
-    /// segment, as RocketMQ does it.
+    /// segment, as RocketMQ does it: what lies before is not on it, though its acknowledgements cover that.
     ///
     /// # Errors
     /// [`Error::Closed`]; [`Error::Io`] if there is no thread to be had.

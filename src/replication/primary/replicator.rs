@@ -90,10 +90,8 @@ impl Replicator for PrimaryReplicator {
         let epoch = log.begin_epoch(epoch, node.node)?;
         let confirmed = log.confirmed();
         let group = Group::new(options.policy(), confirmed);
-        let gate = (node.cluster, node.secret.clone());
         self.written.store(at.end, Ordering::Relaxed);
-        let pace = (node.heartbeat_interval, options.max_transfer_rate);
-        let hub = Hub::new(log, group, epoch, gate, pace, at.lazy);
+        let hub = Hub::new(log, group, epoch, options, at.lazy);
         let hub = self.hub.get_or_init(|| Arc::new(hub)).clone();
         if self.threads == Threads::Own {
             let make: MakeSession = Box::new(move |id, protocol, now| {

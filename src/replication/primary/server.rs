@@ -19,11 +19,14 @@ const ACCEPT_THREAD: &str = "duralog-ha-accept";
 const RECEIVE_THREAD: &str = "duralog-ha-recv";
 const SEND_THREAD: &str = "duralog-ha-send";
 const WATCH_THREAD: &str = "duralog-ha-watch";
-/// Connections at a time, and how many of them may be those of peers that have yet to prove who they are.
+/// Connections at a time, and how many of them may be those of peers that have yet to introduce
+/// themselves, for each protocol.
 const CONNECTIONS_MAX: usize = 256;
 const STRANGERS_MAX: usize = 32;
-/// How long a peer may take to prove who it is.
+/// How long a peer may take to introduce itself.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+/// How long a peer may take to hear why the connection ends.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
 /// A listener that fails is tried again after so long.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const STOP_MAX: Duration = Duration::from_secs(5);
@@ -71,7 +74,9 @@ struct Served {
     link: Arc<Link>,
     workers: [Worker; 2],
     id: SessionId,
-    introduced_by: Instant,
+    protocol: Protocol,
+    /// When its farewell ends, said or not.
+    gone_by: Option<Instant>,
 }
 
 /// All listeners and connections.
@@ -125,7 +130,11 @@ impl Server {
             };
             match accepted {
                 Ok(stream) => server.connected(stream, protocol),
-                Err(_) => return Next::At(clock.now() + ACCEPT_RETRY),
+                Err(error) => {
+                    let (peer, error) = (String::new(), error.into());
+                    server.service.node.observer.tell(&Event::Ended { peer, error });
+                    return Next::At(clock.now() + ACCEPT_RETRY);
+                }
             }
             Next::Now
         };
@@ -148,21 +157,28 @@ impl Server {
     }
 
     fn serve_stream(&self, stream: Stream, protocol: Protocol) -> Result<(), SessionError> {
-        let mut served = self.served.lock();
-        let strangers = served.iter().filter(|one| !one.link.is_known()).count();
-        if served.len() >= CONNECTIONS_MAX || strangers >= STRANGERS_MAX || self.is_stopped() {
-            (stream.hang_up)();
-            return Err(SessionError::protocol("nothing yet, as do too many others"));
-        }
         let service = &self.service;
+        // However fast they come, no more are left behind than can be put away.
+        put_away(&self.served, service);
+        let mut served = self.served.lock();
+        make_room(&served, protocol);
+        if served.len() >= CONNECTIONS_MAX || self.is_stopped() {
+            (stream.hang_up)();
+            return Err(SessionError::Crowded);
+        }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (clock, now) = (service.clock.clone(), service.clock.now());
         let session = (service.make)(id, protocol, now)?;
         let (bell, heard) = Doorbell::new();
         let alarm = Arc::new(Alarm::default());
         alarm.connect(bell.clone());
+        let handshake = match protocol {
+            Protocol::Duralog => HANDSHAKE_MAX,
+            // A slave of RocketMQ's says nothing before its heartbeat is due.
+            Protocol::Rocketmq => service.node.housekeeping_interval,
+        };
         let (link, mut reading, mut writing) =
-            Link::new(session, clock, stream, alarm.clone(), HANDSHAKE_MAX, service.rest);
+            Link::new(session, clock, stream, alarm.clone(), handshake, service.rest);
         let (sending, receiving) = (link.clone(), link.clone());
         let watch = self.watch_bell.clone();
         let send = move || {
@@ -172,7 +188,21 @@ impl Server {
             }
             next
         };
-        let receive = move || receiving.receive_step(&mut reading);
+        let (watch, observer) = (self.watch_bell.clone(), service.node.observer.clone());
+        let mut greeted = false;
+        let receive = move || {
+            let next = receiving.receive_step(&mut reading);
+            if receiving.is_over() {
+                watch.ring();
+            } else if !greeted && receiving.is_introduced() {
+                greeted = true;
+                observer.tell(&Event::Connected { peer: receiving.peer.clone() });
+                if let Some(node) = receiving.node() {
+                    observer.tell(&Event::Joined { node });
+                }
+            }
+            next
+        };
         let panicked = |link: &Arc<Link>, bell: &Doorbell| {
             let (link, bell) = (link.clone(), bell.clone());
             move |error| {
@@ -200,8 +230,8 @@ impl Server {
             }
         };
         service.bells.add(id, alarm);
-        let introduced_by = now + HANDSHAKE_MAX;
-        served.push(Served { link, workers: [receiver, sender], id, introduced_by });
+        let workers = [receiver, sender];
+        served.push(Served { link, workers, id, protocol, gone_by: None });
         drop(served);
         self.watch_bell.ring();
         Ok(())
@@ -218,15 +248,44 @@ impl Server {
         if let Some(mut watch) = self.watch.lock().take() {
             let _ = watch.stop(STOP_MAX);
         }
-        for served in self.served.lock().drain(..) {
-            served.link.end(Ended::Error(SessionError::Stopped));
-            served.link.wait_said(STOP_MAX);
-            served.close(&self.service);
+        let served = std::mem::take(&mut *self.served.lock());
+        for one in &served {
+            one.link.end(Ended::Error(SessionError::Stopped));
+        }
+        // All of them together, or each one that does not read would be waited for in turn.
+        let gone_by = Instant::now() + FAREWELL_MAX;
+        for one in &served {
+            one.link.wait_said(gone_by.saturating_duration_since(Instant::now()));
+        }
+        for one in &served {
+            one.link.hang_up();
+        }
+        for one in served {
+            one.close(&self.service);
         }
     }
 }
 
 impl Served {
+    /// Whether the peer has yet to introduce itself.
+    fn is_stranger(&self) -> bool {
+        !self.link.is_over() && !self.link.is_introduced()
+    }
+
+    /// When it is to be gone, unless something happens before.
+    fn due(&mut self, now: Instant) -> Option<Instant> {
+        if self.link.is_over() {
+            return Some(*self.gone_by.get_or_insert(now + FAREWELL_MAX));
+        }
+        self.is_stranger().then_some(self.link.introduced_by)
+    }
+
+    /// Ends a connection of which nothing came for too long.
+    fn give_up(&self) {
+        self.link.end(Ended::Error(SessionError::Silent));
+        self.link.hang_up();
+    }
+
     /// Joins the threads of a connection that has ended.
     fn close(mut self, service: &Service) {
         self.link.hang_up();
@@ -238,29 +297,34 @@ impl Served {
     }
 }
 
-/// Puts away what has ended, and ends what did not introduce itself.
+/// Lets whoever has taken longest to introduce itself make room for whoever comes: otherwise those who
+/// never do would keep out those who do at once.
+fn make_room(served: &[Served], protocol: Protocol) {
+    let strangers = served.iter().filter(|one| one.is_stranger() && one.protocol == protocol);
+    if strangers.clone().count() >= STRANGERS_MAX
+        && let Some(oldest) = strangers.min_by_key(|one| one.link.introduced_by)
+    {
+        oldest.give_up();
+    }
+}
+
+/// Puts away what has ended, and ends what did not introduce itself, or does not hear the last word.
 fn watch_step(served: &Mutex<Vec<Served>>, service: &Service) -> Next {
-    let now = service.clock.now();
-    let mut gone = Vec::new();
-    let mut next = None;
-    let mut all = served.lock();
-    for one in all.iter().filter(|one| one.link.ended().is_none() && !one.link.is_known()) {
-        if now >= one.introduced_by {
-            one.link.end(Ended::Error(SessionError::Silent));
-            one.link.hang_up();
-        } else {
-            next = Some(next.map_or(one.introduced_by, |at: Instant| at.min(one.introduced_by)));
+    put_away(served, service);
+    let (now, mut next) = (service.clock.now(), None);
+    for one in served.lock().iter_mut() {
+        match one.due(now) {
+            Some(due) if due <= now => one.give_up(),
+            Some(due) => next = Some(next.map_or(due, |next: Instant| next.min(due))),
+            None => {}
         }
     }
-    let mut at = 0;
-    while let Some(one) = all.get(at) {
-        if one.link.is_said() {
-            gone.push(all.swap_remove(at));
-        } else {
-            at += 1;
-        }
-    }
-    drop(all);
+    next.map_or(Next::Idle, Next::At)
+}
+
+/// Puts away what has ended.
+fn put_away(served: &Mutex<Vec<Served>>, service: &Service) {
+    let gone: Vec<_> = served.lock().extract_if(.., |one| one.link.is_said()).collect();
     for one in gone {
         if let Some(Ended::Error(error)) = one.link.ended() {
             let peer = one.link.peer.clone();
@@ -268,5 +332,4 @@ fn watch_step(served: &Mutex<Vec<Served>>, service: &Service) -> Next {
         }
         one.close(service);
     }
-    next.map_or(Next::Idle, Next::At)
 }

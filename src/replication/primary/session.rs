@@ -1,14 +1,16 @@
 //! A connection of a replica, as its primary sees it.
 
 use crate::error::Error;
+use crate::replication::events::{Event, Observer};
 use crate::replication::feed::data_at;
 use crate::replication::group::{Group, SessionId};
 use crate::replication::history::{History, Plan};
 use crate::replication::inbox::Inbox;
+use crate::replication::options::{NodeOptions, PrimaryOptions};
 use crate::replication::primary::greeting::Greeting;
 use crate::replication::secret::Secret;
-use crate::replication::session::{Order, Outgoing, Session, SessionError, unexpected};
-use crate::replication::wire::{self, Frame, Join, Nonce, STRANGER_MAX};
+use crate::replication::session::{Order, Outgoing, Session, SessionError, last_words, unexpected};
+use crate::replication::wire::{self, CHECKED_MAX, Frame, Join, Nonce, STRANGER_MAX};
 use crate::replication::{Epoch, EpochStart, NodeId, ReplicatedLog};
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
@@ -33,6 +35,7 @@ pub(crate) struct Hub {
     pub(crate) heartbeat: Duration,
     /// Bytes a second that a replica is sent at most.
     pub(crate) rate: Option<NonZeroU64>,
+    observer: Observer,
     /// Replicas alone make something confirmed: it need not be durable here.
     lazy: bool,
     /// Everything before is confirmed, and everyone may know.
@@ -46,10 +49,11 @@ impl Hub {
         log: Arc<dyn ReplicatedLog>,
         group: Group,
         epoch: EpochStart,
-        (cluster, secret): (u64, Secret),
-        (heartbeat, rate): (Duration, Option<NonZeroU64>),
+        options: &PrimaryOptions,
         lazy: bool,
     ) -> Self {
+        let NodeOptions { cluster, secret, heartbeat_interval, observer, .. } =
+            options.node.clone();
         let epochs = History::of(&*log).epochs;
         let (superseded, published) = (AtomicU64::new(0), AtomicU64::new(group.confirmed()));
         Self {
@@ -59,8 +63,9 @@ impl Hub {
             epochs,
             cluster,
             secret,
-            heartbeat,
-            rate,
+            heartbeat: heartbeat_interval,
+            rate: options.max_transfer_rate,
+            observer,
             lazy,
             published,
             superseded,
@@ -97,7 +102,9 @@ impl Hub {
         if theirs <= self.epoch.epoch {
             return Ok(());
         }
-        self.superseded.fetch_max(theirs.0, Ordering::Relaxed);
+        if self.superseded.fetch_max(theirs.0, Ordering::Relaxed) < theirs.0 {
+            self.observer.tell(&Event::Superseded { by: theirs });
+        }
         Err(SessionError::Superseded { epoch: self.epoch.epoch, by: theirs })
     }
 }
@@ -114,9 +121,27 @@ enum State {
         node: NodeId,
         next: u64,
         told: Option<u64>,
+        acked: Acked,
     },
     /// The replica has something to do first, and comes back.
     Dismissed,
+}
+
+/// What a replica said last that it holds, and whether it has come to the primary's own epoch.
+#[derive(Debug)]
+struct Acked {
+    in_epoch: bool,
+    written: u64,
+    durable: u64,
+}
+
+impl Acked {
+    /// A replica whose log loses something ends the session, and says what it holds in the next one.
+    fn takes_back(&self, before: &Self) -> bool {
+        (before.in_epoch && !self.in_epoch)
+            || self.written < before.written
+            || self.durable < before.durable
+    }
 }
 
 /// A connection of a replica.
@@ -137,11 +162,8 @@ impl PrimarySession {
         Self { hub, id, state, outbox, sent_at: now, paced_until: now }
     }
 
-    pub(crate) fn node(&self) -> Option<NodeId> {
-        match self.state {
-            State::AwaitBegin { node, .. } | State::Streaming { node, .. } => Some(node),
-            _ => None,
-        }
+    fn is_known(&self) -> bool {
+        !matches!(&self.state, State::Greeting(greeting) if !greeting.is_known())
     }
 
     fn max_frame(&self) -> u32 {
@@ -159,19 +181,33 @@ impl PrimarySession {
                     self.join(&join)?;
                 }
             }
-            (State::AwaitBegin { node, at }, Frame::Begin { from, len, crc }) if from == *at => {
+            (State::AwaitBegin { node, at }, Frame::Begin { from, len, crc })
+                if from == *at && len <= CHECKED_MAX =>
+            {
                 let (node, next) = (*node, *at);
                 if self.hub.log.checksum(next, len)? != (len, crc) && self.holds(next, len) {
                     return Err(SessionError::Diverged);
                 }
-                self.state = State::Streaming { node, next, told: None };
+                let acked = Acked { in_epoch: false, written: next, durable: 0 };
+                self.state = State::Streaming { node, next, told: None, acked };
             }
-            (State::Streaming { node, next, .. }, Frame::Ack { epoch, written, durable }) => {
-                let (node, next) = (*node, *next);
-                if written > next || durable > written {
+            (
+                State::Streaming { node, next, acked, .. },
+                Frame::Ack { epoch, written, durable },
+            ) => {
+                let hub = &self.hub;
+                let in_epoch = epoch == hub.epoch.epoch;
+                let is_sent = written <= *next && (!in_epoch || hub.epoch.start <= *next);
+                if !is_sent || durable > written || epoch > hub.epoch.epoch {
                     return Err(SessionError::protocol("an ack of what was never sent"));
                 }
-                self.ack(node, epoch, written, durable)?;
+                let said = Acked { in_epoch, written, durable };
+                if said.takes_back(acked) {
+                    return Err(SessionError::protocol("an ack that takes back another one"));
+                }
+                *acked = said;
+                hub.group.ack(*node, self.id, (written, durable), in_epoch);
+                hub.publish()?;
             }
             (_, Frame::Refuse { code, details }) => {
                 let error = SessionError::from_refusal(code, details);
@@ -216,22 +252,9 @@ impl PrimarySession {
         Ok(())
     }
 
-    fn ack(
-        &self,
-        node: NodeId,
-        epoch: Epoch,
-        written: u64,
-        durable: u64,
-    ) -> Result<(), SessionError> {
-        let hub = &self.hub;
-        let in_epoch = epoch == hub.epoch.epoch;
-        hub.group.ack(node, self.id, (written, durable), in_epoch);
-        Ok(hub.publish()?)
-    }
-
     /// The next records, or word of what is confirmed, or a sign of life.
     fn stream(&mut self, now: Instant) -> Result<Option<Outgoing>, SessionError> {
-        let State::Streaming { node, next, told } = &mut self.state else { return Ok(None) };
+        let State::Streaming { node, next, told, .. } = &mut self.state else { return Ok(None) };
         let hub = &self.hub;
         if !hub.group.is_current(*node, self.id) {
             return Err(SessionError::Stopped);
@@ -304,16 +327,22 @@ impl Session for PrimarySession {
     }
 
     fn farewell(&self, error: &SessionError) -> Option<Vec<u8>> {
-        let known = self.is_known();
-        error.refusal().filter(|_| known).map(|refusal| refusal.head())
+        self.is_known().then(|| last_words(&self.outbox, error)).flatten()
     }
 
-    fn is_known(&self) -> bool {
-        !matches!(&self.state, State::Greeting(greeting) if !greeting.is_known())
+    fn is_introduced(&self) -> bool {
+        self.is_streaming()
     }
 
     fn is_streaming(&self) -> bool {
         matches!(self.state, State::Streaming { .. })
+    }
+
+    fn node(&self) -> Option<NodeId> {
+        match self.state {
+            State::AwaitBegin { node, .. } | State::Streaming { node, .. } => Some(node),
+            _ => None,
+        }
     }
 }
 

@@ -94,7 +94,8 @@ impl Follower {
         });
         let (bell, heard) = Doorbell::new();
         let (stepped, told) = (shared.clone(), shared.clone());
-        let mut following = Following { followed: None, pause: shared.options.retry_min };
+        let mut following =
+            Following { followed: None, pause: shared.options.retry_min, ordered: false };
         let worker = Worker::spawn(
             RECEIVE_THREAD,
             (bell.clone(), heard),
@@ -186,6 +187,8 @@ struct Following {
     followed: Option<Followed>,
     /// Before the next attempt, if this one fails.
     pause: Duration,
+    /// An order was carried out, and nothing has come of it yet.
+    ordered: bool,
 }
 
 impl Following {
@@ -197,6 +200,7 @@ impl Following {
         if !followed.greeted && followed.link.is_streaming() {
             followed.greeted = true;
             self.pause = shared.options.retry_min;
+            self.ordered = false;
             let peer = followed.link.peer.clone();
             shared.tell(&Event::Connected { peer });
         }
@@ -225,6 +229,10 @@ impl Following {
     fn failed(&mut self, shared: &Shared, peer: String, error: SessionError) -> Next {
         shared.state.lock().last_error = Some(error.clone());
         shared.tell(&Event::Ended { peer, error });
+        self.rest(shared)
+    }
+
+    fn rest(&mut self, shared: &Shared) -> Next {
         let pause = self.pause;
         self.pause = (pause * 2).min(shared.options.retry_max);
         Next::At(shared.now() + pause)
@@ -242,6 +250,8 @@ impl Following {
         shared.state.lock().link = None;
         match ended {
             Some(Ended::Order(order)) => match shared.carry_out(order) {
+                // A primary that gives one order after the other is not obeyed without a pause.
+                Ok(()) if std::mem::replace(&mut self.ordered, true) => self.rest(shared),
                 Ok(()) => Next::Now,
                 Err(error) => self.failed(shared, link.peer.clone(), error.into()),
             },
@@ -304,28 +314,26 @@ impl Shared {
 
     /// Cuts the log, or begins it anew: by order, which the next open carries out.
     fn carry_out(&self, order: Order) -> Result<()> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         match order {
             Order::Truncate(to) => state.log.truncate(to)?,
             Order::Restart(at) => state.log.restart(at)?,
         }
-        drop(state);
         self.tell(&match order {
             Order::Truncate(to) => Event::Truncated { to },
             Order::Restart(at) => Event::Restarted { at },
         });
-        self.reopen()
+        self.reopen(&mut state)
     }
 
     fn reopen_if_closed(&self) -> Result<()> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         let usable = state.store.is_open() && state.store.health().latched.is_none();
-        drop(state);
-        if usable { Ok(()) } else { self.reopen() }
+        if usable { Ok(()) } else { self.reopen(&mut state) }
     }
 
-    fn reopen(&self) -> Result<()> {
-        let mut state = self.state.lock();
+    /// Nobody is given the store meanwhile.
+    fn reopen(&self, state: &mut State) -> Result<()> {
         // It failed, or was ended by the order: what it says to that is known.
         let _ = state.store.close();
         let last_error = state.last_error.take();

@@ -106,7 +106,8 @@ impl Replica {
     }
 
     /// Promises not to follow a primary with an epoch before `epoch` any more, and says where this
-    /// replica stands. What it acknowledged is in there; nothing comes after. Durable on return.
+    /// replica stands. What it acknowledged is in there; nothing comes after. Durable on return. One that
+    /// fails half-way is asked again with a later term.
     ///
     /// `epoch` begins a term: [`Standing::epoch`] of any node says which one is next, see
     /// [`Epoch::next_term`].

@@ -1,21 +1,19 @@
 //! A connection to the primary, as a replica sees it.
 
+use crate::error::Error;
 use crate::replication::feed::data_at;
 use crate::replication::history::{History, Plan};
 use crate::replication::inbox::Inbox;
 use crate::replication::secret::{Secret, Side};
-use crate::replication::session::{Order, Outgoing, Session, SessionError, unexpected};
+use crate::replication::session::{Order, Outgoing, Session, SessionError, last_words, unexpected};
 use crate::replication::tail::Tail;
 use crate::replication::wire::{
-    self, CONTROL_MAX, EPOCHS_MAX, FRAME_MAX, Frame, Join, Nonce, STRANGER_MAX,
+    self, CHECKED_MAX, CONTROL_MAX, EPOCHS_MAX, FRAME_MAX, Frame, Join, Nonce, STRANGER_MAX,
 };
 use crate::replication::{Epoch, EpochStart, NodeId, ReplicatedLog};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// How much before its end a replica proves to have.
-const CHECKED_MAX: u64 = 4096;
 
 /// Who a replica is.
 #[derive(Debug, Clone)]
@@ -84,6 +82,10 @@ impl ReplicaSession {
             State::AwaitWelcome { .. } | State::Lending { .. } => CONTROL_MAX,
             State::Following(_) => FRAME_MAX,
         }
+    }
+
+    fn is_known(&self) -> bool {
+        !matches!(self.state, State::AwaitChallenge | State::AwaitProven { .. })
     }
 
     fn handle(&mut self, frame: Frame<'_>) -> Result<Option<Order>, SessionError> {
@@ -234,6 +236,10 @@ impl Session for ReplicaSession {
             _ => return Ok(None),
         };
         let held = following.held(&*self.log);
+        if following.told.is_some_and(|(_, written, _)| held.1 < written) {
+            // It is closed, and tells of nothing any more.
+            return Err(Error::Closed.into());
+        }
         if following.told == Some(held) && now < self.sent_at + self.identity.heartbeat {
             return Ok(None);
         }
@@ -262,12 +268,11 @@ impl Session for ReplicaSession {
     }
 
     fn farewell(&self, error: &SessionError) -> Option<Vec<u8>> {
-        let known = self.is_known();
-        error.refusal().filter(|_| known).map(|refusal| refusal.head())
+        self.is_known().then(|| last_words(&self.outbox, error)).flatten()
     }
 
-    fn is_known(&self) -> bool {
-        !matches!(self.state, State::AwaitChallenge | State::AwaitProven { .. })
+    fn is_introduced(&self) -> bool {
+        self.is_known()
     }
 
     fn is_streaming(&self) -> bool {

@@ -48,7 +48,8 @@ impl MasterSession {
         };
         self.hub.group.join(self.node(), self.id, self.id)?;
         self.next = Some(at);
-        Ok(())
+        // It says no more before it is sent something, or for a heartbeat's time.
+        if reported > 0 { self.report(at, reported) } else { Ok(()) }
     }
 
     fn report(&self, next: u64, reported: u64) -> Result<(), SessionError> {
@@ -57,7 +58,7 @@ impl MasterSession {
         }
         let hub = &self.hub;
         // It answers from memory: nothing is known to be durable there.
-        hub.group.ack(self.node(), self.id, (reported, 0), true);
+        hub.group.ack_in_memory(self.node(), self.id, reported);
         hub.publish()?;
         Ok(())
     }
@@ -119,7 +120,7 @@ impl Session for MasterSession {
         None
     }
 
-    fn is_known(&self) -> bool {
+    fn is_introduced(&self) -> bool {
         self.next.is_some()
     }
 

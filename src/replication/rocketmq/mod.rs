@@ -8,7 +8,8 @@
 //! All integers are big endian. There is no greeting and no checksum; who is at the other end, and
 //! whether it has the same log, nobody knows. What can be checked is checked: a master here gives nothing
 //! outside of its log, and believes no acknowledgement of what it has not sent; a slave here takes over
-//! records that are whole and sound, at its end, and nothing else.
+//! records that are whole and sound, at its end, and nothing else. It asks first for some of what it has,
+//! and compares: a master that lost its tail, or another one, sends other bytes or none.
 
 mod master;
 mod slave;

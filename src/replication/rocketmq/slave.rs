@@ -8,12 +8,22 @@ use crate::replication::{Epoch, ReplicatedLog};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// At least so much of its end a replica asks for again, to compare it.
+const CHECKED_MIN: u64 = 4096;
+/// A master that limits how much it sends in a second may have heartbeats for the rest of it.
+const NOTHING_MAX: Duration = Duration::from_secs(2);
+
 /// A connection to a RocketMQ master.
 #[derive(Debug)]
 pub(crate) struct SlaveSession {
     log: Arc<dyn ReplicatedLog>,
     heartbeat: Duration,
     tail: Tail,
+    /// Where the log ended when this began, and up to where the master has sent the same bytes.
+    known: u64,
+    checked: u64,
+    /// When it first had nothing to send though there is something here.
+    nothing_since: Option<Instant>,
     /// What was reported last.
     reported: Option<u64>,
     sent_at: Instant,
@@ -24,13 +34,42 @@ pub(crate) struct SlaveSession {
 
 impl SlaveSession {
     pub(crate) fn new(log: Arc<dyn ReplicatedLog>, heartbeat: Duration, now: Instant) -> Self {
-        let tail = Tail::at(log.end());
-        Self { log, heartbeat, tail, reported: None, sent_at: now, head: None, heard: false }
+        let end = log.end();
+        // Not 0, which stands for an empty log. What is reported counts as acknowledged.
+        let from = end.saturating_sub(CHECKED_MIN).min(log.durable());
+        let checked = from.max(log.min_offset()).max(1).min(end);
+        Self {
+            log,
+            heartbeat,
+            tail: Tail::at(end),
+            known: end,
+            checked,
+            nothing_since: None,
+            reported: None,
+            sent_at: now,
+            head: None,
+            heard: false,
+        }
     }
 
-    /// What the master is to know: what would survive here. At first, where the log ends.
+    /// Whether the master has yet to show that it has what is here.
+    fn is_checking(&self) -> bool {
+        self.checked < self.known
+    }
+
+    /// What the master is to know: what would survive here. At first, where it is to begin.
     fn held(&self) -> u64 {
-        self.log.durable().max(self.reported.unwrap_or(self.tail.end()))
+        match self.reported {
+            // Above its end, a master of 4.9 takes a second report for a reason to hang up.
+            Some(reported) if self.is_checking() => reported,
+            Some(reported) => self.log.durable().max(reported),
+            None => self.checked,
+        }
+    }
+
+    /// Where the next frame begins.
+    fn next(&self) -> u64 {
+        if self.is_checking() { self.checked } else { self.tail.received() }
     }
 
     /// Looks at where the bytes of a frame belong, before they come.
@@ -42,7 +81,12 @@ impl SlaveSession {
             // Records of a primary of this crate are in the log: no RocketMQ master has them.
             return Err(SessionError::Diverged);
         }
-        if offset == self.tail.received() {
+        let by = self.log.promised();
+        if by > Epoch(0) {
+            // Someone has asked for that promise to find out what is here: it must not grow any more.
+            return Err(SessionError::Superseded { epoch: Epoch(0), by });
+        }
+        if offset == self.next() {
             return Ok(None);
         }
         let is_empty = self.tail.received() == self.log.min_offset();
@@ -51,10 +95,35 @@ impl SlaveSession {
         }
         Err(SessionError::Diverged)
     }
+
+    /// Compares the bytes that are here already; how many they are.
+    fn compare(&mut self, bytes: &[u8], now: Instant) -> Result<usize, SessionError> {
+        let mut rest = bytes;
+        while self.is_checking() && !rest.is_empty() {
+            let max = (self.known - self.checked).min(rest.len() as u64);
+            let here = self.log.read(self.checked, max)?;
+            let here = here.bytes();
+            if here.is_empty() || !rest.starts_with(here) {
+                return Err(SessionError::Diverged);
+            }
+            self.checked += here.len() as u64;
+            rest = rest.get(here.len()..).unwrap_or_default();
+        }
+        if !bytes.is_empty() {
+            self.nothing_since = None;
+        } else if self.is_checking() {
+            // It sends no heartbeat while it has something else to send, but for one at first.
+            let since = *self.nothing_since.get_or_insert(now);
+            if now >= since + NOTHING_MAX {
+                return Err(SessionError::Diverged);
+            }
+        }
+        Ok(bytes.len() - rest.len())
+    }
 }
 
 impl Session for SlaveSession {
-    fn receive(&mut self, inbox: &mut Inbox, _now: Instant) -> Result<Option<Order>, SessionError> {
+    fn receive(&mut self, inbox: &mut Inbox, now: Instant) -> Result<Option<Order>, SessionError> {
         loop {
             let (_, size) = match self.head {
                 Some(head) => head,
@@ -66,22 +135,26 @@ impl Session for SlaveSession {
                     if let Some(order) = self.check(head.0, head.1)? {
                         return Ok(Some(order));
                     }
-                    self.heard = true;
                     *self.head.insert(head)
                 }
             };
             let Some(bytes) = inbox.take(size) else { return Ok(None) };
-            self.tail.take(&*self.log, Epoch(0), bytes)?;
+            let known = self.compare(bytes, now)?;
             self.head = None;
+            if self.is_checking() {
+                continue;
+            }
+            self.heard = true;
+            self.tail.take(&*self.log, Epoch(0), bytes.get(known..).unwrap_or_default())?;
             self.log.confirm(self.tail.end(), Epoch(0))?;
         }
     }
 
     fn poll(&mut self, now: Instant) -> Result<Option<Outgoing>, SessionError> {
-        let held = self.held();
-        if self.reported == Some(held) && now < self.sent_at + self.heartbeat {
+        if !self.is_ready(now) {
             return Ok(None);
         }
+        let held = self.held();
         self.reported = Some(held);
         self.sent_at = now;
         Ok(Some(Outgoing { head: held.to_be_bytes().to_vec(), body: None }))
@@ -94,7 +167,7 @@ impl Session for SlaveSession {
     fn leave(&mut self) {}
 
     fn due(&self) -> Option<Instant> {
-        Some(self.sent_at + self.heartbeat)
+        (!self.is_checking()).then(|| self.sent_at + self.heartbeat)
     }
 
     fn farewell(&self, _error: &SessionError) -> Option<Vec<u8>> {
@@ -102,7 +175,7 @@ impl Session for SlaveSession {
     }
 
     /// A master says nothing before it has something to say, or for a heartbeat's time.
-    fn is_known(&self) -> bool {
+    fn is_introduced(&self) -> bool {
         true
     }
 

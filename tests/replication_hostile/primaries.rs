@@ -1,0 +1,464 @@
+//! A primary that is none, to a replica that connects to it.
+
+use crate::scene::{
+    EPOCH, Heard, Scene, config, ends, eventually, files, is_connection, is_protocol, node,
+};
+use crate::temp::TempDir;
+use crate::wire_peer::*;
+use duralog::replication::{
+    Primary, PrimaryOptions, Refusal, Replica, ReplicaOptions, SessionError,
+};
+use duralog::{Error, Message};
+use std::net::{Shutdown, TcpListener};
+use std::time::Duration;
+
+/// What a primary may say to a replica that holds a log.
+struct Log {
+    /// Its newest epoch.
+    epoch: EpochStart,
+    end: u64,
+    /// What the primary holds behind that.
+    next: Vec<u8>,
+}
+
+impl Log {
+    /// How another primary would go on.
+    fn newer(&self) -> EpochStart {
+        EpochStart { epoch: EPOCH * 2, start: self.end, ..self.epoch }
+    }
+}
+
+/// A replica that was disconnected from the primary of a scene, when there was more to come.
+struct Victim {
+    scene: Scene,
+    dir: TempDir,
+    log: Log,
+}
+
+impl Victim {
+    fn new() -> Self {
+        let (scene, dir) = (Scene::new(), TempDir::in_memory());
+        let end = scene.end();
+        Self::follow(&scene, &dir, end);
+        scene.put(5);
+        let (mut peer, mut next) = (scene.connect(), Vec::new());
+        let epoch = peer.follow(&Join::of(66, crate::scene::SEGMENT_SIZE)).epoch;
+        while (next.len() as u64) < scene.end() {
+            next.extend_from_slice(&peer.expect(DATA)[44..]);
+        }
+        next.drain(..end as usize);
+        Self { scene, dir, log: Log { epoch, end, next } }
+    }
+
+    /// Opens the replica, and closes it when it holds and shows everything before `end`.
+    fn follow(scene: &Scene, dir: &TempDir, end: u64) {
+        let options = ReplicaOptions::new(node(3, &Heard::default()), scene.address.to_string());
+        let replica = Replica::open(config(dir.path()), options).expect("it opens");
+        eventually("the replica catches up", || {
+            replica.state().durable >= end && replica.state().confirmed >= end
+        });
+        ends("closing", move || replica.close().expect("it closes"));
+    }
+}
+
+/// That a replica whose primary does this, each time it connects, ends the connection with that error,
+/// says it once, keeps what it has, and follows an honest primary afterwards.
+fn withstands(
+    what: &'static str,
+    is: fn(&SessionError) -> bool,
+    act: impl Fn(&mut Peer, &Log) + Send + 'static,
+) {
+    let Victim { scene, dir, log } = Victim::new();
+    let end = log.end;
+    let log_files = || files(&dir.path().join("commitlog"));
+    let before = log_files();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("an address");
+    let heard = Heard::default();
+    let mut node = node(3, &heard);
+    node.housekeeping_interval = Duration::from_secs(1);
+    let mut options = ReplicaOptions::new(node, address.to_string());
+    (options.retry_min, options.retry_max) = (Duration::from_millis(1), Duration::from_millis(1));
+    let replica = Replica::open(config(dir.path()), options).expect("it opens");
+    let acted = std::thread::spawn(move || {
+        for _ in 0..3 {
+            act(&mut Peer::accept(&listener), &log);
+        }
+        // Whatever came before has been told when it comes again.
+        drop(Peer::accept(&listener));
+        listener
+    });
+    eventually(what, || heard.count(is) >= 1);
+    let listener = acted.join().expect("the peer got what it expected");
+    let state = replica.state();
+    assert_eq!((state.durable, state.confirmed), (end, end), "{what}");
+    assert!(replica.store().put(Message::new("t", "x")).is_err(), "{what}");
+    ends("closing", move || replica.close().expect("it closes"));
+    drop(listener);
+    let told = heard.count(is);
+    let joined = heard.connected();
+    assert_eq!(told, joined.max(1), "{what}: {:?}", heard.errors());
+    assert_eq!(log_files(), before, "{what}");
+    Victim::follow(&scene, &dir, scene.end());
+    scene.close();
+}
+
+/// Says this instead of a challenge, and is told nothing but a nonce.
+fn greets(what: &'static str, bytes: Vec<u8>) {
+    withstands(what, is_protocol, move |peer, _| {
+        peer.send(&bytes);
+        assert!([vec![], vec![HELLO]].contains(&peer.kinds()), "{what}");
+    });
+}
+
+/// Says this instead of its proof.
+fn proves(
+    what: &'static str,
+    is: fn(&SessionError) -> bool,
+    answer: fn(Nonce, [u8; 32]) -> Vec<u8>,
+) {
+    withstands(what, is, move |peer, _| {
+        let (nonce, theirs) = peer.challenge();
+        peer.send(&answer(nonce, theirs));
+        assert_eq!(peer.rest(), NOTHING, "{what}");
+    });
+}
+
+/// Says this to a replica that has joined.
+fn welcomes(what: &'static str, is: fn(&SessionError) -> bool, answer: fn(&Log) -> Vec<u8>) {
+    withstands(what, is, move |peer, log| {
+        let join = peer.prove();
+        assert_eq!((join.node, join.end, join.min), (3, log.end, 0), "{what}");
+        assert_eq!(join.epochs.last(), Some(&log.epoch), "{what}");
+        peer.send(&answer(log));
+        peer.kinds();
+    });
+}
+
+/// Says this to a replica that follows.
+fn sends(what: &'static str, is: fn(&SessionError) -> bool, answer: fn(&Log) -> Vec<u8>) {
+    withstands(what, is, move |peer, log| {
+        peer.prove();
+        peer.send(&welcome(log.newer(), 0, log.end));
+        peer.expect(BEGIN);
+        peer.send(&answer(log));
+        peer.kinds();
+    });
+}
+
+fn is_secret(error: &SessionError) -> bool {
+    matches!(error, SessionError::Secret)
+}
+
+fn is_corrupt(error: &SessionError) -> bool {
+    matches!(error, SessionError::Log(Error::Corrupt { .. }))
+}
+
+fn is_out_of_place(error: &SessionError) -> bool {
+    matches!(error, SessionError::Log(Error::Refused(Refusal::OutOfPlace { .. })))
+}
+
+fn is_silent(error: &SessionError) -> bool {
+    matches!(error, SessionError::Silent)
+}
+
+#[test]
+fn a_replica_believes_nobody_who_has_proved_nothing() {
+    let epoch = EpochStart::new(EPOCH, 0);
+    greets("garbage", vec![0xee; 5000]);
+    greets("another protocol", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec());
+    greets("a wrong checksum", {
+        let mut bytes = frame(CHALLENGE, &NONCE);
+        bytes[20] ^= 1;
+        bytes
+    });
+    greets("an unknown kind", frame(99, &NONCE));
+    greets("a huge length", frame_of(CHALLENGE, 0, u32::MAX, &[]));
+    greets("a frame that is too long for it", frame_of(CHALLENGE, 0, 65, &[]));
+    for bytes in [
+        hello(VERSION, NONCE),
+        frame(PROVEN, &[7; 32]),
+        welcome(epoch, 1, 0),
+        refuse(6, 1, u64::MAX),
+        refuse(5, 0, 0),
+        data(epoch, 0, 0, b""),
+        frame(LEND, &u64s(&[0])),
+    ] {
+        greets("a frame out of turn", bytes);
+    }
+    proves("a huge length", is_protocol, |_, _| frame_of(PROVEN, 0, 65, &[]));
+    proves("a Welcome without a proof", is_protocol, |_, _| {
+        welcome(EpochStart::new(EPOCH * 9, 0), 1, 0)
+    });
+    proves("a Refuse without a proof", is_protocol, |_, _| refuse(5, 0, 0));
+    proves("a Lend without a proof", is_protocol, |_, _| frame(LEND, &u64s(&[0])));
+}
+
+#[test]
+fn a_replica_follows_nobody_who_does_not_know_the_secret() {
+    proves("a wrong secret", is_secret, |nonce, _| {
+        frame(PROVEN, &proof("another secret", Side::Primary, &nonce, &NONCE))
+    });
+    proves("the replica's own proof", is_secret, |_, theirs| frame(PROVEN, &theirs));
+    proves("a proof for another nonce", is_secret, |_, _| {
+        frame(PROVEN, &proof(SECRET, Side::Primary, &[1; 16], &NONCE))
+    });
+    withstands("the replica's own nonce", is_secret, |peer, _| {
+        let hello = peer.expect(HELLO);
+        peer.send(&frame(CHALLENGE, &hello[12..]));
+        let theirs = peer.expect(PROOF);
+        peer.send(&frame(PROVEN, &theirs));
+        assert_eq!(peer.rest(), NOTHING);
+    });
+}
+
+#[test]
+fn a_connection_that_ends_is_told_of_once() {
+    withstands("an end at once", is_connection, |peer, _| {
+        peer.0.shutdown(Shutdown::Both).expect("shut down");
+    });
+    withstands("half a challenge", is_connection, |peer, _| {
+        peer.expect(HELLO);
+        peer.send(&frame(CHALLENGE, &NONCE)[..20]);
+        peer.0.shutdown(Shutdown::Write).expect("shut down");
+        assert_eq!(peer.rest(), NOTHING);
+    });
+    withstands("half a Welcome", is_connection, |peer, log| {
+        peer.prove();
+        peer.send(&welcome(log.newer(), 0, log.end)[..40]);
+        peer.0.shutdown(Shutdown::Write).expect("shut down");
+        peer.rest();
+    });
+    withstands("half a record", is_connection, |peer, log| {
+        peer.prove();
+        peer.send(&welcome(log.newer(), 0, log.end));
+        peer.send(&data(log.epoch, log.end, 0, &log.next[..100]));
+        peer.0.shutdown(Shutdown::Write).expect("shut down");
+        peer.kinds();
+    });
+}
+
+#[test]
+fn a_primary_that_falls_silent_is_left() {
+    withstands("silence", is_silent, |peer, _| assert_eq!(peer.kinds(), [HELLO]));
+    withstands("half a challenge and silence", is_silent, |peer, _| {
+        peer.send(&frame(CHALLENGE, &NONCE)[..20]);
+        assert_eq!(peer.kinds(), [HELLO]);
+    });
+    withstands("silence after the proof", is_silent, |peer, _| {
+        peer.prove();
+        assert_eq!(peer.rest(), NOTHING);
+    });
+    withstands("half a frame and silence", is_silent, |peer, log| {
+        peer.prove();
+        peer.send(&welcome(log.newer(), 0, log.end));
+        peer.send(&data(log.epoch, log.end, 0, &log.next)[..100]);
+        peer.kinds();
+    });
+}
+
+#[test]
+fn a_refusal_is_what_the_primary_says_it_is() {
+    welcomes("a Refuse", |e| matches!(e, SessionError::Cluster { .. }), |_| refuse(2, 0, 0));
+    welcomes(
+        "a Refuse",
+        |e| matches!(e, SessionError::SegmentSize { primary: 5, replica: 6 }),
+        |_| refuse(3, 5, 6),
+    );
+    welcomes("a Refuse", |e| matches!(e, SessionError::DuplicateNode { .. }), |_| refuse(4, 3, 0));
+    welcomes("a Refuse", |e| matches!(e, SessionError::Diverged), |_| refuse(5, 0, 0));
+    welcomes("a Refuse", |e| matches!(e, SessionError::Superseded { .. }), |_| refuse(6, 1, 2));
+    welcomes("a Refuse that nobody knows", is_protocol, |_| refuse(99, 1, 2));
+    withstands(
+        "another version",
+        |e| matches!(e, SessionError::Version { theirs: 2 }),
+        |peer, _| {
+            let (nonce, _) = peer.challenge();
+            peer.send(&frame(PROVEN, &proof(SECRET, Side::Primary, &nonce, &NONCE)));
+            peer.send(&refuse(1, 2, 0));
+            peer.kinds();
+        },
+    );
+}
+
+#[test]
+fn a_plan_that_does_not_fit_the_log_is_not_followed() {
+    let superseded = |e: &SessionError| matches!(e, SessionError::Superseded { .. });
+    welcomes("an epoch that is over", superseded, |log| {
+        welcome(EpochStart { epoch: log.epoch.epoch - 1, ..log.epoch }, 0, log.end)
+    });
+    welcomes(
+        "the epoch of another node",
+        |e| matches!(e, SessionError::EpochTaken { .. }),
+        |log| welcome(EpochStart { node: 77, ..log.epoch }, 0, log.end),
+    );
+    welcomes("another end", is_protocol, |log| welcome(log.newer(), 0, log.end - 1));
+    welcomes("an end far away", is_protocol, |log| welcome(log.newer(), 0, u64::MAX));
+    welcomes("an unknown plan", is_protocol, |log| welcome(log.newer(), 4, log.end));
+    welcomes(
+        "a log with nothing in common",
+        |e| matches!(e, SessionError::Diverged),
+        |log| welcome(log.newer(), 3, 0),
+    );
+    let confirmed = |e: &SessionError| {
+        matches!(e, SessionError::Log(Error::Refused(Refusal::Confirmed { .. })))
+    };
+    welcomes("a cut of everything", confirmed, |log| welcome(log.newer(), 1, 0));
+    welcomes("a cut of what is confirmed", confirmed, |log| welcome(log.newer(), 1, log.end - 1));
+    welcomes("a cut behind the end", is_out_of_place, |log| welcome(log.newer(), 1, log.end + 1));
+    welcomes("a cut far away", is_out_of_place, |log| welcome(log.newer(), 1, u64::MAX));
+    welcomes("a beginning before the end", is_out_of_place, |log| welcome(log.newer(), 2, 0));
+    for far in [1 << 63, u64::MAX - 65535, (i64::MAX as u64 / 2 + 1)] {
+        assert_eq!(far % crate::scene::SEGMENT_SIZE, 0);
+        withstands("a beginning where no log can be", is_out_of_place, move |peer, log| {
+            peer.prove();
+            peer.send(&welcome(log.newer(), 2, far));
+            peer.kinds();
+        });
+    }
+    welcomes("a Lend of what is not there", is_protocol, |log| frame(LEND, &u64s(&[log.end + 1])));
+    welcomes("records before they are asked for", is_protocol, |log| {
+        data(log.epoch, log.end, 0, &log.next)
+    });
+    welcomes("a huge length", is_protocol, |_| frame_of(WELCOME, 0, 1 << 20, &[]));
+}
+
+#[test]
+fn what_does_not_follow_is_not_taken() {
+    sends("records of another place", is_protocol, |log| {
+        data(log.epoch, log.end + 1, 0, &log.next)
+    });
+    sends("records of far away", is_protocol, |log| data(log.epoch, u64::MAX, 0, &log.next));
+    sends("records that are there", is_protocol, |log| data(log.epoch, 0, 0, &log.next));
+    sends("an epoch after the primary's", is_protocol, |log| {
+        data(EpochStart { epoch: log.newer().epoch + 1, ..log.newer() }, log.end, 0, &log.next)
+    });
+    let fell = |e: &SessionError| {
+        matches!(
+            e,
+            SessionError::Log(Error::Refused(
+                Refusal::EpochFell { .. } | Refusal::OutOfPlace { .. }
+            ))
+        )
+    };
+    sends("an epoch that falls", fell, |log| {
+        data(EpochStart { epoch: log.epoch.epoch - 1, ..log.epoch }, log.end, 0, &log.next)
+    });
+    sends("an epoch that falls, here", fell, |log| {
+        let epoch = log.epoch.epoch - 1;
+        data(EpochStart { epoch, start: log.end, ..log.epoch }, log.end, 0, &log.next)
+    });
+    sends("an epoch that began before", is_out_of_place, |log| {
+        data(EpochStart { start: log.end - 1, ..log.newer() }, log.end, 0, b"")
+    });
+    sends("an epoch that begins later", is_out_of_place, |log| {
+        data(EpochStart { start: u64::MAX, ..log.newer() }, log.end, 0, b"")
+    });
+    sends("an epoch that begins inside of a record", is_protocol, |log| {
+        let half = data(log.epoch, log.end, 0, &log.next[..100]);
+        let newer = EpochStart { start: log.end + 100, ..log.newer() };
+        [half, data(newer, log.end + 100, 0, &log.next[100..])].concat()
+    });
+    sends("more than one frame may have", is_protocol, |_| frame_of(DATA, 0, (1 << 20) + 45, &[]));
+    sends("a huge length", is_protocol, |_| frame_of(DATA, 0, u32::MAX, &[]));
+    sends("another Welcome", is_protocol, |log| welcome(log.newer(), 0, log.end));
+    sends("an Ack", is_protocol, |log| ack(EPOCH, log.end, log.end));
+    sends("a Lend", is_protocol, |log| frame(LEND, &u64s(&[log.end])));
+}
+
+#[test]
+fn records_that_are_damaged_are_not_taken() {
+    fn with(log: &Log, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut bytes = log.next.clone();
+        change(&mut bytes);
+        data(log.epoch, log.end, u64::MAX, &bytes)
+    }
+    sends("zeros", is_corrupt, |log| with(log, |bytes| bytes.fill(0)));
+    sends("garbage", is_corrupt, |log| with(log, |bytes| bytes.fill(0xee)));
+    sends("a damaged body", is_corrupt, |log| with(log, |bytes| bytes[120] ^= 1));
+    sends("a damaged property", is_corrupt, |log| {
+        with(log, |bytes| {
+            let size = u32::from_be_bytes(bytes[..4].try_into().expect("4 bytes")) as usize;
+            bytes[size - 3] ^= 1;
+        })
+    });
+    sends("a damaged queue offset", is_corrupt, |log| with(log, |bytes| bytes[27] ^= 1));
+    sends("a record of another place", is_corrupt, |log| with(log, |bytes| bytes[35] ^= 1));
+    sends("the same record again", is_corrupt, |log| {
+        with(log, |bytes| {
+            let size = u32::from_be_bytes(bytes[..4].try_into().expect("4 bytes")) as usize;
+            bytes.drain(..size);
+        })
+    });
+    sends("a record that is longer than its segment", is_corrupt, |log| {
+        with(log, |bytes| bytes[..4].copy_from_slice(&(1u32 << 30).to_be_bytes()))
+    });
+    sends("a blank that is longer than its segment", is_corrupt, |log| {
+        with(log, |bytes| {
+            bytes[..4].copy_from_slice(&(1u32 << 30).to_be_bytes());
+            bytes[4..8].copy_from_slice(&0xcbd4_3194_u32.to_be_bytes());
+        })
+    });
+}
+
+#[test]
+fn two_replicas_with_one_id_are_told_so_and_the_first_stays() {
+    let (scene, dir) = (Scene::new(), TempDir::in_memory());
+    let heard = Heard::default();
+    let options = ReplicaOptions::new(node(2, &heard), scene.address.to_string());
+    let second = Replica::open(config(dir.path()), options).expect("it opens");
+    let is = |error: &SessionError| matches!(error, SessionError::DuplicateNode { .. });
+    eventually("the second is refused", || heard.count(is) == 1 && scene.heard.count(is) == 1);
+    scene.put(50);
+    assert!(!second.state().following);
+    assert_eq!((heard.errors().len(), scene.heard.errors().len()), (1, 1));
+    assert_eq!(scene.honest.errors().len(), 0);
+    // When the first is gone, the second takes its place.
+    scene.replica.close().expect("it closes");
+    scene.primary.wait_for_replicas(1, PATIENCE).expect("the second connects");
+    scene.put(5);
+    ends("closing", move || {
+        second.close().expect("it closes");
+        scene.primary.close().expect("it closes");
+    });
+}
+
+#[test]
+fn a_replica_whose_secret_is_wrong_says_so_once_and_goes_on_trying() {
+    let (scene, dir) = (Scene::new(), TempDir::in_memory());
+    let heard = Heard::default();
+    let mut wrong = node(3, &heard);
+    wrong.secret = duralog::replication::Secret::new("another secret");
+    let mut options = ReplicaOptions::new(wrong, scene.address.to_string());
+    (options.retry_min, options.retry_max) = (Duration::from_millis(1), Duration::from_millis(1));
+    let replica = Replica::open(config(dir.path()), options).expect("it opens");
+    eventually("the primary says why", || scene.heard.count(is_secret) == 1);
+    eventually("the replica hears that it was left", || heard.count(is_connection) == 1);
+    scene.put(200);
+    assert_eq!((heard.errors().len(), scene.heard.errors().len()), (1, 1));
+    ends("closing", move || replica.close().expect("it closes"));
+    scene.close();
+}
+
+#[test]
+fn a_primary_that_learns_of_a_newer_epoch_says_so_once() {
+    let dir = TempDir::in_memory();
+    let heard = Heard::default();
+    let options = PrimaryOptions::new(node(1, &heard));
+    let primary = Primary::open(config(dir.path()), options).expect("it opens");
+    let address = primary.listen("127.0.0.1:0").expect("a port is free");
+    let mut join = Join::of(66, crate::scene::SEGMENT_SIZE);
+    join.promised = EPOCH * 3;
+    for _ in 0..3 {
+        let mut peer = Peer::connect(address);
+        peer.introduce();
+        peer.send(&join.frame());
+        assert_eq!(peer.kinds(), [REFUSE]);
+    }
+    eventually("it is told", || heard.superseded() == 1);
+    assert_eq!(primary.superseded().map(|by| by.0), Some(EPOCH * 3));
+    let refused = primary.store().put(Message::new("t", "x"));
+    assert!(matches!(refused, Err(Error::Refused(Refusal::NotPrimary))), "{refused:?}");
+    ends("closing", move || primary.close().expect("it closes"));
+    assert_eq!(heard.superseded(), 1);
+}

@@ -1,0 +1,207 @@
+//! RocketMQ's own replication with plain sockets in the place of RocketMQ, for what a real one does not
+//! do when it is asked to. `tests/ha_follow.rs` has the real one.
+
+#[path = "support/ha_wire.rs"]
+mod ha_wire;
+#[path = "support/stored_log.rs"]
+mod stored_log;
+#[path = "support/temp.rs"]
+mod temp;
+
+use duralog::replication::{
+    AckLevel, Epoch, NodeId, NodeOptions, Primary, PrimaryOptions, Replica, ReplicaOptions,
+    SessionError, TcpAcceptor,
+};
+use duralog::{FlushMode, Message, PutStatus, Store, StoreConfig};
+use ha_wire::{Frame, MasterListener, MasterSocket, SlaveSocket};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+use stored_log::Log;
+use temp::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn config(dir: &Path) -> StoreConfig {
+    let config = StoreConfig::new(dir).flush_mode(FlushMode::async_default());
+    let mut config = config.segment_size(64 << 10);
+    config.index_enable = false;
+    config
+}
+
+/// A closed store; where its log ends.
+fn written(dir: &Path, count: usize) -> Log {
+    let store = Store::open(config(dir)).expect("the store opens");
+    let mut end = 0;
+    for n in 0..count {
+        let message = Message::new("t", vec![n as u8; 200]);
+        end = store.put(&message).expect("accepted").ok().expect("stored").end_offset;
+    }
+    store.close().expect("it closes");
+    Log::stored(dir, end)
+}
+
+fn replica(dir: &Path, listener: &MasterListener) -> Replica {
+    let address = format!("127.0.0.1:{}", listener.port());
+    let mut options = ReplicaOptions::new(NodeOptions::new(NodeId(1)), address).of_rocketmq();
+    options.node.heartbeat_interval = Duration::from_millis(50);
+    Replica::open(config(dir), options).expect("the replica opens")
+}
+
+fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < PATIENCE, "not so after {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The connection has ended, whatever was reported before.
+fn hangs_up(socket: &mut MasterSocket) {
+    while socket.report().is_some() {}
+}
+
+/// A log of which the replica has the first part, and a connection on which it has said where to begin.
+struct Joined {
+    _temp: TempDir,
+    log: Log,
+    had: u64,
+    from: u64,
+    listener: MasterListener,
+    socket: MasterSocket,
+    replica: Replica,
+}
+
+impl Joined {
+    fn new() -> Self {
+        let temp = TempDir::new();
+        let (dir, listener) = (temp.path().join("replica"), MasterListener::new());
+        // Into the second segment, so that what is compared begins in the first.
+        let log = written(&temp.path().join("master"), 400);
+        let first = replica(&dir, &listener);
+        let mut socket = listener.accept();
+        assert_eq!(socket.report(), Some(0));
+        let had = *log.boundaries().range((64 << 10) + 1000..).next().expect("there are more");
+        for (from, to) in [(0, 64 << 10), (64 << 10, had)] {
+            socket.send(&Frame::new(from, log.from(from, to)));
+        }
+        eventually("it has the first part", || first.state().durable == had);
+        first.close().expect("it closes");
+        let replica = replica(&dir, &listener);
+        let mut socket = listener.accept();
+        let from = socket.report().expect("it reports");
+        assert!(from < 64 << 10 && 0 < from, "{from} of {had}");
+        Self { _temp: temp, log, had, from, listener, socket, replica }
+    }
+
+    fn send(&mut self, from: u64, to: u64) {
+        self.socket.send(&Frame::new(from, self.log.from(from, to)));
+    }
+
+    #[track_caller]
+    fn assert_diverged(mut self) {
+        hangs_up(&mut self.socket);
+        self.listener.accept();
+        let state = self.replica.state();
+        assert!(!state.following && state.durable == self.had, "{state:?}");
+        assert!(matches!(state.last_error, Some(SessionError::Diverged)), "{state:?}");
+    }
+}
+
+#[test]
+fn a_replica_goes_on_where_the_master_has_the_same_as_it() {
+    let mut joined = Joined::new();
+    let (from, had, end) = (joined.from, joined.had, joined.log.end());
+    joined.socket.send(&Frame::heartbeat(from));
+    // In pieces, one of which goes on into what is new.
+    joined.send(from, from + 1);
+    assert!(!joined.replica.state().following);
+    joined.send(from + 1, 64 << 10);
+    joined.send(64 << 10, had + 100);
+    joined.send(had + 100, end);
+    eventually("it has everything", || joined.replica.state().durable == end);
+    assert!(joined.replica.state().following);
+    let mut reported = from;
+    while reported < end {
+        let report = joined.socket.report().expect("it keeps the connection");
+        assert!((reported..=end).contains(&report), "{report} after {reported}");
+        reported = report;
+    }
+}
+
+#[test]
+fn a_replica_finds_out_that_the_master_has_other_bytes() {
+    let mut joined = Joined::new();
+    let from = joined.from;
+    let mut body = joined.log.from(from, 64 << 10).to_vec();
+    *body.last_mut().expect("some") ^= 1;
+    joined.socket.send(&Frame::new(from, &body));
+    joined.assert_diverged();
+}
+
+#[test]
+fn a_replica_finds_out_that_the_master_has_less() {
+    let mut joined = Joined::new();
+    let from = joined.from;
+    joined.send(from, from + 500);
+    let (mut socket, at) = (joined.socket.share(), from + 500);
+    // For as long as it listens.
+    let beating = thread::spawn(move || {
+        while socket.try_send(&Frame::heartbeat(at)) {
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    joined.assert_diverged();
+    beating.join().expect("no panic");
+}
+
+#[test]
+fn a_replica_that_was_fenced_takes_nothing_more() {
+    let mut joined = Joined::new();
+    let (from, had, end) = (joined.from, joined.had, joined.log.end());
+    joined.send(from, 64 << 10);
+    joined.send(64 << 10, had);
+    eventually("it follows", || joined.replica.state().following);
+    let by = Epoch(0).next_term();
+    let standing = joined.replica.fence(by).expect("it promises");
+    assert_eq!(standing.end, had);
+    hangs_up(&mut joined.socket);
+    for _ in 0..2 {
+        let mut socket = joined.listener.accept();
+        let from = socket.report().expect("it reports");
+        // It may hang up before all of it is sent.
+        let _ = socket.try_send(&Frame::new(from, joined.log.from(from, 64 << 10)));
+        let _ = socket.try_send(&Frame::new(64 << 10, joined.log.from(64 << 10, end)));
+        hangs_up(&mut socket);
+    }
+    let state = joined.replica.state();
+    let superseded = SessionError::Superseded { epoch: Epoch(0), by };
+    assert_eq!(format!("{:?}", state.last_error), format!("{:?}", Some(superseded)));
+    assert_eq!(state.durable, had);
+}
+
+#[test]
+fn a_slave_that_comes_back_is_in_reach_when_it_has_said_what_it_holds() {
+    let temp = TempDir::new();
+    let end = written(temp.path(), 100).end();
+    let mut options = PrimaryOptions::new(NodeOptions::new(NodeId(1))).strict(true);
+    options.ack_level = AckLevel::InMemory;
+    options.max_replica_lag = 1000;
+    let primary = Primary::open(config(temp.path()), options).expect("the primary opens");
+    let acceptor = TcpAcceptor::bind("127.0.0.1:0").expect("a port is free");
+    let port = acceptor.address().port();
+    primary.serve_rocketmq(acceptor).expect("it is open");
+    assert!(primary.store().put(Message::new("t", "x")).is_err(), "nobody is there");
+    let mut socket = SlaveSocket::connect(port);
+    socket.report(end as i64);
+    // It says no more before it is sent something.
+    primary.wait_for_replicas(1, PATIENCE).expect("it has everything");
+    thread::scope(|scope| {
+        let put = scope.spawn(|| primary.store().put(Message::new("t", "x")));
+        let frame = socket.data();
+        assert_eq!(frame.offset, end);
+        socket.report(frame.end() as i64);
+        let put = put.join().expect("no panic").expect("accepted");
+        assert_eq!((put.status, put.end_offset), (PutStatus::PutOk, frame.end()));
+    });
+}
