@@ -1,9 +1,10 @@
 //! Says whether a store that `crash_writer` filled, and that was killed at any moment, kept what it
-//! had acknowledged.
+//! had acknowledged; or one of those that `crash_failover` had its nodes fill.
 //!
 //! It recovers the store as any program would, reads every message through the consume queues, holds
 //! it against the acknowledgements and against what the writer must have written, and compares the
-//! queues with the log. It prints one line of JSON; problems go to standard error one by one.
+//! queues with the log; and the log, byte by byte, with those of other nodes, which must be closed. It prints
+//! one line of JSON; problems go to standard error one by one.
 
 mod crash;
 
@@ -16,18 +17,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-const USAGE: &str = "usage: crash_verify DIR ACKS_FILE [--seed S]";
+const USAGE: &str = "usage: crash_verify DIR ACKS_FILE [--seed S] [--like DIR]...";
 /// More problems than this are counted but not described.
 const DESCRIBED: usize = 20;
 /// Messages fetched at a time.
 const FETCH: usize = 256;
 
 fn main() -> ExitCode {
-    let Some((dir, acks, seed)) = parse() else {
+    let Some(options) = parse() else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    match verify(&dir, &acks, seed) {
+    match verify(&options) {
         Ok(verdict) => {
             println!("{verdict}");
             if verdict.problems() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -39,19 +40,28 @@ fn main() -> ExitCode {
     }
 }
 
-fn parse() -> Option<(PathBuf, PathBuf, u64)> {
+struct Options {
+    dir: PathBuf,
+    acks: PathBuf,
+    seed: u64,
+    /// Directories that must hold the same log.
+    like: Vec<PathBuf>,
+}
+
+fn parse() -> Option<Options> {
     let mut args = std::env::args_os().skip(1);
     let mut path = || args.next().filter(|arg| !arg.as_encoded_bytes().starts_with(b"-"));
-    let (dir, acks) = (path()?, path()?);
-    let mut seed = 1;
+    let (dir, acks) = (path()?.into(), path()?.into());
+    let mut options = Options { dir, acks, seed: 1, like: Vec::new() };
     while let Some(name) = args.next() {
-        let value = args.next()?.into_string().ok()?;
+        let value = args.next()?;
         match name.to_str()? {
-            "--seed" => seed = value.parse().ok()?,
+            "--seed" => options.seed = value.to_str()?.parse().ok()?,
+            "--like" => options.like.push(value.into()),
             _ => return None,
         }
     }
-    Some((dir.into(), acks.into(), seed))
+    Some(options)
 }
 
 /// What came out.
@@ -70,6 +80,8 @@ struct Verdict {
     invented: usize,
     /// Queue offsets without a message.
     holes: u64,
+    /// Other nodes that hold another log.
+    unlike: usize,
     cut_bytes: u64,
     recovery: Duration,
 }
@@ -77,7 +89,7 @@ struct Verdict {
 impl Verdict {
     fn problems(&self) -> usize {
         let holes = usize::try_from(self.holes).unwrap_or(usize::MAX);
-        self.lost.len() + self.corrupt.len() + self.duplicate + self.invented + holes
+        self.lost.len() + self.corrupt.len() + self.duplicate + self.invented + holes + self.unlike
     }
 
     fn lost(&mut self, (thread, seq): (u64, u64), what: impl fmt::Display) {
@@ -112,6 +124,11 @@ impl Verdict {
         }
     }
 
+    fn unlike(&mut self, what: impl fmt::Display) {
+        self.describe("unlike", what);
+        self.unlike += 1;
+    }
+
     fn describe(&self, kind: &str, what: impl fmt::Display) {
         if self.problems() < DESCRIBED {
             eprintln!("crash_verify: {kind}: {what}");
@@ -121,11 +138,15 @@ impl Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { acked, found, duplicate, invented, holes, cut_bytes, .. } = self;
+        let Self { acked, found, duplicate, invented, holes, unlike, cut_bytes, .. } = self;
         let (lost, corrupt) = (self.lost.len(), self.corrupt.len());
         write!(f, r#"{{"acked":{acked},"found":{found},"lost":{lost},"corrupt":{corrupt},"#)?;
         write!(f, r#""duplicate":{duplicate},"invented":{invented},"holes":{holes},"#)?;
-        write!(f, r#""cut_bytes":{cut_bytes},"recovery_ms":{}}}"#, self.recovery.as_millis())
+        write!(
+            f,
+            r#""unlike":{unlike},"cut_bytes":{cut_bytes},"recovery_ms":{}}}"#,
+            self.recovery.as_millis()
+        )
     }
 }
 
@@ -142,8 +163,9 @@ struct Found {
 /// What the queues lead to, by physical offset.
 type Messages = BTreeMap<u64, Found>;
 
-fn verify(dir: &Path, acks: &Path, seed: u64) -> Result<Verdict, Box<dyn std::error::Error>> {
-    let acks = read_acks(acks)?;
+fn verify(options: &Options) -> Result<Verdict, Box<dyn std::error::Error>> {
+    let Options { dir, seed, .. } = options;
+    let acks = read_acks(&options.acks)?;
     if !dir.join("commitlog").is_dir() {
         return Err(format!("{} holds no store", dir.display()).into());
     }
@@ -155,13 +177,16 @@ fn verify(dir: &Path, acks: &Path, seed: u64) -> Result<Verdict, Box<dyn std::er
         recovery: started.elapsed(),
         ..Verdict::default()
     };
-    let messages = read_queues(&store, seed, &mut verdict)?;
+    let messages = read_queues(&store, *seed, &mut verdict)?;
     check_acks(&acks, &messages, &mut verdict);
     for damage in store.verify()?.damage {
         verdict.corrupt(damage.to_string());
     }
     store.close()?;
     check_log(dir, &messages, &mut verdict)?;
+    for other in &options.like {
+        compare_logs(dir, other, &mut verdict)?;
+    }
     Ok(verdict)
 }
 
@@ -260,9 +285,7 @@ fn check_acks(acks: &[Ack], messages: &Messages, verdict: &mut Verdict) {
 
 /// Walks the log from its first record to its last and compares it with what the queues lead to.
 fn check_log(dir: &Path, messages: &Messages, verdict: &mut Verdict) -> Result<()> {
-    let mut config = LogConfig::new(dir);
-    config.read_only = true;
-    let log = CommitLog::open(config)?;
+    let log = open_log(dir)?;
     let mut walk = Walk { messages, verdict, queued: 0, run: 0, next: HashMap::new() };
     let mut start = Some(log.min_offset());
     while let Some(at) = start.take() {
@@ -282,6 +305,43 @@ fn check_log(dir: &Path, messages: &Messages, verdict: &mut Verdict) -> Result<(
         walk.verdict.invented("a message is in the queues, but not in the log");
     }
     log.close()
+}
+
+fn open_log(dir: &Path) -> Result<CommitLog> {
+    let mut config = LogConfig::new(dir);
+    config.read_only = true;
+    CommitLog::open(config)
+}
+
+/// Compares the files of two logs, up to where the logs end.
+fn compare_logs(
+    dir: &Path,
+    other: &Path,
+    verdict: &mut Verdict,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let logs = [open_log(dir)?, open_log(other)?];
+    let [ours, theirs] = logs.each_ref().map(|log| log.min_offset()..log.watermarks().durable);
+    if ours != theirs {
+        verdict.unlike(format_args!("{} holds {theirs:?}, and not {ours:?}", other.display()));
+    }
+    let mut at = ours.start.max(theirs.start);
+    while at < ours.end.min(theirs.end) {
+        let name = format!("commitlog/{at:020}");
+        let read = |dir: &Path| std::fs::read(dir.join(&name));
+        let (mut one, mut two) = (read(dir)?, read(other)?);
+        let size = one.len() as u64;
+        let used = (ours.end.min(theirs.end) - at).min(size) as usize;
+        one.truncate(used);
+        two.truncate(used);
+        if one != two {
+            let first = one.iter().zip(&two).position(|(a, b)| a != b);
+            let at = at + first.unwrap_or(one.len().min(two.len())) as u64;
+            verdict.unlike(format_args!("{} differs at {at}", other.display()));
+            break;
+        }
+        at += size;
+    }
+    Ok(logs.iter().try_for_each(CommitLog::close)?)
 }
 
 /// A walk through the log.

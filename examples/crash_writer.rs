@@ -89,7 +89,10 @@ fn parse() -> Option<Options> {
             "--flush" if value == "sync" => options.flush = FlushMode::sync(),
             "--flush" if value == "async" => options.flush = FlushMode::async_default(),
             "--size" => options.size = value.parse().ok()?,
-            "--queues" => options.queues = number().filter(|queues| *queues > 0)?,
+            "--queues" => {
+                options.queues = number()
+                    .filter(|queues| i32::try_from(*queues).is_ok_and(|queues| queues > 0))?
+            }
             "--topics" => options.topics = number().filter(|topics| *topics > 0)?,
             "--segment-size" => options.segment_size = number()?,
             "--write" if value == "pwrite" => options.write = Some(WriteMode::Pwrite),
@@ -177,9 +180,7 @@ impl Writer<'_> {
     fn put(&self, thread: u64, ordinal: u64) -> Result<(), Failure> {
         let Options { size, queues, topics, seed, .. } = *self.options;
         let identity = Identity::new(thread, self.run, ordinal, size);
-        let place = thread + ordinal;
-        let topic = format!("crash-{}", place % topics);
-        let queue_id = i32::try_from(place / topics % queues)?;
+        let (topic, queue_id) = crash::place(thread + ordinal, topics, queues);
         let put = self.store.put(identity.message(seed, &topic, queue_id))?;
         if put.status != PutStatus::PutOk {
             eprintln!("crash_writer: thread {thread}, seq {}: {}", identity.seq, put.status);

@@ -171,7 +171,7 @@ fn produce(store: &Store, queue_id: usize, until: Instant) -> Result<Vec<(PutSta
 /// Where puts go to.
 enum Node {
     Alone(Store),
-    Replicated { primary: Primary, replica: Replica },
+    Replicated { primary: Primary, replica: Box<Replica> },
 }
 
 impl Node {
@@ -187,7 +187,7 @@ impl Node {
         let primary = Primary::open(here, options)?;
         let address = primary.listen("127.0.0.1:0")?.to_string();
         let options = ReplicaOptions::new(NodeOptions::new(NodeId(2)), address);
-        let replica = Replica::open(config("there"), options)?;
+        let replica = Box::new(Replica::open(config("there"), options)?);
         primary.wait_for_replicas(1, PATIENCE)?;
         Ok(Self::Replicated { primary, replica })
     }

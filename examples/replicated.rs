@@ -2,7 +2,7 @@
 //! over, and the old primary comes back as a replica of it. Three nodes in one process, on loopback.
 
 use duralog::replication::{
-    Ack, Epoch, NodeId, NodeOptions, Primary, PrimaryOptions, Replica, ReplicaOptions,
+    Ack, NodeId, NodeOptions, Primary, PrimaryOptions, Replica, ReplicaOptions,
 };
 use duralog::{Message, PutStatus, Store, StoreConfig};
 use std::collections::BTreeSet;
@@ -48,7 +48,7 @@ fn fail_over(dir: &Path, ack: Ack) -> Result<(), Box<dyn Error>> {
 
     let primary = Primary::open(config(1), PrimaryOptions::new(node(1)).ack(ack))?;
     let address = primary.listen("127.0.0.1:0")?.to_string();
-    println!("Node 1 is the primary of epoch {}, and listens at {address}", primary.epoch().0);
+    println!("Node 1 is the primary, and listens at {address}");
     let replicas = [follow(2, &address)?, follow(3, &address)?];
     primary.wait_for_replicas(2, PATIENCE)?;
 
@@ -63,12 +63,12 @@ fn fail_over(dir: &Path, ack: Ack) -> Result<(), Box<dyn Error>> {
     }
 
     // One process cannot lose a machine. Fenced replicas come to the same: whether it is dead or only
-    // out of reach, nobody takes anything from the primary of an older epoch any more.
-    let epoch = Epoch(primary.epoch().0 + 1);
-    println!("\nNode 1 is out of reach. Fencing the replicas with epoch {}:", epoch.0);
+    // out of reach, nobody takes anything from the primary of an older term any more.
+    let epoch = primary.epoch().next_term();
+    println!("\nNode 1 is out of reach. Fencing the replicas with the next term:");
     let standings = [replicas[0].fence(epoch)?, replicas[1].fence(epoch)?];
     for (id, standing) in [2, 3].into_iter().zip(&standings) {
-        println!("  node {id}: has epoch {} up to byte {}", standing.epoch.0, standing.end);
+        println!("  node {id}: {} bytes durable, and no more from node 1", standing.end);
     }
     println!("Node 1 does not know yet, and is given 20 more messages:");
     put(primary.store(), 2000..2020, &mut promised)?;
@@ -81,7 +81,7 @@ fn fail_over(dir: &Path, ack: Ack) -> Result<(), Box<dyn Error>> {
         false => (third, second, (3, 2)),
     };
     println!("\nNode {} has the most, and is promoted:", ids.0);
-    let primary = chosen.promote(PrimaryOptions::new(node(ids.0)).ack(ack).epoch(epoch))?;
+    let primary = chosen.promote(PrimaryOptions::new(node(ids.0)).ack(ack))?;
     let address = primary.listen("127.0.0.1:0")?.to_string();
     other.close()?;
     drop(other);
@@ -104,7 +104,9 @@ fn fail_over(dir: &Path, ack: Ack) -> Result<(), Box<dyn Error>> {
         (Ack::Sync, 0) => {}
         (Ack::Sync, _) => return Err("a message that was PutOk is lost".into()),
         // Here the replicas had caught up, or nearly, before the primary was lost.
-        (Ack::Async, _) => println!("Without --sync some might: PutOk does not wait for a replica"),
+        (Ack::Async, _) => {
+            println!("PutOk did not wait for a replica; with --sync it does, and none can be")
+        }
     }
     for replica in [other, old] {
         replica.close()?;

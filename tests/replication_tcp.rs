@@ -142,7 +142,7 @@ fn a_replica_that_was_fenced_catches_up_through_older_epochs() {
     let address = first.listen("127.0.0.1:0").expect("a port is free");
     let (second, third) = (replica(&b, 2, address), replica(&c, 3, address));
     first.wait_for_replicas(2, PATIENCE).expect("they connect");
-    put(first.store(), "of the first opening");
+    assert_eq!(put(first.store(), "of the first opening").status, PutStatus::PutOk);
     eventually("both have it", || {
         [&second, &third].map(|one| one.state().durable)
             == [first.store().stats().watermarks.durable; 2]

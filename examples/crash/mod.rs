@@ -1,7 +1,7 @@
-//! What `crash_writer` writes and `crash_verify` expects: messages that can be made again, byte for
-//! byte, by whoever knows the seed, and the lines that tell which of them were acknowledged.
+//! What `crash_writer` and `crash_node` write and `crash_verify` expects: messages that can be made again,
+//! byte for byte, by whoever knows the seed, and the lines that tell which of them were acknowledged.
 
-#![allow(dead_code, reason = "the writer needs one half, the verifier the other")]
+#![allow(dead_code, reason = "each program needs another part")]
 
 use duralog::Message;
 use duralog::message::RecordRef;
@@ -66,6 +66,11 @@ impl Identity {
     }
 }
 
+/// The topic and the queue of the `n`th message.
+pub fn place(n: u64, topics: u64, queues: u64) -> (String, i32) {
+    (format!("crash-{}", n % topics), (n / topics % queues) as i32)
+}
+
 /// The seq with which each thread begins the writer's `run`.
 pub fn first_seq(run: u64) -> u64 {
     run << ORDINAL_BITS
@@ -107,6 +112,26 @@ impl fmt::Display for Ack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { topic, queue_id, queue_offset, physical_offset, thread, seq } = self;
         write!(f, "ACK {topic} {queue_id} {queue_offset} {physical_offset} {thread} {seq}")
+    }
+}
+
+/// Choices that a seed repeats.
+#[derive(Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// A number below `n`.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(GOLDEN);
+        mix(self.0) % n
+    }
+
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    pub fn choose<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
     }
 }
 

@@ -156,7 +156,7 @@ impl Group {
             (member.written, member.durable, member.resumes) = (written, durable, resumes);
             if in_epoch {
                 member.counts = match self.policy.level {
-                    AckLevel::Durable if cfg!(canary = "ack_before_durable") => written,
+                    AckLevel::Durable if canary!("ack_before_durable") => written,
                     AckLevel::Durable => durable.min(written),
                     AckLevel::InMemory => written,
                 };
@@ -186,7 +186,7 @@ impl Group {
         let connected = members.values().filter(|member| member.session.is_some());
         let mut near: Vec<u64> = connected.map(|member| member.counts).collect();
         self.connected.store(near.len(), Ordering::SeqCst);
-        if cfg!(canary = "confirm_past_absent") && !near.is_empty() {
+        if canary!("confirm_past_absent") && !near.is_empty() {
             held.clone_from(&near);
             held.resize(self.policy.needed.max(near.len()), u64::MAX);
         }

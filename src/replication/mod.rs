@@ -13,6 +13,8 @@
 mod events;
 #[cfg(feature = "replication")]
 mod feed;
+#[cfg(all(fuzzing, feature = "replication"))]
+pub mod fuzzing;
 #[cfg(feature = "replication")]
 mod group;
 #[cfg(feature = "replication")]

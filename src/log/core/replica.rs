@@ -49,7 +49,7 @@ impl Core {
     /// Begins an epoch at the end of the log; durable on return.
     pub(crate) fn begin_epoch(&self, epoch: Epoch, node: NodeId, lazy: bool) -> Result<EpochStart> {
         let mut epochs = self.epochs.lock();
-        if cfg!(canary = "epoch_twice")
+        if canary!("epoch_twice")
             && let Some(last) = epochs.starts().last()
         {
             return Ok(*last);
@@ -127,7 +127,7 @@ impl Core {
         if *epochs == changed {
             return Ok(());
         }
-        if !cfg!(canary = "epoch_save") {
+        if !canary!("epoch_save") {
             self.directory.save(&*self.disk, epochs::NAME, &changed.encode())?;
         }
         *epochs = changed;
@@ -304,7 +304,7 @@ impl Core {
         append.closed = true;
         drop(append);
         let shared = self.segments.find(to).is_some_and(|segment| segment.retire());
-        if cfg!(canary = "cut_unrecorded") {
+        if canary!("cut_unrecorded") {
             return Ok(());
         }
         self.checkpoint.update(true, |checkpoint| {

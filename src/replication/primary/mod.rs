@@ -10,7 +10,7 @@ mod session;
 pub(crate) use inquiry::{Inquiry, InquirySession};
 pub(crate) use replicator::PrimaryReplicator;
 pub(crate) use session::Hub;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use session::PrimarySession;
 
 use super::group::ReplicaStatus;

@@ -109,6 +109,11 @@ impl Follower {
         Ok(Self { shared, worker, bell })
     }
 
+    /// What the store was opened with.
+    pub(super) fn settings(&self) -> (StoreConfig, Environment) {
+        (self.shared.config.clone(), self.shared.environment.clone())
+    }
+
     pub(super) fn store(&self) -> Store {
         self.shared.state.lock().store.clone()
     }
@@ -283,6 +288,8 @@ impl Shared {
         let nonce = random().map_err(|error| unnamed(error.into()))?;
         let clock = self.environment.clock.clone();
         let mut state = self.state.lock();
+        // The next session begins where the last one ended, not where the disk is.
+        state.store.flush().map_err(|error| (peer.clone(), error.into()))?;
         let (log, identity, now) = (state.log.clone(), self.identity.clone(), clock.now());
         let session: Box<dyn Session> = match self.options.protocol {
             Protocol::Duralog => Box::new(ReplicaSession::new(log, identity, nonce, now)),

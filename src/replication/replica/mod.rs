@@ -5,7 +5,7 @@ mod replicator;
 mod session;
 
 pub(crate) use replicator::ReplicaReplicator;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use session::{Identity, ReplicaSession};
 
 use super::options::{PrimaryOptions, ReplicaOptions, check_term};
@@ -58,8 +58,6 @@ pub struct ReplicaState {
 /// replicas of it.
 #[derive(Debug)]
 pub struct Replica {
-    config: StoreConfig,
-    environment: Environment,
     follower: Follower,
 }
 
@@ -89,8 +87,8 @@ impl Replica {
             let allowed = "Threads::Own for a replica";
             return Err(Error::Config { field: "threads", value: "Stepped".to_owned(), allowed });
         }
-        let follower = Follower::start(config.clone(), environment.clone(), options)?;
-        Ok(Self { config, environment, follower })
+        let follower = Follower::start(config, environment, options)?;
+        Ok(Self { follower })
     }
 
     /// The store, for reading. It is closed, and another one takes its place, whenever the log is cut or
@@ -141,8 +139,8 @@ impl Replica {
             return Err(Error::Refused(Refusal::NotFenced));
         }
         self.follower.stop()?;
-        let Self { config, environment, follower } = self;
-        drop(follower);
+        let (config, environment) = self.follower.settings();
+        drop(self);
         let mut options = options;
         options.epoch.get_or_insert(standing.promised);
         Primary::open_in(config, environment, options)

@@ -44,7 +44,7 @@ pub(super) struct Checker {
 
 fn body(id: usize, len: usize) -> Vec<u8> {
     let id = id as u64;
-    let filler = (8..len).map(|at| (at as u64 * (id | 1) >> 3) as u8);
+    let filler = (8..len).map(|at| ((at as u64 * (id | 1)) >> 3) as u8);
     id.to_be_bytes().into_iter().chain(filler).collect()
 }
 
