@@ -37,30 +37,27 @@ impl History {
         self.epochs.first().is_some_and(|one| one.start <= self.min && one.epoch > BEFORE.epoch)
     }
 
-    /// The same, from offset 0 on.
-    fn is_told_from_the_start(&self) -> bool {
-        self.min == 0 && self.is_told()
-    }
-
-    /// Up to where `other` holds the same bytes; `None` if they know no epoch in common.
+    /// Up to where `other` holds the same bytes; `None` if they know no epoch in common, and nobody can
+    /// tell.
     pub(crate) fn common_end(&self, other: &Self) -> Option<u64> {
         let common = self.epochs.iter().enumerate().rev().find_map(|(ours, one)| {
             let theirs = other.epochs.iter().position(|other| other == one)?;
             Some(self.end_of(ours).min(other.end_of(theirs)))
         });
-        // Two that began empty have that in common. Of records from before replication nobody knows
+        // Otherwise all that the other one holds is of epochs that ended differently, and without it a
+        // log is as good as one that began anew there. Of records from before replication nobody knows
         // whose they are.
-        let both_told = self.is_told_from_the_start() && other.is_told_from_the_start();
-        common.or(both_told.then_some(0))
+        let told = self.is_told() && other.is_told() && self.min <= other.min;
+        common.or(told.then_some(other.min))
     }
 
-    /// What a replica with the history `other` has to do before it can follow this log.
+    /// What a replica with the history `other` has to do before it can follow this log. It refuses to give
+    /// up what it was told to be confirmed.
     pub(crate) fn plan_for(&self, other: &Self) -> Plan {
         let common = if other.is_empty() { Some(other.end) } else { self.common_end(other) };
         match common {
-            // What they had in common may have been deleted here. Whoever was told that it is confirmed
-            // refuses to begin anew.
-            None if self.min > 0 && other.is_told() => Plan::Restart(self.min),
+            // What they had in common may have been deleted here.
+            None if self.min > other.min && other.is_told() => Plan::Restart(self.min),
             None => Plan::Diverged,
             Some(common) if common < self.min => Plan::Restart(self.min),
             // An empty log further on than this one holds nothing that could be cut.
@@ -155,6 +152,16 @@ mod tests {
         assert_eq!(primary.plan_for(&history(&[(1, 0)], 0, 120)), Plan::Restart(200));
         assert_eq!(primary.plan_for(&history(&[(1, 0)], 0, 250)), Plan::Restart(200));
         assert_eq!(primary.plan_for(&history(&[(1, 50)], 0, 120)), Plan::Diverged);
+    }
+
+    #[test]
+    fn what_follows_on_an_epoch_that_is_no_longer_kept_is_cut() {
+        let primary = history(&[(1, 0), (5, 200), (7, 300)], 0, 400);
+        assert_eq!(
+            primary.plan_for(&history(&[(3, 200), (4, 500)], 200, 800)),
+            Plan::Truncate(200)
+        );
+        assert_eq!(primary.plan_for(&history(&[(3, 500)], 500, 800)), Plan::Diverged);
     }
 
     #[test]
