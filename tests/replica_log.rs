@@ -4,7 +4,7 @@
 #[path = "support/sim.rs"]
 mod sim;
 
-use duralog::disk::{Cut, CutMoment, SimDisk};
+use duralog::disk::{Cut, CutMoment, Fault, SimCall, SimDisk};
 use duralog::message::{Frame, frame};
 use duralog::replication::{
     Admission, Epoch, EpochStart, NodeId, Refusal, ReplicatedLog, Replicator, Role, StartPoint,
@@ -431,6 +431,23 @@ fn a_log_may_begin_anew_before_its_end_but_not_before_what_is_confirmed() {
     drop(copy);
     let copy = copy_of(&disk, config());
     assert_eq!((copy.at.min_offset, copy.at.end), (at, at));
+}
+
+#[test]
+fn records_are_judged_by_their_epoch_though_the_checkpoint_does_not_know_it() {
+    let (_original, bytes) = original(4);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    disk.inject(Fault::on(SimCall::Sync).path("duralog/checkpoint"));
+    let entered = copy.log.enter_epoch(FIRST);
+    assert!(matches!(entered, Err(Error::Io { .. })), "{entered:?}");
+    let end = copy.log.append(0, Epoch(1), &bytes).expect("the epoch has begun all the same");
+    let next = disk.kill();
+    drop(copy);
+    // The body is sound, and its checksum.
+    next.flip_bit(segment(0), end - 1, 0).expect("it is there");
+    let copy = copy_of(&next, config());
+    assert_eq!(copy.at.end, *records(&bytes).last().expect("there are some"));
 }
 
 #[test]

@@ -101,13 +101,13 @@ impl Core {
         if start.record_crc {
             checksummed.push(end..u64::MAX);
         }
-        // Durable before the first record of the epoch: recovery judges it by that.
+        // The epoch is entered, even if the checkpoint does not get to know of it: then recovery makes up
+        // for that.
+        *self.checksummed.write() = checksummed.as_slice().into();
         self.checkpoint.update(true, |checkpoint| {
-            checkpoint.checksummed.clone_from(&checksummed);
+            checkpoint.checksummed = checksummed;
             checkpoint.epoch = start.epoch.0;
-        })?;
-        *self.checksummed.write() = checksummed.into();
-        Ok(())
+        })
     }
 
     fn add_epoch(

@@ -87,6 +87,7 @@ pub(super) fn recover(
         },
         last_timestamp: 0,
     };
+    recovery.note_newest_epoch()?;
     if !closed_by_us && !directory.was_left_by(recovery.checkpoint.owner) {
         // Someone else had this store since it was left or closed, or crashed with it: a Java broker,
         // whose records need not carry a checksum.
@@ -397,6 +398,21 @@ impl Recovery<'_> {
             self.directory.save(self.disk, super::epochs::NAME, &epochs.encode())?;
         }
         Ok(epochs)
+    }
+
+    /// The newest epoch may have been entered, or begun, without a word of what its records carry: they are
+    /// judged by that.
+    fn note_newest_epoch(&mut self) -> Result<()> {
+        let epochs = Epochs::read(self.disk, self.directory.duralog())?.unwrap_or_default();
+        if let Some(newest) = epochs.starts().last()
+            && newest.epoch.0 != self.checkpoint.epoch
+        {
+            self.forget_checksums_from(newest.start);
+            if newest.record_crc {
+                self.checkpoint.checksummed.push(newest.start..u64::MAX);
+            }
+        }
+        Ok(())
     }
 
     /// Records of a replica are those of the epochs' primaries, whatever this configuration says.
