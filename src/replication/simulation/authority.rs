@@ -15,7 +15,7 @@
 use super::Simulation;
 use super::network::{NODES, Side};
 use super::node::{Crash, Opened, Part};
-use crate::replication::{Epoch, PrimaryOptions, Role};
+use crate::replication::{Ack, Epoch, PrimaryOptions, Role};
 use std::time::Duration;
 
 /// What it has decided.
@@ -159,8 +159,12 @@ impl Simulation {
             return false;
         }
         if self.has_lost(node) {
-            self.inquire(node);
-            return false;
+            // It has to know by itself that it must not go on.
+            let asks = self.settings.ack == Ack::Sync && self.rng.one_in(2);
+            if !asks || self.open_primary(node, None) == Opened::Refused {
+                self.inquire(node);
+            }
+            return self.nodes[node].running.as_ref().is_some_and(|running| !running.is_replica());
         }
         let mut opened = Opened::Refused;
         if self.rng.one_in(2) {
