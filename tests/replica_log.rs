@@ -410,6 +410,43 @@ fn a_log_that_begins_anew_holds_nothing_of_before() {
 }
 
 #[test]
+fn a_log_may_begin_anew_before_its_end_but_not_before_what_is_confirmed() {
+    let (_original, bytes) = original(150);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    take_over(&copy, &bytes, &[7000]);
+    let at = copy.log.segment_size();
+    assert!(copy.log.end() > at, "it has one segment alone");
+    copy.log.confirm(at + 1000, Epoch(1)).expect("the epoch is right");
+    for refused in [copy.log.restart(at), copy.log.truncate(at)] {
+        assert!(matches!(refused, Err(Error::Refused(Refusal::Confirmed { .. }))), "{refused:?}");
+    }
+    let disk = SimDisk::new(1);
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    take_over(&copy, &bytes, &[7000]);
+    copy.log.confirm(at, Epoch(1)).expect("the epoch is right");
+    copy.log.restart(at).expect("nothing confirmed lies behind");
+    drop(copy);
+    let copy = copy_of(&disk, config());
+    assert_eq!((copy.at.min_offset, copy.at.end), (at, at));
+}
+
+#[test]
+fn a_log_that_is_cut_to_nothing_knows_no_epoch() {
+    let (_original, bytes) = original(20);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    take_over(&copy, &bytes, &[7000]);
+    copy.log.truncate(0).expect("nothing is confirmed");
+    drop(copy);
+    let copy = copy_of(&disk, config());
+    assert_eq!((copy.at.end, copy.log.epochs()), (0, Vec::new()));
+}
+
+#[test]
 fn a_store_that_leaves_replication_begins_an_epoch_of_its_own() {
     let (_original, bytes) = original(5);
     let disk = disk();

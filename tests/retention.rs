@@ -318,6 +318,23 @@ fn a_crash_while_segments_are_deleted_leaves_no_gap() {
 }
 
 #[test]
+fn a_queue_goes_on_where_it_was_though_all_its_messages_expired_before_a_power_cut() {
+    let disk = disk();
+    let (store, _clock) = stepped(&disk, bounded(2));
+    for id in 0..3 {
+        drop(store.try_submit(message(id).queue(1)).expect("there is room"));
+    }
+    fill(&store, 3, 4);
+    store.step(StoreWorker::Retention);
+    assert!(store.stats().min_offset > 0, "nothing was deleted");
+    let disk = disk.cut_power(Cut::losing_all());
+    drop(store);
+    let (store, _clock) = stepped(&disk, bounded(2));
+    let ticket = store.try_submit(message(99).queue(1)).expect("there is room");
+    assert_eq!(ticket.queue_offset(), 3);
+}
+
+#[test]
 fn readers_get_their_messages_or_none_while_segments_expire() {
     let dir = temp::TempDir::new();
     let retention = Retention::max_total_bytes(8 << 16)

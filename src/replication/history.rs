@@ -32,10 +32,14 @@ impl History {
         self.epochs.get(index + 1).map_or(self.end, |next| next.start.min(self.end))
     }
 
-    /// Whether every byte from offset 0 on was written under some epoch.
+    /// Whether every byte was written under some epoch.
+    fn is_told(&self) -> bool {
+        self.epochs.first().is_some_and(|one| one.start <= self.min && one.epoch > BEFORE.epoch)
+    }
+
+    /// The same, from offset 0 on.
     fn is_told_from_the_start(&self) -> bool {
-        self.min == 0
-            && self.epochs.first().is_some_and(|one| one.start == 0 && one.epoch > BEFORE.epoch)
+        self.min == 0 && self.is_told()
     }
 
     /// Up to where `other` holds the same bytes; `None` if they know no epoch in common.
@@ -54,6 +58,9 @@ impl History {
     pub(crate) fn plan_for(&self, other: &Self) -> Plan {
         let common = if other.is_empty() { Some(other.end) } else { self.common_end(other) };
         match common {
+            // What they had in common may have been deleted here. Whoever was told that it is confirmed
+            // refuses to begin anew.
+            None if self.min > 0 && other.is_told() => Plan::Restart(self.min),
             None => Plan::Diverged,
             Some(common) if common < self.min => Plan::Restart(self.min),
             // An empty log further on than this one holds nothing that could be cut.
@@ -140,6 +147,14 @@ mod tests {
         let primary = history(&[(2, 50)], 200, 300);
         assert_eq!(primary.plan_for(&history(&[], 0, 0)), Plan::Restart(200));
         assert_eq!(primary.plan_for(&history(&[(2, 50)], 0, 120)), Plan::Restart(200));
+    }
+
+    #[test]
+    fn where_the_common_epoch_is_no_longer_kept_a_replica_begins_anew() {
+        let primary = history(&[(4, 150)], 200, 300);
+        assert_eq!(primary.plan_for(&history(&[(1, 0)], 0, 120)), Plan::Restart(200));
+        assert_eq!(primary.plan_for(&history(&[(1, 0)], 0, 250)), Plan::Restart(200));
+        assert_eq!(primary.plan_for(&history(&[(1, 50)], 0, 120)), Plan::Diverged);
     }
 
     #[test]

@@ -13,6 +13,8 @@
 mod events;
 #[cfg(feature = "replication")]
 mod feed;
+#[cfg(all(fuzzing, feature = "replication"))]
+pub mod fuzzing;
 #[cfg(feature = "replication")]
 mod group;
 #[cfg(feature = "replication")]
@@ -27,8 +29,6 @@ mod net;
 mod options;
 #[cfg(feature = "replication")]
 mod primary;
-#[cfg(all(test, feature = "sim", feature = "replication"))]
-mod pump;
 #[cfg(feature = "replication")]
 mod replica;
 #[cfg(feature = "replication")]
@@ -39,6 +39,8 @@ mod scripted;
 mod secret;
 #[cfg(feature = "replication")]
 mod session;
+#[cfg(all(test, feature = "sim", feature = "replication"))]
+mod simulation;
 #[cfg(feature = "replication")]
 mod tail;
 #[cfg(feature = "replication")]
@@ -448,8 +450,8 @@ pub trait ReplicatedLog: Send + Sync + fmt::Debug {
     /// [confirmed](Self::confirmed); [`Error::Io`](crate::Error::Io).
     fn truncate(&self, to: u64) -> Result<()>;
 
-    /// The same for a log that begins anew at `at`, which is at or behind its end, and a multiple of the
-    /// segment size: what it held is no longer to be had where the log comes from.
+    /// The same for a log that begins anew at `at`, a multiple of the segment size: what it lacks is no
+    /// longer to be had where the log comes from.
     ///
     /// # Errors
     /// As [`truncate`](Self::truncate).

@@ -204,7 +204,7 @@ impl Frame<'_> {
     }
 
     /// The whole frame.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut frame = self.head();
         if let Self::Data { bytes, .. } = self {

@@ -27,7 +27,12 @@ impl Shared {
         let handle = LogHandle {
             core: Arc::downgrade(core),
             role: replicator.role(),
-            writes_through: !self.is_sync(),
+            lazy: !self.is_sync(),
+            patience: if self.threaded {
+                Patience::For(core.config.put_timeout)
+            } else {
+                Patience::None
+            },
         };
         let at = StartPoint {
             min_offset: core.min_offset(),
@@ -54,8 +59,10 @@ impl Shared {
 struct LogHandle {
     core: Weak<Core>,
     role: Role,
-    /// Nobody else brings what is appended into the page cache soon.
-    writes_through: bool,
+    /// Puts are acknowledged before they are durable here.
+    lazy: bool,
+    /// None in a store that is stepped: whoever waits there waits for itself.
+    patience: Patience,
 }
 
 impl LogHandle {
@@ -136,7 +143,7 @@ impl ReplicatedLog for LogHandle {
     }
 
     fn begin_epoch(&self, epoch: Epoch, node: NodeId) -> Result<EpochStart> {
-        self.core_as(Role::Primary)?.begin_epoch(epoch, node, self.writes_through)
+        self.core_as(Role::Primary)?.begin_epoch(epoch, node, self.lazy)
     }
 
     fn enter_epoch(&self, start: EpochStart) -> Result<()> {
@@ -146,10 +153,10 @@ impl ReplicatedLog for LogHandle {
     fn append(&self, at: u64, epoch: Epoch, bytes: &[u8]) -> Result<u64> {
         let core = self.core_as(Role::Replica)?;
         check_epoch(&core, epoch)?;
-        let end = core.append_verbatim(at, bytes, Patience::For(core.config.put_timeout))?;
-        if self.writes_through {
-            core.write()?;
-        }
+        let end = core.append_verbatim(at, bytes, self.patience)?;
+        // Not left to the flusher, which may be in the middle of a sync: the next session of this replica
+        // says that it has what is written.
+        core.write()?;
         Ok(end)
     }
 

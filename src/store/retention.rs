@@ -131,7 +131,7 @@ impl Shared {
             let space = self.core.disk.space(root).at(IoOp::Open, root)?;
             let Some(end) = self.oldest_due(&self.reasons(retention, space)) else { break };
             pinned = self.pins_before(end, retention, &offsets)?;
-            if !pinned.is_empty() {
+            if !pinned.is_empty() || !self.queues_are_durable(end) {
                 break;
             }
             self.delete_before(end, &offsets)?;
@@ -183,6 +183,16 @@ impl Shared {
         let newest = || self.core.read(end, false).ok().flatten();
         let old = |limit: i64| newest().is_some_and(|view| view.record().store_timestamp() < limit);
         (reasons.forced || reasons.older_than.is_some_and(old)).then_some(end)
+    }
+
+    /// Whether the queues hold durably what lies before `end`, now if not before: how far a queue has come
+    /// is told by nothing else once its messages are gone.
+    fn queues_are_durable(&self, end: u64) -> bool {
+        if end > self.checkpointer.queues_durable() {
+            self.checkpointer.want();
+            self.checkpoint_step();
+        }
+        end <= self.checkpointer.queues_durable()
     }
 
     /// Who needs what lies before `end`.

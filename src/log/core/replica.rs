@@ -278,13 +278,15 @@ impl Core {
     /// it takes nothing more. `restarts`: what lies before `to` goes, too.
     pub(crate) fn order_cut(&self, to: u64, restarts: bool) -> Result<()> {
         let (confirmed, end) = (self.agreed(), self.progress.appended());
-        if restarts {
-            if !to.is_multiple_of(self.segment_size) || to < end || to > OFFSET_MAX {
-                return Err(Error::Refused(Refusal::OutOfPlace { end, at: to }));
-            }
-        } else if to > end || to < self.min_offset() {
+        let in_place = if restarts {
+            to.is_multiple_of(self.segment_size) && to <= OFFSET_MAX
+        } else {
+            (self.min_offset()..=end).contains(&to)
+        };
+        if !in_place {
             return Err(Error::Refused(Refusal::OutOfPlace { end, at: to }));
-        } else if to < confirmed {
+        }
+        if to < confirmed {
             return Err(Error::Refused(Refusal::Confirmed { confirmed, to }));
         }
         // Nobody else writes the checkpoint from here on.

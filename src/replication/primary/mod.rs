@@ -6,9 +6,11 @@ mod replicator;
 mod server;
 mod session;
 
+#[cfg(test)]
+pub(crate) use inquiry::{Inquiry, InquirySession};
 pub(crate) use replicator::PrimaryReplicator;
 pub(crate) use session::Hub;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use session::PrimarySession;
 
 use super::group::ReplicaStatus;
@@ -22,6 +24,7 @@ use crate::config::StoreConfig;
 use crate::environment::Environment;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::store::Store;
+#[cfg(not(test))]
 use inquiry::{Inquiry, InquirySession};
 use server::{Bells, MakeSession, Server, Service};
 use std::net::{SocketAddr, ToSocketAddrs};

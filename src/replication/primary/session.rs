@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::replication::events::{Event, Observer};
 use crate::replication::feed::data_at;
 use crate::replication::group::{Group, SessionId};
-use crate::replication::history::{History, Plan};
+use crate::replication::history::{History, Plan, epoch_at};
 use crate::replication::inbox::Inbox;
 use crate::replication::options::{NodeOptions, PrimaryOptions};
 use crate::replication::primary::greeting::Greeting;
@@ -88,6 +88,19 @@ impl Hub {
         Ok(())
     }
 
+    /// How long a replica that was `told` so much, and has all records before `next`, may wait to hear
+    /// more.
+    fn rest(&self, (epoch, confirmed): (Epoch, u64), next: u64) -> Duration {
+        if epoch != epoch_at(&self.epochs, next).epoch {
+            // Nothing that it holds counts before it has entered this primary's epoch.
+            Duration::ZERO
+        } else if self.confirmed() > confirmed {
+            CONFIRM_DELAY
+        } else {
+            self.heartbeat
+        }
+    }
+
     fn history(&self) -> History {
         History { epochs: self.epochs.clone(), min: self.log.min_offset(), end: self.log.end() }
     }
@@ -116,11 +129,11 @@ enum State {
         node: NodeId,
         at: u64,
     },
-    /// What the replica was told to be confirmed is `told`.
+    /// What the replica was told last is `told`: which epoch it is in, and what is confirmed.
     Streaming {
         node: NodeId,
         next: u64,
-        told: Option<u64>,
+        told: Option<(Epoch, u64)>,
         acked: Acked,
     },
     /// The replica has something to do first, and comes back.
@@ -264,11 +277,9 @@ impl PrimarySession {
         let end = if now < self.paced_until { offset } else { hub.log.end() };
         if offset == end
             && let Some(told) = *told
+            && now < self.sent_at + hub.rest(told, offset)
         {
-            let rest = if confirmed > told { CONFIRM_DELAY } else { hub.heartbeat };
-            if now < self.sent_at + rest {
-                return Ok(None);
-            }
+            return Ok(None);
         }
         let data = data_at(&*hub.log, &hub.epochs, offset..end, confirmed)?;
         let sent = data.body().len() as u64;
@@ -277,7 +288,7 @@ impl PrimarySession {
             self.paced_until = now + Duration::from_secs(sent) / rate;
         }
         *next += sent;
-        *told = Some(confirmed);
+        *told = Some((epoch_at(&hub.epochs, offset).epoch, confirmed));
         self.sent_at = now;
         Ok(Some(data))
     }
@@ -316,8 +327,7 @@ impl Session for PrimarySession {
         match &self.state {
             _ if !self.outbox.is_empty() => Some(self.sent_at),
             State::Streaming { told: Some(told), next, .. } => {
-                let news = self.hub.confirmed() > *told;
-                let word = self.sent_at + if news { CONFIRM_DELAY } else { self.hub.heartbeat };
+                let word = self.sent_at + self.hub.rest(*told, *next);
                 let waits = *next < self.hub.log.end();
                 Some(if waits { word.min(self.paced_until) } else { word })
             }

@@ -5,7 +5,7 @@ mod replicator;
 mod session;
 
 pub(crate) use replicator::ReplicaReplicator;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use session::{Identity, ReplicaSession};
 
 use super::options::{PrimaryOptions, ReplicaOptions, check_term};

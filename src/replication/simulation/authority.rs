@@ -1,0 +1,301 @@
+//! Whoever decides which node is the primary: an operator, or a service that others agree on.
+//!
+//! With `n` replicas configured and `k` of them needed to confirm, a failover begins a term and fences
+//! `n - k + 1` replicas with it. What is confirmed lies on `k + 1` nodes, so one of those fenced has it.
+//! The rules:
+//!
+//! - Only replicas are fenced: a primary that still runs goes on confirming, whatever it has promised.
+//! - Where a node stands is what it said when it was fenced, after it had made that durable.
+//! - A node does not count if it was switched off after it had vouched for what that takes, as a primary
+//!   does under async flush and a replica whose acks mean memory, until it has entered an epoch that has
+//!   begun since.
+//! - A primary may be opened again without asking anybody, in its term or in a new one, unless it was
+//!   switched off like that: then it asks the replicas for what it lacks, or becomes one.
+
+use super::Simulation;
+use super::network::{NODES, Side};
+use super::node::{Crash, Opened, Part};
+use crate::replication::{Ack, Epoch, PrimaryOptions, Role};
+use std::time::Duration;
+
+/// What it has decided.
+#[derive(Debug, Default)]
+pub(super) struct Authority {
+    /// The newest term.
+    term: u32,
+    /// No epoch that anyone has begun is newer.
+    newest: Epoch,
+    /// The node that was chosen last, and has been opened.
+    pub(super) primary: Option<usize>,
+    /// Where those stand that are fenced with the newest term, while it is nobody's yet.
+    failover: Option<[Option<(Epoch, u64)>; NODES]>,
+    /// The newest epoch when a node lost what it had vouched for.
+    lost: [Option<Epoch>; NODES],
+}
+
+impl Simulation {
+    /// How many nodes may lose what they vouched for before a failover may miss something.
+    fn losses_borne(&self) -> usize {
+        self.settings.needed
+    }
+
+    /// Whether this node can be switched off, now or soon, without more being lost than the policy bears.
+    pub(super) fn bears_power_cut(&mut self, node: usize) -> bool {
+        (0..NODES).for_each(|node| _ = self.counts_in_failover(node));
+        let lost = (0..NODES).filter(|other| {
+            let planned = self.nodes[*other].planned == Some(Crash::PowerCut);
+            *other != node && (self.authority.lost[*other].is_some() || planned)
+        });
+        let fragile = self.nodes.iter().any(|node| node.is_async()) || self.settings.in_memory();
+        !fragile || lost.count() < self.losses_borne()
+    }
+
+    /// To be told of every power cut.
+    pub(super) fn note_power_cut(&mut self, node: usize) {
+        if self.nodes[node].fragile {
+            self.authority.lost[node] = Some(self.authority.newest);
+            self.counts.add("what was vouched for may be lost");
+        }
+    }
+
+    pub(super) fn has_lost(&self, node: usize) -> bool {
+        self.authority.lost[node].is_some()
+    }
+
+    /// Whether a node counts among those fenced.
+    fn counts_in_failover(&mut self, node: usize) -> bool {
+        let Some(running) = &self.nodes[node].running else { return false };
+        let newest = running.newest_epoch();
+        self.authority.lost[node].take_if(|lost| newest > *lost);
+        running.is_replica() && self.authority.lost[node].is_none()
+    }
+
+    /// The primary of now, where it runs and is in office.
+    pub(super) fn acting_primary(&self) -> Option<usize> {
+        let node = self.authority.primary?;
+        self.nodes[node].running.as_ref()?.is_in_office().then_some(node)
+    }
+
+    /// One decision, or a part of one.
+    pub(super) fn decide(&mut self) {
+        if self.authority.failover.is_some() {
+            let node = self.rng.index(NODES);
+            if !self.rng.one_in(3) || !self.promote() {
+                self.fence(node);
+            }
+            return;
+        }
+        match self.acting_primary() {
+            Some(_) if !self.rng.one_in(8) => {}
+            _ if self.rng.one_in(2) => drop(self.reinstate()),
+            _ => self.begin_failover(),
+        }
+    }
+
+    fn begin_term(&mut self) -> Epoch {
+        self.authority.term += 1;
+        self.authority.failover = None;
+        Epoch::term(self.authority.term)
+    }
+
+    pub(super) fn begin_failover(&mut self) {
+        let term = self.begin_term();
+        self.authority.failover = Some([None; NODES]);
+        self.trace(|_| format!("failover to {term:?}"));
+    }
+
+    /// Fences a node, and hears where it stands.
+    pub(super) fn fence(&mut self, node: usize) {
+        let outstanding = self.authority.failover.is_some_and(|fenced| fenced[node].is_none());
+        if !outstanding || !self.counts_in_failover(node) {
+            return;
+        }
+        self.leave_primary(node);
+        let term = Epoch::term(self.authority.term);
+        let Some(running) = &self.nodes[node].running else { return };
+        // It may have been killed when it was about to answer.
+        let kept = running.log.promised() == term;
+        let promised = if kept { Ok(()) } else { running.log.promise(term) };
+        let fenced = promised.and_then(|()| running.store.flush());
+        let standing = (running.newest_epoch(), running.log.durable());
+        if !self.settle(node) {
+            return;
+        }
+        match fenced {
+            Ok(()) => {
+                self.counts.add("replicas fenced");
+                self.trace(|_| format!("{node} is fenced at {standing:?}"));
+                if let Some(fenced) = &mut self.authority.failover {
+                    fenced[node] = Some(standing);
+                }
+            }
+            Err(error) => assert!(self.nodes[node].excuses(&error), "not fenced: {error}"),
+        }
+    }
+
+    /// Makes the node with the most the primary, if enough are fenced; whether it did.
+    pub(super) fn promote(&mut self) -> bool {
+        let Some(fenced) = self.authority.failover else { return false };
+        let standings = fenced.iter().enumerate().filter_map(|(node, one)| Some(((*one)?, node)));
+        let standings: Vec<_> = standings.collect();
+        if standings.len() < NODES - self.settings.needed {
+            return false;
+        }
+        let Some((_, node)) = standings.iter().max().copied() else { return false };
+        if !self.nodes[node].running.as_ref().is_some_and(|running| running.is_replica()) {
+            return false;
+        }
+        self.trace(|_| format!("{node} is promoted of {standings:?}"));
+        self.authority.failover = None;
+        self.counts.add("failovers");
+        let term = Epoch::term(self.authority.term);
+        self.stop(node) && self.open_primary(node, Some(term)) == Opened::Runs
+    }
+
+    /// Opens the primary of now again, as primary; whether it did.
+    pub(super) fn reinstate(&mut self) -> bool {
+        let Some(node) = self.authority.primary else { return false };
+        if self.nodes[node].running.is_some() {
+            return false;
+        }
+        if self.has_lost(node) {
+            // It has to know by itself that it must not go on.
+            let asks = self.settings.ack == Ack::Sync && self.rng.one_in(2);
+            if !asks || self.open_primary(node, None) == Opened::Refused {
+                self.inquire(node);
+            }
+            return self.nodes[node].running.as_ref().is_some_and(|running| !running.is_replica());
+        }
+        let mut opened = Opened::Refused;
+        if self.rng.one_in(2) {
+            opened = self.open_primary(node, None);
+        }
+        if opened == Opened::Refused {
+            let term = self.begin_term();
+            opened = self.open_primary(node, Some(term));
+        }
+        assert_ne!(opened, Opened::Refused, "a primary is refused a term of its own");
+        self.counts.add_if(opened == Opened::Runs, "primaries reinstated");
+        opened == Opened::Runs
+    }
+
+    /// Opens a store as primary, in a term of its own or in the one it was in.
+    fn open_primary(&mut self, node: usize, epoch: Option<Epoch>) -> Opened {
+        let mut options = PrimaryOptions::new(self.settings.options(self.nodes[node].id))
+            .ack(self.settings.ack)
+            .min_insync_replicas(self.settings.needed)
+            .strict(self.settings.strict);
+        options.epoch = epoch;
+        options.ack_level = self.settings.level;
+        options.max_replica_lag = self.settings.max_lag;
+        let opened = self.nodes[node].open_primary(options);
+        // Where it crashed meanwhile it may have begun.
+        let next = Epoch(self.authority.newest.0 + 1);
+        self.authority.newest = epoch.unwrap_or(next).max(next);
+        self.trace(|_| format!("{node} is primary in {epoch:?}: {opened:?}"));
+        if !self.note_opened(node, opened) {
+            return if opened == Opened::Runs { Opened::Failed } else { opened };
+        }
+        let running = self.nodes[node].running.as_ref().expect("it was opened");
+        if epoch.is_some() || self.authority.primary == Some(node) {
+            self.checker.holds_all(&*running.log);
+            self.authority.primary = Some(node);
+            self.authority.lost[node] = None;
+        }
+        Opened::Runs
+    }
+
+    /// Lets a primary ask its replicas for what it lost.
+    fn inquire(&mut self, node: usize) {
+        let options = self.settings.options(self.nodes[node].id);
+        let opened = self.nodes[node].open_inquirer(&options, NODES - self.settings.needed);
+        self.note_opened(node, opened);
+        self.counts.add("inquiries");
+    }
+
+    /// Sees what came of an inquiry.
+    pub(super) fn conclude(&mut self, node: usize) {
+        let Some(running) = &self.nodes[node].running else { return };
+        let Part::Inquirer(inquiry) = &running.part else { return };
+        let Ok(outcome) = inquiry.wait(Duration::ZERO) else { return };
+        let newest = running.newest_epoch();
+        self.trace(|_| format!("{node} has heard enough: {outcome:?}"));
+        let stopped = self.close(node);
+        if outcome.is_err() || !stopped || self.authority.primary != Some(node) {
+            return;
+        }
+        let opened = self.open_primary(node, Some(Epoch(newest.0 + 1)));
+        self.counts.add_if(opened == Opened::Runs, "primaries that got back what they lost");
+    }
+
+    /// Restarts a node that is down, as whatever it may be.
+    pub(super) fn restart(&mut self, node: usize) {
+        let is_primary = self.authority.primary == Some(node);
+        if is_primary && self.rng.one_in(2) && self.reinstate() {
+            return;
+        }
+        let was_primary = self.nodes[node].was_primary && !self.has_lost(node);
+        if !is_primary && was_primary && self.rng.one_in(4) {
+            // It does not know any better.
+            let opened = self.open_primary(node, None);
+            self.counts.add_if(opened == Opened::Runs, "old primaries back as primaries");
+        }
+        if self.nodes[node].running.is_none() {
+            self.open_replica(node);
+        }
+    }
+
+    /// Makes a primary that is none any more a replica.
+    pub(super) fn demote(&mut self, node: usize) {
+        let is_primary = self.authority.primary == Some(node);
+        let Some(running) = &self.nodes[node].running else { return };
+        if is_primary || running.role() == Role::Replica && running.is_replica() {
+            return;
+        }
+        self.counts.add("old primaries made replicas");
+        if self.stop(node) {
+            self.open_replica(node);
+        }
+    }
+
+    /// Ends a store in one of the ways in which that is done; whether nothing came between.
+    fn stop(&mut self, node: usize) -> bool {
+        if self.rng.one_in(2) {
+            return self.close(node);
+        }
+        self.crash(node, Crash::Kill);
+        true
+    }
+
+    pub(super) fn open_replica(&mut self, node: usize) {
+        let opened = self.nodes[node].open_replica(self.settings.in_memory());
+        self.note_opened(node, opened);
+    }
+
+    fn note_opened(&mut self, node: usize, opened: Opened) -> bool {
+        match opened {
+            Opened::Runs => {
+                let report = self.nodes[node].running.as_ref().map(|one| one.store.recovery());
+                let finished = report.is_some_and(|report| report.finished_cut.is_some());
+                self.counts.add_if(finished, "cuts carried out");
+                self.counts.add("opened");
+            }
+            Opened::Refused => self.counts.add("refused to be primary"),
+            Opened::Failed => self.counts.add("failed to open"),
+            Opened::Crashed(crash) => {
+                self.counts.add("crashed while it opened");
+                if crash == Crash::PowerCut {
+                    self.note_power_cut(node);
+                }
+            }
+        }
+        opened == Opened::Runs && self.settle(node)
+    }
+
+    /// Ends the session with whoever is this replica's primary.
+    pub(super) fn leave_primary(&mut self, node: usize) {
+        if let Some(at) = self.network.of_replica(node) {
+            self.network.connections[at].end(Side::Replica, None);
+        }
+    }
+}

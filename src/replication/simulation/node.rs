@@ -1,0 +1,240 @@
+//! One node: a disk, and most of the time a store on it.
+
+use super::checker::QUEUES;
+use crate::clock::ManualClock;
+use crate::disk::{CutMoment, SimDisk};
+use crate::environment::Threads;
+use crate::error::{Error, Result};
+use crate::replication::primary::{Inquiry, PrimaryReplicator};
+use crate::replication::replica::ReplicaReplicator;
+use crate::replication::{
+    Epoch, NodeId, NodeOptions, PrimaryOptions, Refusal, ReplicatedLog, Replicator, Role,
+};
+use crate::{Environment, FlushMode, Store, StoreConfig, Ticket};
+use std::sync::Arc;
+
+/// How a life of a node ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Crash {
+    /// The process dies; what it wrote is in the page cache.
+    Kill,
+    PowerCut,
+}
+
+/// What an attempt to open a store came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opened {
+    Runs,
+    /// Not as a primary without a word from whoever decides that.
+    Refused,
+    /// The disk fails or is full: it may work another time.
+    Failed,
+    /// The machine went down meanwhile.
+    Crashed(Crash),
+}
+
+/// The store's side of a node.
+#[derive(Clone)]
+pub(super) enum Part {
+    Primary(Arc<PrimaryReplicator>),
+    Replica(Arc<ReplicaReplicator>),
+    /// A primary that asks its replicas what it has lost, before it is one again.
+    Inquirer(Arc<Inquiry>),
+}
+
+/// A store that is open.
+pub(super) struct Running {
+    pub(super) store: Store,
+    pub(super) part: Part,
+    pub(super) log: Arc<dyn ReplicatedLog>,
+    /// Puts that are not answered yet, by the numbers of their messages.
+    pub(super) tickets: Vec<(Vec<usize>, Ticket)>,
+    /// What is confirmed was looked at up to here.
+    pub(super) observed: u64,
+    /// How far a consumer has come in each queue.
+    pub(super) consumed: [u64; QUEUES],
+}
+
+impl Running {
+    pub(super) fn role(&self) -> Role {
+        match self.part {
+            Part::Primary(_) => Role::Primary,
+            Part::Replica(_) | Part::Inquirer(_) => Role::Replica,
+        }
+    }
+
+    pub(super) fn is_replica(&self) -> bool {
+        matches!(self.part, Part::Replica(_))
+    }
+
+    pub(super) fn newest_epoch(&self) -> Epoch {
+        self.log.epochs().last().map_or(Epoch(0), |last| last.epoch)
+    }
+
+    pub(super) fn is_latched(&self) -> bool {
+        self.store.health().latched.is_some()
+    }
+
+    /// Whether it takes puts, and nobody told it of a newer epoch.
+    pub(super) fn is_in_office(&self) -> bool {
+        matches!(&self.part, Part::Primary(primary)
+            if primary.hub().is_some_and(|hub| hub.superseded().is_none()))
+    }
+}
+
+/// A node of the cluster.
+pub(super) struct Node {
+    pub(super) id: NodeId,
+    pub(super) disk: SimDisk,
+    pub(super) config: StoreConfig,
+    pub(super) running: Option<Running>,
+    pub(super) openings: u64,
+    /// How a life ends of which the disk knows by itself when it ends.
+    pub(super) planned: Option<Crash>,
+    /// Something may fail because of the disk.
+    pub(super) hurt: bool,
+    /// Something is planted in the disk, or it is full.
+    pub(super) failing: bool,
+    /// It may have vouched for what a power cut takes.
+    pub(super) fragile: bool,
+    /// It was opened as a primary last.
+    pub(super) was_primary: bool,
+    clock: Arc<ManualClock>,
+}
+
+impl Node {
+    pub(super) fn new(
+        number: usize,
+        disk: SimDisk,
+        config: StoreConfig,
+        clock: Arc<ManualClock>,
+    ) -> Self {
+        Self {
+            id: NodeId(number as u64 + 1),
+            disk,
+            config,
+            running: None,
+            openings: 0,
+            planned: None,
+            hurt: false,
+            failing: false,
+            fragile: false,
+            was_primary: false,
+            clock,
+        }
+    }
+
+    pub(super) fn is_async(&self) -> bool {
+        matches!(self.config.flush_mode, FlushMode::Async { .. })
+    }
+
+    pub(super) fn open_primary(&mut self, options: PrimaryOptions) -> Opened {
+        let clock = self.clock.clone();
+        let primary = PrimaryReplicator::new(options, clock, Threads::Stepped);
+        let fragile = self.is_async();
+        self.was_primary = true;
+        self.open(primary.clone(), Part::Primary(primary), fragile)
+    }
+
+    /// Opens a primary that lost its tail, to ask `replicas` others for it.
+    pub(super) fn open_inquirer(&mut self, options: &NodeOptions, replicas: usize) -> Opened {
+        let replica = Arc::new(ReplicaReplicator::default());
+        let opened = self.open(replica.clone(), Part::Replica(replica), self.fragile);
+        if let Some(running) = &mut self.running {
+            let gate = (options.cluster, options.secret.clone());
+            let inquiry = Inquiry::new(running.log.clone(), gate, replicas, Arc::default());
+            running.part = Part::Inquirer(inquiry);
+        }
+        opened
+    }
+
+    /// `vouches`: it acknowledges what is in memory alone.
+    pub(super) fn open_replica(&mut self, vouches: bool) -> Opened {
+        let replica = Arc::new(ReplicaReplicator::default());
+        self.was_primary = false;
+        self.open(replica.clone(), Part::Replica(replica), vouches)
+    }
+
+    fn open(&mut self, replicator: Arc<dyn Replicator>, part: Part, fragile: bool) -> Opened {
+        assert!(self.running.is_none(), "opened twice");
+        self.openings += 1;
+        let environment = Environment::on(self.disk.shared()).clock(self.clock.clone()).stepped();
+        let opened = Store::open_replicated(self.config.clone(), environment, replicator);
+        if self.disk.is_down() {
+            let crash = self.reboot();
+            drop(opened);
+            return Opened::Crashed(crash);
+        }
+        match opened {
+            Ok(store) => {
+                let log = match &part {
+                    Part::Primary(primary) => primary.hub().expect("it is open").log.clone(),
+                    Part::Replica(replica) => replica.log().expect("it is open").clone(),
+                    Part::Inquirer(_) => unreachable!("it opens as a replica"),
+                };
+                (self.fragile, self.hurt) = (fragile, self.failing);
+                let (tickets, observed) = (Vec::new(), log.min_offset());
+                let consumed = [0; QUEUES];
+                self.running = Some(Running { store, part, log, tickets, observed, consumed });
+                Opened::Runs
+            }
+            Err(Error::Refused(Refusal::EpochFell { .. } | Refusal::TailInDoubt)) => {
+                Opened::Refused
+            }
+            Err(error) => {
+                assert!(self.excuses(&error), "node {} does not open: {error}", self.id.0);
+                Opened::Failed
+            }
+        }
+    }
+
+    /// Whether an error may come of what was done to the disk.
+    pub(super) fn excuses(&self, error: &Error) -> bool {
+        let of_the_disk = matches!(
+            error,
+            Error::Io { .. }
+                | Error::DiskFull { .. }
+                | Error::Latched { .. }
+                | Error::Unknown { .. }
+        );
+        self.hurt && of_the_disk
+    }
+
+    /// Lets the disk go down at the `calls`-th call from now.
+    pub(super) fn plan(&mut self, crash: Crash, calls: u64, moment: CutMoment) {
+        self.planned = Some(crash);
+        match crash {
+            Crash::Kill => self.disk.kill_at(calls, moment),
+            Crash::PowerCut => self.disk.cut_at(calls, moment),
+        }
+    }
+
+    /// The next life of a machine that went down by itself, or is to go down now.
+    fn reboot(&mut self) -> Crash {
+        let crash = self.planned.take().expect("a disk goes down as planned");
+        self.disk = self.disk.reboot(self.openings);
+        crash
+    }
+
+    /// Ends this life. What the dead do afterwards reaches no disk.
+    pub(super) fn crash(&mut self, crash: Crash, seed: u64) -> Crash {
+        let planned = self.planned.take();
+        let crash = if self.disk.is_down() { planned.unwrap_or(crash) } else { crash };
+        self.disk = match crash {
+            Crash::Kill => self.disk.kill(),
+            Crash::PowerCut => self.disk.cut_power(seed),
+        };
+        self.running = None;
+        crash
+    }
+
+    /// Closes the store in order; what there is left of it.
+    pub(super) fn close(&mut self) -> Option<(Result<()>, Running)> {
+        let running = self.running.take()?;
+        let closed = running.store.close();
+        if closed.is_ok() {
+            self.fragile = false;
+        }
+        Some((closed, running))
+    }
+}
