@@ -1,7 +1,9 @@
 //! A peer that a replica has connected to.
 
 use crate::primary::{frames, number_at};
-use crate::stage::{self, EPOCH, LOG, OUR_NONCE, SEGMENT_SIZE, Stage, number, records, step};
+use crate::stage::{
+    self, A_WHILE, EPOCH, LOG, OUR_NONCE, SEGMENT_SIZE, Stage, number, records, step,
+};
 use crate::wire_peer::*;
 use duralog::replication::Protocol;
 use duralog::replication::fuzzing::End;
@@ -33,7 +35,7 @@ pub fn attack(script: &mut Unstructured<'_>) {
         let heard = match next {
             Some(bytes) => end.hear(&bytes),
             None => {
-                stage.advance();
+                end.wait(A_WHILE);
                 Ok(false)
             }
         };
