@@ -113,6 +113,7 @@ pub fn attack_slave(script: &mut Unstructured<'_>) {
     let _ = end.store().close();
     let end = stage.follow(Protocol::Rocketmq);
     assert_eq!(end.store().stats().watermarks.appended, held, "it opens with all that it held");
-    assert!(end.store().verify().expect("it can be read").is_ok());
+    let verified = end.store().verify().expect("it can be read");
+    assert!(altered || verified.is_ok(), "{verified:?}");
     let _ = end.store().close();
 }
