@@ -213,6 +213,7 @@ impl Cluster {
     ) -> Result<(), Failure> {
         let started = Instant::now();
         while !is_so(self)? {
+            self.check()?;
             if started.elapsed() > PATIENCE {
                 return Err(format!("not so after {PATIENCE:?}: {what}").into());
             }

@@ -86,7 +86,7 @@ impl Observer {
 }
 
 /// An address without its port, which is another one each time.
-fn host(peer: &str) -> &str {
+pub(crate) fn host(peer: &str) -> &str {
     peer.rsplit_once(':').map_or(peer, |(host, _)| host)
 }
 

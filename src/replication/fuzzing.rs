@@ -8,18 +8,19 @@ use super::rocketmq::{MasterSession, SlaveSession};
 use super::session::{Order, Session, SessionError};
 use super::wire::{FRAME_MAX, next_frame};
 use super::{NodeOptions, PrimaryOptions, Protocol, ReplicatedLog};
-use crate::clock::Clock;
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::{Store, StoreConfig};
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// One end, and the store behind it.
 pub struct End {
     store: Store,
     log: Arc<dyn ReplicatedLog>,
-    clock: Arc<dyn Clock>,
+    /// What time the session takes it to be; for the store it stands still.
+    now: Instant,
     session: Box<dyn Session>,
     inbox: Inbox,
 }
@@ -51,7 +52,7 @@ impl End {
             Protocol::Duralog => Box::new(PrimarySession::new(hub, 1, nonce, now)),
             Protocol::Rocketmq => Box::new(MasterSession::new(hub, 1, now)),
         };
-        Ok(Self { store, log, clock, session, inbox: Inbox::default() })
+        Ok(Self { store, log, now, session, inbox: Inbox::default() })
     }
 
     /// The end of a replica that has connected to someone.
@@ -80,7 +81,7 @@ impl End {
             Protocol::Duralog => Box::new(ReplicaSession::new(log.clone(), identity, nonce, now)),
             Protocol::Rocketmq => Box::new(SlaveSession::new(log.clone(), identity.heartbeat, now)),
         };
-        Ok(Self { store, log, clock, session, inbox: Inbox::default() })
+        Ok(Self { store, log, now, session, inbox: Inbox::default() })
     }
 
     /// The store.
@@ -93,13 +94,18 @@ impl End {
         &*self.log
     }
 
+    /// Lets time pass.
+    pub fn wait(&mut self, time: Duration) {
+        self.now += time;
+    }
+
     /// All there is to say now.
     ///
     /// # Errors
     /// The session is over.
     pub fn say(&mut self) -> Result<Vec<u8>, SessionError> {
         let mut said = Vec::new();
-        while let Some(outgoing) = self.session.poll(self.clock.now())? {
+        while let Some(outgoing) = self.session.poll(self.now)? {
             said.extend_from_slice(&outgoing.head);
             said.extend_from_slice(outgoing.body());
         }
@@ -113,7 +119,7 @@ impl End {
     pub fn hear(&mut self, mut bytes: &[u8]) -> Result<bool, SessionError> {
         while !bytes.is_empty() {
             self.inbox.fill(&mut bytes)?;
-            let Some(order) = self.session.receive(&mut self.inbox, self.clock.now())? else {
+            let Some(order) = self.session.receive(&mut self.inbox, self.now)? else {
                 continue;
             };
             match order {

@@ -28,6 +28,9 @@ pub(crate) struct Policy {
     pub(crate) max_lag: u64,
 }
 
+/// More are not remembered: those who are away and hold least are forgotten.
+const MEMBERS_MAX: usize = 512;
+
 /// A connection of a replica.
 pub(crate) type SessionId = u64;
 
@@ -111,6 +114,12 @@ impl Group {
         session: SessionId,
     ) -> Result<(), SessionError> {
         let mut members = self.members.lock();
+        if members.len() >= MEMBERS_MAX && !members.contains_key(&node) {
+            // Nothing that is confirmed is taken back by it.
+            let away = members.iter().filter(|(_, member)| member.session.is_none());
+            let least = away.min_by_key(|(_, member)| member.counts).map(|(node, _)| *node);
+            least.map(|node| members.remove(&node));
+        }
         let member = members.entry(node).or_default();
         if member.session.is_some() && member.instance != instance {
             return Err(SessionError::DuplicateNode { node });
@@ -323,6 +332,22 @@ mod tests {
         group.ack_in_memory(A, 1, 950);
         assert_eq!((group.floor(1000), group.floor(1051)), (950, u64::MAX));
         assert_eq!(group.confirmed(), 10);
+    }
+
+    #[test]
+    fn names_without_number_take_up_no_more_memory() {
+        let group = group(1, AckLevel::Durable);
+        group.join(A, 1, 1).unwrap();
+        group.ack(A, 1, (50, 50), true);
+        group.leave(A, 1);
+        for name in 100..100 + 3 * MEMBERS_MAX as u64 {
+            group.join(NodeId(name), 1, name).unwrap();
+            group.leave(NodeId(name), name);
+        }
+        let status = group.status();
+        assert_eq!(status.len(), MEMBERS_MAX);
+        assert!(status.iter().any(|one| one.node == A), "whoever holds most is remembered");
+        assert_eq!(group.confirmed(), 50);
     }
 
     #[test]

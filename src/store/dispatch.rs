@@ -90,8 +90,8 @@ impl Shared {
         let queued = if lost { min } else { table.offset.max(min) };
         let indexed = self.index.as_ref().map_or(queued, |index| index.resume_at().max(min));
         let from = queued.min(indexed);
-        self.redispatch_from(from, end, report)?;
-        self.core.progress.set_dispatched(end);
+        let dispatched = self.redispatch_from(from, end, report)?;
+        self.core.progress.set_dispatched(dispatched);
         let crashed = report.unclean
             || report.foreign
             || report.cut.is_some()
@@ -107,14 +107,14 @@ impl Shared {
             self.core.continue_queue(queue.topic(), queue.queue_id(), queue.max_offset());
             Ok(())
         })?;
-        self.count_what_is_not_shown(end)?;
+        self.count_what_is_not_shown(dispatched)?;
         self.checkpointer.start_at(queued);
         Ok(())
     }
 
-    /// Records behind `end` are not confirmed, and in no queue yet; their queue offsets are taken.
-    fn count_what_is_not_shown(&self, end: u64) -> Result<()> {
-        let mut records = self.core.records(end, self.core.progress.appended());
+    /// Records from `from` on are not all confirmed, and in no queue yet; their queue offsets are taken.
+    fn count_what_is_not_shown(&self, from: u64) -> Result<()> {
+        let mut records = self.core.records(from, self.core.progress.appended());
         let count = |located: &Located<'_>| {
             let record = &located.record;
             let offset = record.queue_offset().cast_unsigned();
@@ -130,15 +130,16 @@ impl Shared {
         Ok(())
     }
 
-    /// Dispatches the records from `from` to `end`. One that is damaged could lie about its queue, or
-    /// about its place in it, so that the records behind it would not find theirs.
-    fn redispatch_from(&self, from: u64, end: u64, report: &mut RecoveryReport) -> Result<()> {
+    /// Dispatches the records from `from` to `end`; behind the last one, because half of one may be
+    /// confirmed. One that is damaged could lie about its queue, or about its place in it, so that the
+    /// records behind it would not find theirs.
+    fn redispatch_from(&self, from: u64, end: u64, report: &mut RecoveryReport) -> Result<u64> {
         let salvage = self.core.recovery_mode() == RecoveryMode::Salvage;
         // What lies behind has been checked by recovery just now. A store that is only read has its
         // holes still.
         let mut checked_from =
             if report.salvaged.is_empty() { report.scanned_from.min(end) } else { end };
-        let mut at = from;
+        let (mut at, mut reached) = (from, from);
         while at < end {
             let (until, mut records) = if at < checked_from {
                 (checked_from, self.core.verified_records(at, checked_from))
@@ -156,7 +157,10 @@ impl Shared {
                         checked_from = records.offset();
                         break checked_from;
                     }
-                    None => break records.offset().max(until),
+                    None => {
+                        reached = records.offset();
+                        break reached.max(until);
+                    }
                     Some(Err(Error::Corrupt { what, .. })) if salvage => {
                         let offset = records.offset();
                         let next = self.core.resync(offset, end);
@@ -165,13 +169,14 @@ impl Shared {
                             let bytes = next - offset;
                             report.salvaged.push(Hole { offset, bytes, what, copy: None });
                         }
+                        reached = next;
                         break next;
                     }
                     Some(Err(error)) => return Err(error),
                 }
             };
         }
-        Ok(())
+        Ok(reached)
     }
 
     pub(super) fn dispatch_step(&self) -> Next {

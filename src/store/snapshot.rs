@@ -242,7 +242,9 @@ impl Shared {
             self.check_open()?;
             self.catch_up();
             let dispatched = progress.dispatched();
-            if dispatched >= wanted {
+            // What is visible may end in the middle of a record.
+            let is_all = || self.core.records(dispatched, wanted).next_with(|_| ()).is_none();
+            if dispatched >= wanted || is_all() {
                 return Ok(dispatched.min(progress.durable()));
             }
             if let Some(first) = progress.latched() {

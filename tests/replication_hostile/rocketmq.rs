@@ -6,8 +6,10 @@ use crate::scene::{
     is_protocol, node,
 };
 use crate::temp::TempDir;
-use crate::wire_peer::{NOTHING, Peer};
-use duralog::replication::{Refusal, Replica, ReplicaOptions, SessionError, TcpAcceptor};
+use crate::wire_peer::{NOTHING, PATIENCE, Peer};
+use duralog::replication::{
+    AckLevel, Primary, PrimaryOptions, Refusal, Replica, ReplicaOptions, SessionError, TcpAcceptor,
+};
 use duralog::{Error, Message, Store};
 use std::io::Read;
 use std::net::{Shutdown, SocketAddr, TcpListener};
@@ -330,6 +332,59 @@ fn a_master_that_stops_half_way_is_left() {
         peer.send(&frame(end, rest.len() as u32, &rest[..100]));
         peer.rest();
     });
+}
+
+#[test]
+fn half_a_record_that_was_acknowledged_is_neither_shown_nor_taken_for_damage() {
+    let dir = TempDir::in_memory();
+    let open = || {
+        let mut options = PrimaryOptions::new(node(1, &Heard::default()));
+        options.ack_level = AckLevel::InMemory;
+        let primary = Primary::open(config(dir.path()), options).expect("it opens");
+        let acceptor = TcpAcceptor::bind("127.0.0.1:0").expect("a port is free");
+        let address = acceptor.address();
+        primary.serve_rocketmq(acceptor).expect("it listens");
+        (primary, Peer::connect(address))
+    };
+    let shown =
+        |primary: &Primary| primary.store().get("t", 0, 0, 100).expect("readable").messages.len();
+    let (primary, mut slave) = open();
+    slave.send(&report(0));
+    primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+    let store = primary.store().clone();
+    let putting = std::thread::spawn(move || {
+        [(); 2].map(|()| store.put(Message::new("t", vec![7; 300])).expect("put"))
+    });
+    let given = |peer: &mut Peer| loop {
+        let mut head = [0; 12];
+        peer.0.read_exact(&mut head).expect("it is sent the log");
+        let mut bytes = vec![0; u32::from_be_bytes(head[8..].try_into().expect("4")) as usize];
+        peer.0.read_exact(&mut bytes).expect("it is sent the log");
+        if !bytes.is_empty() {
+            break u64::from_be_bytes(head[..8].try_into().expect("8")) + bytes.len() as u64;
+        }
+    };
+    let end = given(&mut slave);
+    slave.send(&report(end as i64));
+    // As RocketMQ's does, for each piece that it gets.
+    eventually("the first is shown", || shown(&primary) == 1);
+    let half = end + 100;
+    assert!(given(&mut slave) > half);
+    slave.send(&report(half as i64));
+    eventually("half of it is confirmed", || primary.store().stats().watermarks.confirmed == half);
+    assert_eq!(shown(&primary), 1);
+    let snapshot = TempDir::in_memory();
+    primary.store().snapshot(snapshot.path().join("copy")).expect("a copy is made");
+    ends("closing", move || primary.close().expect("it closes"));
+    assert_eq!(putting.join().expect("they were answered").len(), 2);
+
+    let (primary, mut slave) = open();
+    assert_eq!(shown(&primary), 1);
+    let end = primary.store().stats().watermarks.appended;
+    slave.send(&report(end as i64));
+    eventually("all of it is shown", || shown(&primary) == 2);
+    assert!(primary.store().verify().expect("readable").is_ok());
+    ends("closing", move || primary.close().expect("it closes"));
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use crate::rng::Rng;
 use crate::scene::{Attack, Scene, is_connection, is_protocol};
 use crate::wire_peer::*;
-use duralog::replication::SessionError;
+use duralog::replication::{Acceptor, SessionError, Stream, TcpAcceptor};
+use std::time::Duration;
 
 /// At most the challenge, which is a number that nobody knew before.
 fn learns_nothing(told: &[u8]) {
@@ -163,6 +164,46 @@ fn a_proof_that_was_overheard_is_of_no_use() {
     });
     scene.withstands(&Attack { what: "a replayed proof", is: is_secret, joins: false, act });
     drop(overheard);
+    scene.close();
+}
+
+/// Calls everyone who comes by it the same.
+#[derive(Debug)]
+struct Named(&'static str, TcpAcceptor);
+
+impl Acceptor for Named {
+    fn accept(&self, patience: Duration) -> std::io::Result<Stream> {
+        Ok(Stream { peer: format!("{}:1", self.0), ..self.1.accept(patience)? })
+    }
+
+    fn close(&self) {
+        self.1.close();
+    }
+}
+
+#[test]
+fn a_host_with_many_connections_does_not_drive_out_one_with_few() {
+    let scene = Scene::new();
+    let [slow, fast] = ["slow", "fast"].map(|name| {
+        let tcp = TcpAcceptor::bind("127.0.0.1:0").expect("a port is free");
+        let address = tcp.address();
+        scene.primary.serve(Named(name, tcp)).expect("it listens");
+        address
+    });
+    let mut peer = Peer::connect(slow);
+    peer.send(&hello(VERSION, NONCE));
+    let challenge: Nonce = peer.expect(CHALLENGE).try_into().expect("a nonce");
+    // Each of these takes the place of another one, and of the first if that were the oldest of all.
+    let mut held = Vec::new();
+    for _ in 0..200 {
+        let mut one = Peer::connect(fast);
+        one.send(&hello(VERSION, NONCE));
+        one.expect(CHALLENGE);
+        held.push(one);
+    }
+    peer.send(&frame(PROOF, &proof(SECRET, Side::Replica, &NONCE, &challenge)));
+    peer.expect(PROVEN);
+    drop(held);
     scene.close();
 }
 

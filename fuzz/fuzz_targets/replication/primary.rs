@@ -1,6 +1,6 @@
 //! A peer that has connected to a primary.
 
-use crate::stage::{self, EPOCH, LOG, OUR_NONCE, SEGMENT_SIZE, Stage, number, step};
+use crate::stage::{self, A_WHILE, EPOCH, LOG, OUR_NONCE, SEGMENT_SIZE, Stage, number, step};
 use crate::wire_peer::*;
 use duralog::replication::Protocol;
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
@@ -34,7 +34,7 @@ pub fn attack(script: &mut Unstructured<'_>) {
                 end.say()
             }),
             false => {
-                stage.advance();
+                end.wait(A_WHILE);
                 end.say()
             }
         };

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 pub const SEGMENT_SIZE: u64 = 4096;
 pub const EPOCH: u64 = 1 << 32;
+/// Longer than a heartbeat interval.
+pub const A_WHILE: Duration = Duration::from_secs(6);
 pub const OUR_NONCE: [u8; 16] = *b"of the node here";
 
 /// A log of one epoch, of which every attack is about.
@@ -35,7 +37,7 @@ pub static LOG: LazyLock<Log> = LazyLock::new(|| {
 
 pub struct Stage {
     pub disk: SimDisk,
-    pub clock: Arc<ManualClock>,
+    clock: Arc<ManualClock>,
 }
 
 /// Puts the messages of which the log is made.
@@ -100,10 +102,6 @@ impl Stage {
         }
         bytes.truncate(end as usize);
         bytes
-    }
-
-    pub fn advance(&self) {
-        self.clock.advance(Duration::from_secs(6));
     }
 }
 

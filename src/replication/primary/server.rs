@@ -2,7 +2,7 @@
 
 use crate::clock::Clock;
 use crate::error::{IoContext, IoOp, Result};
-use crate::replication::events::Event;
+use crate::replication::events::{Event, host};
 use crate::replication::group::SessionId;
 use crate::replication::link::{Ended, Link};
 use crate::replication::net::{Acceptor, Stream};
@@ -10,6 +10,8 @@ use crate::replication::options::{NodeOptions, Protocol};
 use crate::replication::session::{Session, SessionError};
 use crate::worker::{Alarm, Doorbell, Next, Worker};
 use parking_lot::{Mutex, RwLock};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -253,9 +255,9 @@ impl Server {
             one.link.end(Ended::Error(SessionError::Stopped));
         }
         // All of them together, or each one that does not read would be waited for in turn.
-        let gone_by = Instant::now() + FAREWELL_MAX;
+        let gone_by = self.service.clock.now() + FAREWELL_MAX;
         for one in &served {
-            one.link.wait_said(gone_by.saturating_duration_since(Instant::now()));
+            one.link.wait_said(gone_by.saturating_duration_since(self.service.clock.now()));
         }
         for one in &served {
             one.link.hang_up();
@@ -297,14 +299,20 @@ impl Served {
     }
 }
 
-/// Lets whoever has taken longest to introduce itself make room for whoever comes: otherwise those who
-/// never do would keep out those who do at once.
+/// Lets whoever has taken longest to introduce itself make room for whoever comes, of those from the
+/// host with the most of them: otherwise those who never do would keep out those who do.
 fn make_room(served: &[Served], protocol: Protocol) {
     let strangers = served.iter().filter(|one| one.is_stranger() && one.protocol == protocol);
-    if strangers.clone().count() >= STRANGERS_MAX
-        && let Some(oldest) = strangers.min_by_key(|one| one.link.introduced_by)
-    {
-        oldest.give_up();
+    if strangers.clone().count() < STRANGERS_MAX {
+        return;
+    }
+    let mut hosts: BTreeMap<&str, usize> = BTreeMap::new();
+    strangers.clone().for_each(|one| *hosts.entry(host(&one.link.peer)).or_default() += 1);
+    let worst = strangers.max_by_key(|one| {
+        (hosts.get(host(&one.link.peer)).copied(), Reverse(one.link.introduced_by))
+    });
+    if let Some(worst) = worst {
+        worst.give_up();
     }
 }
 
