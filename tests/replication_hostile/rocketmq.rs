@@ -353,9 +353,7 @@ fn half_a_record_that_was_acknowledged_is_neither_shown_nor_taken_for_damage() {
     primary.wait_for_replicas(1, PATIENCE).expect("it connects");
     let store = primary.store().clone();
     let putting = std::thread::spawn(move || {
-        for _ in 0..2 {
-            let _ = store.put(Message::new("t", vec![7; 300])).expect("put");
-        }
+        [(); 2].map(|()| store.put(Message::new("t", vec![7; 300])).expect("put"))
     });
     let given = |peer: &mut Peer| loop {
         let mut head = [0; 12];
@@ -378,7 +376,7 @@ fn half_a_record_that_was_acknowledged_is_neither_shown_nor_taken_for_damage() {
     let snapshot = TempDir::in_memory();
     primary.store().snapshot(snapshot.path().join("copy")).expect("a copy is made");
     ends("closing", move || primary.close().expect("it closes"));
-    putting.join().expect("it was answered");
+    assert_eq!(putting.join().expect("they were answered").len(), 2);
 
     let (primary, mut slave) = open();
     assert_eq!(shown(&primary), 1);

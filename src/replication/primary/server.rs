@@ -255,9 +255,9 @@ impl Server {
             one.link.end(Ended::Error(SessionError::Stopped));
         }
         // All of them together, or each one that does not read would be waited for in turn.
-        let gone_by = Instant::now() + FAREWELL_MAX;
+        let gone_by = self.service.clock.now() + FAREWELL_MAX;
         for one in &served {
-            one.link.wait_said(gone_by.saturating_duration_since(Instant::now()));
+            one.link.wait_said(gone_by.saturating_duration_since(self.service.clock.now()));
         }
         for one in &served {
             one.link.hang_up();

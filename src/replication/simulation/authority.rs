@@ -9,6 +9,8 @@
 //! - A node does not count if it was switched off after it had vouched for what that takes, as a primary
 //!   does under async flush and a replica whose acks mean memory, until it has entered an epoch that has
 //!   begun since.
+//! - A node with a new disk does not count either, and has forgotten what it promised: it is fenced with
+//!   the newest term before it follows anyone.
 //! - A primary may be opened again without asking anybody, in its term or in a new one, unless it was
 //!   switched off like that: then it asks the replicas for what it lacks, or becomes one.
 
@@ -31,30 +33,51 @@ pub(super) struct Authority {
     failover: Option<[Option<(Epoch, u64)>; NODES]>,
     /// The newest epoch when a node lost what it had vouched for.
     lost: [Option<Epoch>; NODES],
+    /// Those that have a new disk, and have promised nothing yet.
+    new: [bool; NODES],
 }
 
 impl Simulation {
-    /// How many nodes may lose what they vouched for before a failover may miss something.
-    fn losses_borne(&self) -> usize {
-        self.settings.needed
+    /// Whether a power cut may take what a node has vouched for.
+    fn is_fragile(&self) -> bool {
+        self.nodes.iter().any(|node| node.is_async()) || self.settings.in_memory()
     }
 
     /// Whether this node can be switched off, now or soon, without more being lost than the policy bears.
     pub(super) fn bears_power_cut(&mut self, node: usize) -> bool {
+        !self.is_fragile() || self.bears_loss(node)
+    }
+
+    /// Whether this node may lose what it has vouched for: of what is confirmed there are as many copies
+    /// beside one as are needed to confirm it.
+    pub(super) fn bears_loss(&mut self, node: usize) -> bool {
         (0..NODES).for_each(|node| _ = self.counts_in_failover(node));
+        let fragile = self.is_fragile();
         let lost = (0..NODES).filter(|other| {
-            let planned = self.nodes[*other].planned == Some(Crash::PowerCut);
+            let planned = fragile && self.nodes[*other].planned == Some(Crash::PowerCut);
             *other != node && (self.authority.lost[*other].is_some() || planned)
         });
-        let fragile = self.nodes.iter().any(|node| node.is_async()) || self.settings.in_memory();
-        !fragile || lost.count() < self.losses_borne()
+        lost.count() < self.settings.needed
     }
 
     /// To be told of every power cut.
     pub(super) fn note_power_cut(&mut self, node: usize) {
         if self.nodes[node].fragile {
-            self.authority.lost[node] = Some(self.authority.newest);
-            self.counts.add("what was vouched for may be lost");
+            self.note_loss(node);
+            self.counts.add("power cuts after more was vouched for");
+        }
+    }
+
+    fn note_loss(&mut self, node: usize) {
+        self.authority.lost[node] = Some(self.authority.newest);
+    }
+
+    /// To be told when a node gets a new disk.
+    pub(super) fn note_new_disk(&mut self, node: usize) {
+        self.note_loss(node);
+        self.authority.new[node] = true;
+        if let Some(fenced) = &mut self.authority.failover {
+            fenced[node] = None;
         }
     }
 
@@ -159,12 +182,15 @@ impl Simulation {
             return false;
         }
         if self.has_lost(node) {
-            // It has to know by itself that it must not go on.
-            let asks = self.settings.ack == Ack::Sync && self.rng.one_in(2);
-            if !asks || self.open_primary(node, None) == Opened::Refused {
+            let knows = self.nodes[node].is_async() && !self.authority.new[node];
+            if knows && self.settings.ack == Ack::Sync && self.rng.one_in(2) {
+                // Refused, unless it has everything after all.
+                self.open_primary(node, None);
+            }
+            if self.nodes[node].running.is_none() {
                 self.inquire(node);
             }
-            return self.nodes[node].running.as_ref().is_some_and(|running| !running.is_replica());
+            return false;
         }
         let mut opened = Opened::Refused;
         if self.rng.one_in(2) {
@@ -235,7 +261,7 @@ impl Simulation {
             return;
         }
         let was_primary = self.nodes[node].was_primary && !self.has_lost(node);
-        if !is_primary && was_primary && self.rng.one_in(4) {
+        if !is_primary && was_primary && self.rng.one_in(2) {
             // It does not know any better.
             let opened = self.open_primary(node, None);
             self.counts.add_if(opened == Opened::Runs, "old primaries back as primaries");
@@ -270,6 +296,20 @@ impl Simulation {
     pub(super) fn open_replica(&mut self, node: usize) {
         let opened = self.nodes[node].open_replica(self.settings.in_memory());
         self.note_opened(node, opened);
+    }
+
+    /// Fences a node that is new to the cluster; whether it may follow someone.
+    pub(super) fn introduce(&mut self, node: usize) -> bool {
+        if !self.authority.new[node] {
+            return true;
+        }
+        let term = Epoch::term(self.authority.term);
+        let Some(running) = &self.nodes[node].running else { return false };
+        let introduced = running.log.promise(term).is_ok() || running.log.promised() >= term;
+        if self.settle(node) {
+            self.authority.new[node] = !introduced;
+        }
+        !self.authority.new[node]
     }
 
     fn note_opened(&mut self, node: usize, opened: Opened) -> bool {

@@ -228,6 +228,12 @@ impl Node {
         crash
     }
 
+    /// Puts another disk in the place of this one.
+    pub(super) fn replace_disk(&mut self, disk: SimDisk) {
+        self.disk = disk;
+        (self.planned, self.hurt, self.failing, self.fragile) = (None, false, false, false);
+    }
+
     /// Closes the store in order; what there is left of it.
     pub(super) fn close(&mut self) -> Option<(Result<()>, Running)> {
         let running = self.running.take()?;

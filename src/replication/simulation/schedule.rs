@@ -5,7 +5,7 @@ use super::network::{Connection, Heard, NODES, Side};
 use super::node::{Crash, Part, Running};
 use super::{Counts, Simulation};
 use crate::clock::Clock;
-use crate::disk::{CutMoment, Fault, SimCall, SyncFailure};
+use crate::disk::{CutMoment, Fault, SimCall, SimDisk, SyncFailure};
 use crate::error::Error;
 use crate::replication::options::Ack;
 use crate::replication::primary::{InquirySession, PrimarySession};
@@ -48,7 +48,7 @@ impl Simulation {
             275..310 => self.step(node, StoreWorker::Upkeep),
             310..340 => self.step(node, StoreWorker::Dispatch),
             340..350 => self.step(node, StoreWorker::Checkpoint),
-            350..370 => self.step(node, StoreWorker::Retention),
+            350..370 => (0..NODES).for_each(|node| self.step(node, StoreWorker::Retention)),
             370..590 => self.exchange(),
             590..650 => self.pump(),
             650..710 => self.connect(node),
@@ -60,10 +60,11 @@ impl Simulation {
             875..883 => self.reconnect(node),
             883..890 => self.notice_silence(),
             890..898 => self.crash_some(node),
-            898..908 => self.plan_crash(node),
-            908..914 => self.hurt(node),
-            914..920 => self.mend(node),
-            920..925 => self.reopen(node),
+            898..907 => self.plan_crash(node),
+            907..913 => self.hurt(node),
+            913..919 => self.mend(node),
+            919..921 => self.wipe(node),
+            921..925 => self.reopen(node),
             925..955 => self.revive(node),
             955..970 => self.demote(node),
             _ => self.decide(),
@@ -443,6 +444,9 @@ impl Simulation {
     }
 
     fn connect_to(&mut self, node: usize, primary: usize) {
+        if !self.introduce(node) {
+            return;
+        }
         let (Some(there), Some(here)) = (self.running(primary), self.running(node)) else {
             return;
         };
@@ -557,6 +561,19 @@ impl Simulation {
         let moment = self.rng.pick(&[CutMoment::Before, CutMoment::Middle]);
         let calls = 1 + self.rng.below(30);
         self.nodes[node].plan(crash, calls, moment);
+    }
+
+    /// Loses a node's disk.
+    fn wipe(&mut self, node: usize) {
+        if !self.bears_loss(node) {
+            return;
+        }
+        self.crash(node, Crash::Kill);
+        self.note_new_disk(node);
+        let disk = SimDisk::new(self.rng.next());
+        self.nodes[node].replace_disk(disk);
+        self.trace(|_| format!("{node} has a new disk"));
+        self.counts.add("disks replaced by empty ones");
     }
 
     fn hurt(&mut self, number: usize) {
