@@ -16,7 +16,7 @@
 //! | 5 `Join` | replica | cluster u64, node u64, instance u64, segment size u64, min u64, end u64, promised u64, epochs |
 //! | 6 `Welcome` | primary | epoch 28, plan u32, plan's offset u64 |
 //! | 7 `Refuse` | either | code u32, two u64 |
-//! | 8 `Begin` | replica | from u64, length u64, crc32 u32 |
+//! | 8 `Begin` | replica | from u64, length u64 (at most 4096), crc32 u32: of the log before `from` |
 //! | 9 `Data` | primary, or the replica that lends | epoch 28, offset u64, confirmed u64, then bytes of the log; none is a heartbeat |
 //! | 10 `Ack` | replica | epoch u64, written u64, durable u64 |
 //! | 11 `Lend` | primary | from u64: it asks for `Data` of what it lost itself |
