@@ -258,12 +258,14 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> i64 {
     bytes.iter().fold(0, |number, byte| number << 8 | i64::from(*byte))
 }
 
-/// The files of a directory in the order of their names, which are numbers.
+/// The files of a directory in the order of their names, which are numbers. One that is empty was being
+/// made when RocketMQ died, which begins by opening it.
 fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let entries = fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry"));
     let mut files: Vec<_> = entries
         .map(|entry| (entry.file_name().into_string().expect("UTF-8"), entry.path()))
         .map(|(name, path)| (name, fs::read(path).expect("readable")))
+        .filter(|(_, bytes)| !bytes.is_empty())
         .collect();
     files.sort();
     files
