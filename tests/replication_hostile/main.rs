@@ -11,6 +11,7 @@ mod wire_peer;
 
 mod members;
 mod primaries;
+mod recoveries;
 mod rocketmq;
 mod scene;
 mod strangers;
