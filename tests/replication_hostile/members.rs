@@ -105,14 +105,14 @@ fn a_history_that_is_not_of_this_log_is_refused() {
     let epochs = |list: &[(u64, u64)]| -> Vec<EpochStart> {
         list.iter().map(|(epoch, start)| EpochStart::new(*epoch, *start)).collect()
     };
-    let far = epochs(&[(1, 0), (2, 1 << 62)]);
+    let far = epochs(&[(1, 10), (2, 1 << 62)]);
     let many: Vec<_> = (1..=1024).map(|number| EpochStart::new(number, number * 1000)).collect();
     let histories = [
         ("an end beyond everything", vec![], 0, u64::MAX),
         ("a log that is empty far away", vec![], u64::MAX, u64::MAX),
         ("a log that is empty somewhere behind", vec![], 1 << 40, 1 << 40),
         ("an epoch that begins far away", far, 5, u64::MAX),
-        ("as many epochs as there can be", many.clone(), 1000, 1 << 30),
+        ("as many epochs as there can be", many.clone(), 500, 1 << 30),
         ("many epochs that end nowhere", many, 0, u64::MAX),
     ];
     for (what, epochs, min, end) in histories {
@@ -122,6 +122,23 @@ fn a_history_that_is_not_of_this_log_is_refused() {
             join.epochs.iter_mut().for_each(|one| one.node = 77);
         };
         refused(what, is_diverged, join, (5, 0, 0));
+    }
+}
+
+#[test]
+fn a_history_of_other_epochs_alone_is_told_what_to_cut_and_no_more() {
+    for (count, end) in [(1, u64::MAX), (1024, 1 << 40)] {
+        withstands("other epochs", is_connection, move |scene| {
+            let mut join = Join::of(NODE, SEGMENT_SIZE);
+            (join.min, join.end) = (1000, end);
+            let epochs = (1..=count).map(|number| EpochStart::new(number, number * 1000));
+            join.epochs = epochs.map(|one| EpochStart { node: 77, ..one }).collect();
+            let mut peer = scene.connect();
+            let welcome = peer.join(&join);
+            assert_eq!((welcome.plan, welcome.offset), (1, 1000));
+            peer.0.shutdown(Shutdown::Write).expect("shut down");
+            assert_eq!(peer.rest(), NOTHING);
+        });
     }
 }
 
