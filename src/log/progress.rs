@@ -2,6 +2,7 @@
 
 #[cfg(all(test, shuttle))]
 mod model;
+mod sleepers;
 mod slot;
 
 pub(crate) use slot::Seat;
@@ -9,6 +10,7 @@ pub(crate) use slot::Seat;
 use crate::error::Error;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, current_thread, fence};
 use crate::worker::Alarm;
+use sleepers::Sleepers;
 use slot::Slot;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
@@ -103,7 +105,9 @@ pub(crate) struct Progress {
     visible_alarm: Alarm,
     groups: [[Slot; SLOTS]; 2],
     /// Those who wait for replicas, too. A sync would wake them in vain: a replica is rarely ahead of it.
-    confirms: [Slot; SLOTS],
+    confirms: Sleepers,
+    /// The tasks among them.
+    confirm_tasks: Slot,
     /// How many of its slots a group uses, less one.
     last_slot: AtomicUsize,
     flushes: Slot,
@@ -238,22 +242,34 @@ impl Progress {
     /// Moves `durable` and wakes the group it completes, or everyone.
     pub(crate) fn set_durable(&self, end: u64, group: Option<Group>) {
         let before = self.durable.0.fetch_max(end, SeqCst);
-        self.wake(group);
+        self.wake_durable(group);
         // Whoever confirms later wakes them then.
         let confirmed = self.confirmed();
-        if group.is_some() && confirmed > before && confirmed != u64::MAX {
-            self.confirms.iter().for_each(Slot::wake);
+        if confirmed > before && confirmed != u64::MAX {
+            self.wake_confirmed(confirmed);
         }
         self.flushes.wake();
         self.visible_alarm.ring();
     }
 
-    /// Wakes those who wait for `group`, or everyone who waits for a put.
-    pub(crate) fn wake(&self, group: Option<Group>) {
+    /// Wakes those who wait for the disk alone: those of `group`, or all.
+    fn wake_durable(&self, group: Option<Group>) {
         match group {
             Some(group) => self.slots(group).iter().for_each(Slot::wake),
-            None => self.groups.iter().flatten().chain(&self.confirms).for_each(Slot::wake),
+            None => self.groups.iter().flatten().for_each(Slot::wake),
         }
+    }
+
+    /// Lets everyone who waits for a put look again.
+    pub(crate) fn wake_puts(&self) {
+        self.wake_durable(None);
+        self.wake_confirmed(u64::MAX);
+    }
+
+    /// Wakes those who wait for replicas, too, and for nothing beyond `end`.
+    fn wake_confirmed(&self, end: u64) {
+        self.confirms.wake_through(end);
+        self.confirm_tasks.wake();
     }
 
     /// Starts counting confirmations from `end`: from here on puts wait for replicas.
@@ -263,7 +279,7 @@ impl Progress {
 
     pub(crate) fn set_confirmed(&self, end: u64) {
         if self.confirmed.fetch_max(end, SeqCst) < end {
-            self.confirms.iter().for_each(Slot::wake);
+            self.wake_confirmed(end);
             self.visible_alarm.ring();
         }
     }
@@ -303,14 +319,11 @@ impl Progress {
         if group.0.is_multiple_of(2) { even } else { odd }
     }
 
-    /// The one in which this thread sleeps until `need` holds for a group, and its number.
-    fn slot(&self, group: Group, need: Need) -> (usize, &Slot) {
-        let (slots @ [first, ..], base) = match need.confirmed {
-            true => (&self.confirms, SLOTS),
-            false => (self.slots(group), 0),
-        };
+    /// The one in which this thread sleeps until a group is durable, and its number.
+    fn slot(&self, group: Group) -> (usize, &Slot) {
+        let slots @ [first, ..] = self.slots(group);
         let number = thread_number() % (self.last_slot.load(Relaxed) + 1);
-        slots.get(number).map_or((base, first), |slot| (base + number, slot))
+        slots.get(number).map_or((0, first), |slot| (number, slot))
     }
 
     /// What a wait would answer now.
@@ -335,7 +348,12 @@ impl Progress {
         group: Group,
         deadline: Option<Instant>,
     ) -> Waited {
-        self.slot(group, need).1.wait(deadline, || self.met(end, need)).unwrap_or(Waited::TimedOut)
+        let met = || self.met(end, need);
+        let waited = match need.confirmed {
+            true => self.confirms.wait(end, deadline, met),
+            false => self.slot(group).1.wait(deadline, met),
+        };
+        waited.unwrap_or(Waited::TimedOut)
     }
 
     /// Blocks until everything before `end` is durable, for a waiter that belongs to no group.
@@ -354,7 +372,8 @@ impl Progress {
         seat: &mut Option<Seat>,
     ) -> Option<Waited> {
         self.met(end, need).or_else(|| {
-            let (number, slot) = self.slot(group, need);
+            let (number, slot) =
+                if need.confirmed { (SLOTS, &self.confirm_tasks) } else { self.slot(group) };
             slot.register((number, seat), waker, || self.met(end, need))
         })
     }
@@ -383,7 +402,7 @@ impl Progress {
 
     /// Lets every waiter look again.
     pub(crate) fn wake_all(&self) {
-        self.wake(None);
+        self.wake_puts();
         self.flushes.wake();
         self.readers.wake();
     }

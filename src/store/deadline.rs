@@ -74,7 +74,7 @@ impl Shared {
         let (expired, next) = self.deadlines.expire(self.core.clock.now());
         if expired {
             // Each task looks at its own deadline.
-            self.core.progress.wake(None);
+            self.core.progress.wake_puts();
         }
         next.map_or(Next::Idle, Next::At)
     }

@@ -27,6 +27,7 @@ fn check(scenario: impl Fn() + Send + Sync + Clone + 'static) {
 
 const DURABLE: Need = Need { durable: true, confirmed: false };
 const BOTH: Need = Need { durable: true, confirmed: true };
+const CONFIRMED: Need = Need { durable: false, confirmed: true };
 
 /// The log as waiters know it: bytes get offsets and groups, are written, are synced.
 #[derive(Debug, Default)]
@@ -234,20 +235,22 @@ fn disk_and_replica_may_answer_in_either_order() {
         let replica = {
             let log = log.clone();
             thread::spawn(move || {
-                while log.progress.confirmed() < 2 {
+                while log.progress.confirmed() < 3 {
                     log.progress.set_confirmed(log.progress.appended());
                     thread::yield_now();
                 }
             })
         };
-        let tasks = (0..2).map(|_| {
+        let tasks = [BOTH, CONFIRMED, BOTH].map(|need| {
             let log = log.clone();
             thread::spawn(move || {
                 let appended = log.append();
-                assert!(matches!(log.wait(appended, BOTH), Waited::Met));
+                assert!(matches!(log.wait(appended, need), Waited::Met));
+                assert!(log.progress.confirmed() >= appended.0);
+                assert!(!need.durable || log.progress.durable() >= appended.0);
             })
         });
-        let tasks = tasks.chain([replica]).collect();
+        let tasks = tasks.into_iter().chain([replica]).collect();
         run(&log, vec![flusher], tasks);
     });
 }
