@@ -84,25 +84,27 @@ pub fn put_all(store: &Store, threads: usize, size: usize, count: u64) -> Durati
         let (threads, producer) = (threads as u64, producer as u64);
         count / threads + u64::from(producer < count % threads)
     };
-    let (ready, done) = (Barrier::new(threads + 1), Barrier::new(threads + 1));
-    let took = std::thread::scope(|scope| {
-        for producer in 0..threads {
-            let (ready, done) = (&ready, &done);
-            scope.spawn(move || {
-                let message = message(producer, size);
-                ready.wait();
-                for _ in 0..share(producer) {
-                    let put = store.put(&message).and_then(|put| put.ok());
-                    put.expect("every put is acknowledged");
-                }
-                done.wait();
-            });
-        }
+    let ready = Barrier::new(threads);
+    let produce = |producer: usize| {
+        let message = message(producer, size);
         ready.wait();
         let started = Instant::now();
-        done.wait();
-        started.elapsed()
+        for _ in 0..share(producer) {
+            let put = store.put(&message).and_then(|put| put.ok());
+            put.expect("every put is acknowledged");
+        }
+        (started, Instant::now())
+    };
+    let times: Vec<(Instant, Instant)> = std::thread::scope(|scope| {
+        let produce = &produce;
+        let producers: Vec<_> =
+            (0..threads).map(|producer| scope.spawn(move || produce(producer))).collect();
+        let joined = producers.into_iter().map(|producer| producer.join());
+        joined.collect::<Result<_, _>>().expect("no producer gives up")
     });
+    // Measured by those that put: a thread that only looks on may be late to see the beginning.
+    let started = times.iter().map(|(started, _)| *started).min().expect("someone puts");
+    let took = times.iter().map(|(_, ended)| *ended).max().expect("someone puts") - started;
     for (producer, before) in before.into_iter().enumerate() {
         assert_eq!(queue_len(store, producer), before + share(producer), "messages are missing");
         check_samples(store, producer, size);
