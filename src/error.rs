@@ -290,6 +290,16 @@ pub enum Error {
         /// The offset that was asked for.
         wanted: u64,
     },
+    /// An offset to commit lies behind the end of its queue: messages to come would be passed over. Nothing
+    /// was committed.
+    OffsetOutOfRange {
+        /// The queue offset to commit.
+        offset: u64,
+        /// The queue offset of the next message to come.
+        end: u64,
+    },
+    /// The offsets of consumer groups were not durable in time. Nothing has failed: the sync goes on.
+    OffsetsNotDurable,
     /// A background thread did not stop in time: it hangs in the operating system. What was put is as
     /// safe as its `PutOk` said; the thread is left behind, and with it the lock of the store.
     CloseTimeout {
@@ -320,6 +330,7 @@ impl Error {
                 | Self::SegmentNotReady { .. }
                 | Self::Refused(_)
                 | Self::FlushTimeout { .. }
+                | Self::OffsetsNotDurable
         )
     }
 
@@ -517,6 +528,13 @@ impl fmt::Display for Error {
             }
             Self::ReadOnly => f.write_str("the store was opened read-only"),
             Self::Closed => f.write_str("the store is closed"),
+            Self::OffsetOutOfRange { offset, end } => write!(
+                f,
+                "the queue ends at {end}: committing {offset} would pass over messages to come"
+            ),
+            Self::OffsetsNotDurable => f.write_str(
+                "the committed offsets are not durable yet; the disk is slow, the sync goes on",
+            ),
             Self::FlushTimeout { durable, wanted } => write!(
                 f,
                 "only the bytes before {durable} are durable yet, not those before {wanted}; the disk \

@@ -93,7 +93,9 @@ pub use config::{
 pub use disk::SyncMethod;
 pub use environment::{Environment, Threads};
 pub use error::{Corruption, Error, InvalidMessage, IoOp, Result};
-pub use log::{MessageView, Reached, RecoveryReport, TimeBound, Watermarks};
+pub use log::{
+    ClampedOffset, GroupOffset, MessageView, Reached, RecoveryReport, TimeBound, Watermarks,
+};
 pub use message::{Message, StoredMessage};
 pub use store::{
     Acknowledged, FetchStatus, Fetched, Health, Pinned, PutResult, PutStatus, RetentionStats,

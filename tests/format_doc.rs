@@ -22,6 +22,7 @@ use sim::{DIR, disk, segment, unsynced};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use temp::TempDir;
 
 const BORN: i64 = 1_700_000_000_000;
@@ -253,6 +254,8 @@ fn state(actual: &mut Actual) {
     assert_eq!(pid, std::process::id().to_string());
     assert_eq!(token.len(), 20);
     disk.put_file(format!("{DIR}/duralog/any.tmp"), b"half").expect("there is room");
+    assert!(store.wait_for("T", 0, 0, Duration::from_secs(60)).expect("the store is open"));
+    store.commit_offset("G", "T", 0, 1).expect("there is room");
     store.close().expect("the store closes");
     assert!(disk.bytes(format!("{DIR}/abort")).is_err());
 
@@ -265,6 +268,10 @@ fn state(actual: &mut Actual) {
     let newest = slots.chunks(512).max_by_key(sequence).expect("two slots");
     assert_eq!(newest[56..64], token.parse::<u64>().expect("a number").to_be_bytes());
     actual.insert("duralog-checkpoint", newest.to_vec());
+    let offsets = bytes(&disk, "duralog/offsets");
+    assert_eq!(offsets.len(), 64 << 10);
+    actual.insert("duralog-offsets", offsets[..512].to_vec());
+    actual.insert("offsets-row", offsets[512..512 + 22].to_vec());
 
     let replicated = sim::disk();
     let replicator = ScriptedReplica::new(ReplicaBehaviour::Absent);

@@ -491,6 +491,11 @@ pub(super) fn replica_timeout(wanted: &mut Wanted, given: Given<'_>) -> Result<T
     HONOURED
 }
 
+pub(super) fn offset_interval(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {
+    wanted.config.consumer_offset_interval = given.millis()?;
+    HONOURED
+}
+
 pub(super) fn reserved_time(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {
     let hours = given.integer(1..=i32::MAX as u32, "at least 1 hour")?;
     wanted.retention.file_reserved_time = Some(Duration::from_secs(u64::from(hours) * 3600));

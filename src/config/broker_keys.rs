@@ -270,7 +270,7 @@ const KEYS: &[(&str, Kind, Rule)] = &[
     ("flushConsumeQueueLeastPages", Int, No(QUEUE_FLUSH)),
     ("flushConsumeQueueThoroughInterval", Int, No(QUEUE_FLUSH)),
     ("flushConsumerOffsetHistoryInterval", Int, No(DELIVERY)),
-    ("flushConsumerOffsetInterval", Int, No(DELIVERY)),
+    ("flushConsumerOffsetInterval", Int, Set(broker_conf::offset_interval)),
     ("flushDelayOffsetInterval", Long, No(DELAY)),
     ("flushDiskType", Text, Set(broker_conf::flush_type)),
     ("flushIntervalCommitLog", Int, Set(broker_conf::interval)),

@@ -233,6 +233,9 @@ pub struct StoreConfig {
     /// How long a put waits for replicas before it answers `FlushReplicaTimeout`. Default 5 s; 1 ms to
     /// 1 h.
     pub sync_replica_timeout: Duration,
+    /// How long after a commit the offsets of consumer groups are made durable, at the latest. Default
+    /// 500 ms; 1 ms to 1 h.
+    pub consumer_offset_interval: Duration,
     /// The queues are made durable, so that the next open need not look at older messages, whenever
     /// this many bytes of messages have come. Default 64 MiB; at least 4 KiB.
     pub queue_checkpoint_bytes: u64,
@@ -259,6 +262,7 @@ impl StoreConfig {
             max_open_queue_files: 256,
             max_queues_per_topic: 65_536,
             sync_replica_timeout: Duration::from_secs(5),
+            consumer_offset_interval: Duration::from_millis(500),
             queue_checkpoint_bytes: 64 * MIB,
             retention: None,
             index_enable: true,
@@ -352,6 +356,7 @@ impl StoreConfig {
             }
         }
         check_duration("sync_replica_timeout", self.sync_replica_timeout)?;
+        check_duration("consumer_offset_interval", self.consumer_offset_interval)?;
         if !(20..=1024 * MIB).contains(&self.consume_queue_file_size) {
             return refused(
                 "consume_queue_file_size",

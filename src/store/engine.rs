@@ -18,6 +18,7 @@ const SEAL_TIME: Duration = Duration::from_millis(100);
 const DISPATCH_THREAD: &str = "duralog-dispatch";
 const CHECKPOINT_THREAD: &str = "duralog-checkpoint";
 const DEADLINE_THREAD: &str = "duralog-deadline";
+const OFFSETS_THREAD: &str = "duralog-offsets";
 const RETENTION_THREAD: &str = "duralog-retain";
 
 /// What runs while the store is open, and is stopped when it closes.
@@ -70,6 +71,27 @@ impl Engine {
         workers.push(self.spawn(DEADLINE_THREAD, (bell, heard), Shared::deadline_step)?);
         if self.shared.config.retention.is_some() {
             workers.push(self.spawn(RETENTION_THREAD, Doorbell::new(), Shared::retention_step)?);
+        }
+        Ok(())
+    }
+
+    /// Starts the thread that makes offsets durable, which a store without consumers does not need.
+    pub(super) fn start_offsets(&self) -> Result<()> {
+        let offsets = &self.shared.offsets;
+        if !self.shared.threaded || offsets.alarm().bell().is_some() {
+            return Ok(());
+        }
+        let mut workers = self.workers.lock();
+        // Whoever closes the store stops those who are there.
+        self.shared.check_open()?;
+        let (bell, heard) = Doorbell::new();
+        if offsets.alarm().bell().is_none() {
+            workers.push(self.spawn(
+                OFFSETS_THREAD,
+                (bell.clone(), heard),
+                Shared::offsets_step,
+            )?);
+            offsets.alarm().connect(bell);
         }
         Ok(())
     }
@@ -139,7 +161,9 @@ impl Engine {
             // durable then is dispatched again by the next open.
             let queues_until = core.clock.now() + left() / 2;
             let finish = move || {
-                shared.finish_queues(queues_until).and_then(|behind| shared.core.shut(behind))
+                let offsets = shared.offsets.finish();
+                let log = shared.finish_queues(queues_until);
+                log.and_then(|behind| shared.core.shut(behind)).and(offsets)
             };
             // On a thread of its own: the disk may hang even now.
             first = if self.shared.threaded {

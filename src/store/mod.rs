@@ -3,6 +3,7 @@
 mod deadline;
 mod dispatch;
 mod engine;
+mod offsets;
 mod put;
 mod read;
 mod replicated;
@@ -27,14 +28,15 @@ use crate::environment::{Environment, Threads};
 use crate::error::{Error, Result};
 use crate::log::progress::VisibleBy;
 use crate::log::{
-    CLOSE_THREAD, CommitLog, Core, IndexOptions, KeyIndex, Left, QueueOptions, Queues,
-    RecoveryReport,
+    CLOSE_THREAD, CommitLog, Core, GroupOffsets, IndexOptions, KeyIndex, Left, QueueOptions,
+    Queues, RecoveryReport,
 };
 use crate::replication::{Replicator, Role};
 use crate::worker::{Next, detach, is_worker};
 use deadline::Deadlines;
 use dispatch::Dispatcher;
 use engine::{Engine, Flush};
+use offsets::Offsets;
 use parking_lot::Mutex;
 use stats::QueueWork;
 use std::fmt;
@@ -86,6 +88,7 @@ pub(crate) struct Shared {
     pub(crate) deadlines: Deadlines,
     pub(crate) stats: stats::Meters,
     pub(crate) expiry: retention::Expiry,
+    offsets: Offsets,
     replicator: Option<Arc<dyn Replicator>>,
     role: Role,
     dispatcher: Mutex<Dispatcher>,
@@ -122,6 +125,8 @@ pub enum StoreWorker {
     Deadline,
     /// Deletes what has expired, where retention is on.
     Retention,
+    /// Makes the offsets of consumer groups durable.
+    Offsets,
 }
 
 impl Store {
@@ -265,6 +270,7 @@ impl Store {
             StoreWorker::Checkpoint => engine.shared.checkpoint_step(),
             StoreWorker::Deadline => engine.shared.deadline_step(),
             StoreWorker::Retention => engine.shared.retention_step(),
+            StoreWorker::Offsets => engine.shared.offsets_step(),
         }
     }
 
@@ -315,7 +321,9 @@ impl Shared {
             let visible_by = if sync { VisibleBy::Durable } else { VisibleBy::Written };
             core.progress.set_visible_by(visible_by);
         }
+        let offsets = GroupOffsets::open(disk.clone(), core.directory(), read_only)?;
         let mut report = log.recovery().clone();
+        report.damaged_offsets = offsets.damaged();
         let stats = stats::Meters::default();
         let mut index = None;
         if config.index_enable {
@@ -336,6 +344,7 @@ impl Shared {
             deadlines: Deadlines::default(),
             stats,
             expiry: retention::Expiry::default(),
+            offsets: Offsets::new(offsets),
             replicator: replicator.clone(),
             role,
             dispatcher: Mutex::new(Dispatcher::default()),
@@ -350,6 +359,9 @@ impl Shared {
             shared.start_replicator(replicator, table.offset)?;
         }
         let started = shared.redispatch(&table, &mut report).and_then(|()| {
+            let end =
+                |topic: &str, id| shared.queue(topic, id).map_or(0, |queue| queue.max_offset());
+            report.clamped_offsets = shared.offsets.clamp(end)?;
             if read_only { Ok(Flush::Never) } else { Flush::start(log, &shared.config, threads) }
         });
         match (started, &replicator) {

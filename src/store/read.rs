@@ -409,7 +409,7 @@ impl Shared {
     }
 
     /// The queue, with everything in it that is visible now.
-    fn queue(&self, topic: &str, queue_id: i32) -> Option<Arc<ConsumeQueue>> {
+    pub(super) fn queue(&self, topic: &str, queue_id: i32) -> Option<Arc<ConsumeQueue>> {
         self.catch_up();
         self.queues.get(topic, queue_id)
     }

@@ -155,6 +155,7 @@ impl<'a> Snapshot<'a> {
         let check = || shared.check_open();
         // First: how far consumers have come is never behind the end of the copied queues then.
         self.copy_tables()?;
+        shared.offsets.copy_to(to)?;
         let end = shared.settle(engine)?;
         core.vouch_for(end)?;
         let log = core.copy_segments(to, end, &check)?;

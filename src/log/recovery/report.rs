@@ -1,6 +1,7 @@
 //! What recovery found and did, as values.
 
 use crate::error::Corruption;
+use crate::log::group_offsets::ClampedOffset;
 use std::path::PathBuf;
 
 /// What recovery found and did.
@@ -33,6 +34,11 @@ pub struct RecoveryReport {
     /// Why the table of the queues was not believed, if there was one: they were rebuilt from the whole
     /// log, as they are where there is none.
     pub queues_rebuilt: Option<String>,
+    /// Consumer groups that were farther than a queue is now, and were taken back to its end: nothing that
+    /// is put from here on is passed over.
+    pub clamped_offsets: Vec<ClampedOffset>,
+    /// Rows of consumer offsets that cannot be read: the groups concerned are thought to be new.
+    pub damaged_offsets: usize,
 }
 
 impl RecoveryReport {

@@ -1,0 +1,520 @@
+//! How far consumer groups have come: `duralog/offsets`.
+//!
+//! ```text
+//! header: magic "duralogO"  version u32  zeros  crc32 u32 over everything before
+//! row:    crc32 u32 over what follows  topic length u8  group length u8  zero u16
+//!         next offset u64  queue id i32  topic  group
+//! ```
+//!
+//! Header and rows have a sector of 512 bytes each, so that a torn write leaves the old one or the new
+//! one; a row of zeros is free. All integers are big endian. The blocks are reserved before a row is given
+//! out: on a full disk groups that have a row go on.
+
+use super::directory::Directory;
+use super::queue_dir::check_topic;
+use crate::disk::{Allocation, Disk, DiskFile, OpenAccess, SyncMethod};
+use crate::error::{Corruption, Error, IoContext, IoOp, Result};
+use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// Its name in `duralog/`.
+const NAME: &str = "offsets";
+const MAGIC: &[u8; 8] = b"duralogO";
+const VERSION: u32 = 1;
+const SECTOR: usize = 512;
+const CHECKSUM_AT: usize = SECTOR - 4;
+const NAMES_AT: usize = 20;
+const NAMES_MAX: usize = SECTOR - NAMES_AT;
+/// What the file grows by: 127 rows at first, then 128.
+const CHUNK: u64 = 64 << 10;
+/// A longer file is not one we wrote: about two million rows.
+const LEN_MAX: u64 = 1 << 30;
+
+/// Whose offset a row holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Key {
+    group: String,
+    topic: String,
+    queue_id: i32,
+}
+
+#[derive(Debug)]
+struct Row {
+    at: u64,
+    key: Key,
+    next: AtomicU64,
+    /// One commit at a time.
+    writing: Mutex<()>,
+}
+
+/// By queue, by topic, by group.
+type Groups = BTreeMap<String, BTreeMap<String, BTreeMap<i32, Arc<Row>>>>;
+
+#[derive(Debug, Default)]
+struct Rows {
+    file: Option<Arc<dyn DiskFile>>,
+    groups: Groups,
+    free: Vec<u64>,
+}
+
+impl Rows {
+    fn find(&self, group: &str, topic: &str, queue_id: i32) -> Option<&Arc<Row>> {
+        self.groups.get(group)?.get(topic)?.get(&queue_id)
+    }
+
+    fn insert(&mut self, row: Arc<Row>) {
+        let Key { group, topic, queue_id } = row.key.clone();
+        self.groups.entry(group).or_default().entry(topic).or_default().insert(queue_id, row);
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Arc<Row>> {
+        self.groups.values().flat_map(BTreeMap::values).flat_map(BTreeMap::values)
+    }
+}
+
+/// How far a consumer group has come in one queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupOffset {
+    /// The consumer group.
+    pub group: String,
+    /// The topic.
+    pub topic: String,
+    /// The queue of the topic.
+    pub queue_id: i32,
+    /// The queue offset of the next message that the group wants.
+    pub next: u64,
+}
+
+/// A group was farther than a queue, whose end a power cut or another primary had taken: it goes on at the
+/// end that is there now, so that it does not pass over what is put next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClampedOffset {
+    /// Where the group goes on.
+    pub now: GroupOffset,
+    /// What it had committed.
+    pub committed: u64,
+}
+
+/// The offsets of all groups.
+#[derive(Debug)]
+pub(crate) struct GroupOffsets {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    temporary: PathBuf,
+    read_only: bool,
+    rows: RwLock<Rows>,
+    damaged: usize,
+    /// Counts the writes, and how many of them a sync covers.
+    written: AtomicU64,
+    synced: AtomicU64,
+    /// One sync at a time.
+    syncing: Mutex<()>,
+    latch: OnceLock<Arc<Error>>,
+}
+
+impl GroupOffsets {
+    /// Reads what is there; makes nothing where there is nothing.
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        directory: &Directory,
+        read_only: bool,
+    ) -> Result<Self> {
+        let dir = directory.duralog().to_owned();
+        let path = dir.join(NAME);
+        let (mut rows, mut damaged) = (Rows::default(), 0);
+        let access = if read_only { OpenAccess::Read } else { OpenAccess::Write };
+        match disk.open(&path, access) {
+            Ok(file) => {
+                damaged = read(&*file, &mut rows).map_err(|error| error.at(&path))?;
+                rows.file = Some(file);
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error).at(IoOp::Open, &path),
+        }
+        Ok(Self {
+            temporary: directory.temporary(NAME),
+            disk,
+            dir,
+            read_only,
+            rows: RwLock::new(rows),
+            damaged,
+            // What was left behind by a kill is not known to be durable.
+            written: AtomicU64::new(u64::from(directory.was_open() && !read_only)),
+            synced: AtomicU64::new(0),
+            syncing: Mutex::new(()),
+            latch: OnceLock::new(),
+        })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join(NAME)
+    }
+
+    /// Rows that cannot be read: some groups may be thought to be new.
+    pub(crate) fn damaged(&self) -> usize {
+        self.damaged
+    }
+
+    pub(crate) fn get(&self, group: &str, topic: &str, queue_id: i32) -> Option<u64> {
+        let rows = self.rows.read();
+        rows.find(group, topic, queue_id).map(|row| row.next.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn all(&self) -> Vec<GroupOffset> {
+        self.rows.read().iter().map(|row| row.key.at(row.next.load(Ordering::Acquire))).collect()
+    }
+
+    /// Notes where a group goes on. In the page cache when this returns.
+    pub(crate) fn commit(&self, group: &str, topic: &str, queue_id: i32, next: u64) -> Result<()> {
+        self.check_writable()?;
+        {
+            let rows = self.rows.read();
+            if let Some(row) = rows.find(group, topic, queue_id) {
+                return self.write(&rows, row, next);
+            }
+        }
+        check_names(group, topic, queue_id)?;
+        let mut rows = self.rows.write();
+        if let Some(row) = rows.find(group, topic, queue_id).cloned() {
+            return self.write(&rows, &row, next);
+        }
+        let at = self.free_row(&mut rows)?;
+        let key = Key { group: group.to_owned(), topic: topic.to_owned(), queue_id };
+        let row = Row { at, key, next: AtomicU64::new(next), writing: Mutex::new(()) };
+        if let Err(error) = self.write(&rows, &row, next) {
+            rows.free.push(at);
+            return Err(error);
+        }
+        rows.insert(Arc::new(row));
+        Ok(())
+    }
+
+    /// Forgets where a group was, in all queues of a topic; whether it was known. Durable when this
+    /// returns: a row that came back would stand beside a newer one.
+    pub(crate) fn forget(&self, group: &str, topic: &str) -> Result<bool> {
+        self.check_writable()?;
+        let mut rows = self.rows.write();
+        let queues = rows.groups.get(group).and_then(|topics| topics.get(topic));
+        let known: Vec<_> = queues.into_iter().flat_map(BTreeMap::values).cloned().collect();
+        for row in &known {
+            self.write_at(&rows, &[0; SECTOR], row.at)?;
+        }
+        if known.is_empty() {
+            return Ok(false);
+        }
+        self.sync_file(rows.file.as_deref())?;
+        if let Some(topics) = rows.groups.get_mut(group) {
+            topics.remove(topic);
+            if topics.is_empty() {
+                rows.groups.remove(group);
+            }
+        }
+        rows.free.extend(known.iter().map(|row| row.at));
+        Ok(true)
+    }
+
+    /// Takes groups back that are farther than `end` says a queue is. All offsets are durable when this
+    /// returns: those of a queue that are missing are given out anew from now on, and a group that a power
+    /// cut took farther would pass over them.
+    pub(crate) fn clamp(&self, end: impl Fn(&str, i32) -> u64) -> Result<Vec<ClampedOffset>> {
+        let rows = self.rows.read();
+        let mut clamped = Vec::new();
+        for row in rows.iter() {
+            let committed = row.next.load(Ordering::Acquire);
+            let end = end(&row.key.topic, row.key.queue_id);
+            if committed > end {
+                clamped.push(ClampedOffset { now: row.key.at(end), committed });
+                if self.read_only {
+                    row.next.store(end, Ordering::Release);
+                } else {
+                    self.write(&rows, row, end)?;
+                }
+            }
+        }
+        drop(rows);
+        if !canary!("clamp_sync") {
+            self.sync()?;
+        }
+        Ok(clamped)
+    }
+
+    /// Puts a copy into the directory of another store, durably; nothing if nobody has committed yet.
+    pub(crate) fn copy_to(&self, directory: &Directory) -> Result<()> {
+        let rows = self.rows.read();
+        if rows.file.is_none() {
+            return Ok(());
+        }
+        let mut bytes = header().to_vec();
+        for row in rows.iter() {
+            bytes.extend_from_slice(&row.key.encode(row.next.load(Ordering::Acquire)).0);
+        }
+        drop(rows);
+        directory.save(&*self.disk, NAME, &bytes)
+    }
+
+    /// Whether a sync would get anywhere.
+    pub(crate) fn has_unsynced(&self) -> bool {
+        self.synced.load(Ordering::SeqCst) < self.written.load(Ordering::SeqCst)
+            && self.latch.get().is_none()
+    }
+
+    /// How many writes there were.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::SeqCst)
+    }
+
+    /// Whether a sync covers so many of them.
+    pub(crate) fn is_synced(&self, written: u64) -> Result<bool> {
+        let is_synced = self.synced.load(Ordering::SeqCst) >= written;
+        if is_synced { Ok(true) } else { self.check_latch().map(|()| false) }
+    }
+
+    /// Makes durable what was committed before.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let _syncing = self.syncing.lock();
+        self.check_latch()?;
+        let written = self.written.load(Ordering::SeqCst);
+        if self.synced.load(Ordering::SeqCst) >= written {
+            return Ok(());
+        }
+        // Not under the lock: commits go on meanwhile.
+        let file = self.rows.read().file.clone();
+        self.sync_file(file.as_deref())?;
+        self.synced.store(written, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn sync_file(&self, file: Option<&dyn DiskFile>) -> Result<()> {
+        let synced = file.map_or(Ok(()), |file| file.sync(SyncMethod::Fdatasync));
+        synced.at(IoOp::Sync, &self.path()).map_err(|error| self.latch(error))
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.read_only { Err(Error::ReadOnly) } else { self.check_latch() }
+    }
+
+    fn check_latch(&self) -> Result<()> {
+        match self.latch.get() {
+            Some(first) => Err(Error::Latched { first: first.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// What is on the disk is unknown from now on: nothing is written any more.
+    fn latch(&self, error: Error) -> Error {
+        self.latch.get_or_init(|| Arc::new(error.clone()));
+        error
+    }
+
+    fn write(&self, rows: &Rows, row: &Row, next: u64) -> Result<()> {
+        let _writing = row.writing.lock();
+        let (sector, len) = row.key.encode(next);
+        self.write_at(rows, sector.get(..len).unwrap_or_default(), row.at)?;
+        row.next.store(next, Ordering::Release);
+        Ok(())
+    }
+
+    fn write_at(&self, rows: &Rows, bytes: &[u8], at: u64) -> Result<()> {
+        // Every row lies in a file.
+        let file = rows.file.as_ref().ok_or(Error::Closed)?;
+        let written = file.write_at(bytes, at).at_offset(IoOp::Write, &self.path(), at);
+        written.map_err(|error| self.latch(error))?;
+        self.written.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Where a new row goes, in a file that has the blocks for it.
+    fn free_row(&self, rows: &mut Rows) -> Result<u64> {
+        if let Some(at) = rows.free.pop() {
+            return Ok(at);
+        }
+        let path = self.path();
+        let (from, to) = match &rows.file {
+            None => {
+                rows.file = Some(self.create()?);
+                (SECTOR as u64, CHUNK)
+            }
+            Some(file) => {
+                let len = file.len().next_multiple_of(SECTOR as u64).max(SECTOR as u64);
+                let to = (len + 1).next_multiple_of(CHUNK);
+                if to > LEN_MAX {
+                    let (len, max) = (to as usize, LEN_MAX as usize);
+                    return Err(Error::TooLarge { what: "table of group offsets", len, max });
+                }
+                file.allocate(to).map_err(|e| self.no_room(e, IoOp::Allocate, &path, to))?;
+                (len, to)
+            }
+        };
+        // The last is taken first.
+        let from_behind = (from..to).step_by(SECTOR).collect::<Vec<_>>().into_iter().rev();
+        rows.free.extend(from_behind);
+        rows.free.pop().ok_or(Error::Full)
+    }
+
+    fn no_room(&self, error: io::Error, op: IoOp, path: &Path, needed: u64) -> Error {
+        if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+            return Error::io(op, path, None, error);
+        }
+        let available = self.disk.space(&self.dir).ok().map(|space| space.available);
+        Error::DiskFull { path: path.to_owned(), needed, available }
+    }
+
+    /// A crash leaves a whole file with a header, or none.
+    fn create(&self) -> Result<Arc<dyn DiskFile>> {
+        let (path, temporary) = (self.path(), &self.temporary);
+        match self.disk.remove(temporary) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).at(IoOp::Remove, temporary);
+            }
+            _ => {}
+        }
+        let created = self.disk.create(temporary, CHUNK, Allocation::Reserved);
+        let file = created.map_err(|e| self.no_room(e, IoOp::Create, temporary, CHUNK))?;
+        file.write_at(&header(), 0).at(IoOp::Write, temporary)?;
+        file.sync(SyncMethod::Fsync).at(IoOp::Sync, temporary)?;
+        self.disk.rename(temporary, &path).at(IoOp::Rename, &path)?;
+        self.disk.sync_dir(&self.dir).at(IoOp::SyncDir, &self.dir)?;
+        Ok(file)
+    }
+}
+
+impl Key {
+    fn at(&self, next: u64) -> GroupOffset {
+        let Self { group, topic, queue_id } = self.clone();
+        GroupOffset { group, topic, queue_id, next }
+    }
+
+    /// The row, and how much of the sector it takes.
+    fn encode(&self, next: u64) -> ([u8; SECTOR], usize) {
+        let mut sector = [0; SECTOR];
+        let mut len = 4;
+        let mut put = |field: &[u8]| {
+            // The names were checked to fit.
+            if let Some(place) = sector.get_mut(len..len + field.len()) {
+                place.copy_from_slice(field);
+                len += field.len();
+            }
+        };
+        put(&[self.topic.len() as u8, self.group.len() as u8, 0, 0]);
+        put(&next.to_be_bytes());
+        put(&self.queue_id.to_be_bytes());
+        put(self.topic.as_bytes());
+        put(self.group.as_bytes());
+        let crc = crc32fast::hash(sector.get(4..len).unwrap_or_default());
+        sector[..4].copy_from_slice(&crc.to_be_bytes());
+        (sector, len)
+    }
+
+    fn decode(sector: &[u8; SECTOR]) -> Option<(Self, u64)> {
+        let (crc, rest) = sector.split_first_chunk::<4>()?;
+        let ([topic_len, group_len, 0, 0], fields) = rest.split_first_chunk::<4>()? else {
+            return None;
+        };
+        let (topic_len, group_len) = (usize::from(*topic_len), usize::from(*group_len));
+        let used = rest.get(..NAMES_AT - 4 + topic_len + group_len)?;
+        if crc32fast::hash(used) != u32::from_be_bytes(*crc) {
+            return None;
+        }
+        let (next, fields) = fields.split_first_chunk::<8>()?;
+        let (queue_id, names) = fields.split_first_chunk::<4>()?;
+        let name = |from: usize, len: usize| {
+            Some(std::str::from_utf8(names.get(from..from + len)?).ok()?.to_owned())
+        };
+        let (topic, group) = (name(0, topic_len)?, name(topic_len, group_len)?);
+        let queue_id = i32::from_be_bytes(*queue_id);
+        Some((Self { group, topic, queue_id }, u64::from_be_bytes(*next)))
+    }
+}
+
+/// Why a file cannot be read.
+enum Unreadable {
+    Io { at: u64, source: io::Error },
+    Damaged(&'static str),
+}
+
+impl Unreadable {
+    fn at(self, path: &Path) -> Error {
+        match self {
+            Self::Io { at, source } => Error::io(IoOp::Read, path, Some(at), source),
+            Self::Damaged(what) => {
+                let what = Corruption::StateFile { what };
+                Error::Corrupt { path: path.to_owned(), offset: 0, what }
+            }
+        }
+    }
+}
+
+fn header() -> [u8; SECTOR] {
+    let mut header = [0; SECTOR];
+    header[..8].copy_from_slice(MAGIC);
+    header[8..12].copy_from_slice(&VERSION.to_be_bytes());
+    let crc = crc32fast::hash(&header[..CHECKSUM_AT]);
+    header[CHECKSUM_AT..].copy_from_slice(&crc.to_be_bytes());
+    header
+}
+
+/// Takes in all rows; how many cannot be read.
+fn read(file: &dyn DiskFile, rows: &mut Rows) -> Result<usize, Unreadable> {
+    if file.len() > LEN_MAX {
+        return Err(Unreadable::Damaged("there is too much of the group offsets"));
+    }
+    let mut bytes = vec![0; file.len() as usize];
+    let got = file.read_at(&mut bytes, 0).map_err(|source| Unreadable::Io { at: 0, source })?;
+    bytes.truncate(got);
+    let (sectors, _) = bytes.as_chunks::<SECTOR>();
+    let Some((first, sectors)) = sectors.split_first() else {
+        return Err(Unreadable::Damaged("the group offsets have no header"));
+    };
+    if *first != header() {
+        return Err(Unreadable::Damaged("the header of the group offsets cannot be read"));
+    }
+    let mut damaged = 0;
+    for (number, sector) in sectors.iter().enumerate() {
+        let at = ((number + 1) * SECTOR) as u64;
+        if sector.iter().all(|byte| *byte == 0) {
+            rows.free.push(at);
+            continue;
+        }
+        let Some((key, next)) = Key::decode(sector) else {
+            // Left as it is for whoever wants to look at it.
+            damaged += 1;
+            continue;
+        };
+        if let Some(twin) = rows.find(&key.group, &key.topic, key.queue_id) {
+            damaged += 1;
+            if twin.next.load(Ordering::Relaxed) <= next {
+                continue;
+            }
+        }
+        let (next, writing) = (AtomicU64::new(next), Mutex::new(()));
+        rows.insert(Arc::new(Row { at, key, next, writing }));
+    }
+    rows.free.reverse();
+    Ok(damaged)
+}
+
+fn check_names(group: &str, topic: &str, queue_id: i32) -> Result<()> {
+    check_topic(topic, queue_id)?;
+    let is_plain = |c: char| !c.is_control() && !matches!(c, '@' | '/');
+    if group.is_empty() || !group.chars().all(is_plain) {
+        let (field, value) = ("group", format!("{group:?}"));
+        let allowed = "a name without `@`, `/` and control characters";
+        return Err(Error::Config { field, value, allowed });
+    }
+    match group.len() {
+        len if len > usize::from(u8::MAX) => {
+            Err(Error::TooLarge { what: "group", len, max: usize::from(u8::MAX) })
+        }
+        len if len + topic.len() > NAMES_MAX => {
+            let (what, len) = ("name of group and topic", len + topic.len());
+            Err(Error::TooLarge { what, len, max: NAMES_MAX })
+        }
+        _ => Ok(()),
+    }
+}
