@@ -3,12 +3,16 @@
 #[path = "support/rng.rs"]
 mod rng;
 
+use duralog::clock::ManualClock;
 use duralog::disk::{Cut, CutMoment, Fault, SimDisk, SyncFailure};
+use duralog::tables::{ConsumerOffsets, Tables};
 use duralog::{
     Environment, Error, FlushMode, Message, Next, Store, StoreConfig, StoreWorker, TagFilter,
 };
 use rng::Rng;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
 const DIR: &str = "/store";
 const OFFSETS: &str = "/store/duralog/offsets";
@@ -86,7 +90,7 @@ fn a_commit_is_durable_within_the_interval_and_threads_that_flush_share_a_sync()
     let environment = Environment::on(disk.shared());
     let store = Store::open_in(config(FlushMode::sync()), environment).unwrap();
     store.put(Message::new("orders", "paid")).unwrap().ok().unwrap();
-    assert!(store.wait_for("orders", 0, 0, std::time::Duration::from_secs(60)).unwrap());
+    assert!(store.wait_for("orders", 0, 0, Duration::from_secs(60)).unwrap());
     std::thread::scope(|scope| {
         for group in GROUPS {
             let store = &store;
@@ -210,6 +214,114 @@ fn a_row_that_rots_is_counted_and_the_others_stay() {
     assert_eq!(open(&disk).recovery().damaged_offsets, 1);
     disk.flip_bit(OFFSETS, 3, 0).unwrap();
     assert!(matches!(open_on(&disk, FlushMode::sync()), Err(Error::Corrupt { .. })));
+}
+
+fn tables(disk: &SimDisk) -> Tables {
+    Tables::new_in(DIR, Environment::on(disk.shared()))
+}
+
+fn exported(disk: &SimDisk) -> ConsumerOffsets {
+    tables(disk).load().unwrap().table
+}
+
+/// What a broker does that runs between two lives of the store.
+fn run_a_broker(disk: &SimDisk, group: &str, next: i64) {
+    let mut offsets = exported(disk);
+    offsets.set("orders", group, 0, next).unwrap();
+    tables(disk).save(&mut offsets).unwrap();
+}
+
+#[test]
+fn a_broker_finds_where_groups_were_and_its_own_offsets_are_taken_over() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk);
+    fill(&store, 4);
+    store.commit_offset("billing", "orders", 0, 1).unwrap();
+    store.commit_offset("shipping", "orders", 0, 4).unwrap();
+    store.close().unwrap();
+    assert_eq!(exported(&disk).get("orders", "billing", 0), Some(1));
+    run_a_broker(&disk, "billing", 3);
+    run_a_broker(&disk, "late", 2);
+    let store = open(&disk);
+    assert_eq!(store.recovery().imported_offsets, 3);
+    assert_eq!(committed(&store), Some(3));
+    assert_eq!(store.committed_offset("shipping", "orders", 0), Some(4));
+    assert_eq!(store.committed_offset("late", "orders", 0), Some(2));
+    // Once is enough: what is committed from now on is newer.
+    store.commit_offset("billing", "orders", 0, 4).unwrap();
+    let disk = disk.kill();
+    let store = open(&disk);
+    assert_eq!((store.recovery().imported_offsets, committed(&store)), (0, Some(4)));
+    store.close().unwrap();
+    assert_eq!(exported(&disk).get("orders", "billing", 0), Some(4));
+    let store = open(&disk);
+    assert_eq!((store.recovery().imported_offsets, committed(&store)), (0, Some(4)));
+}
+
+#[test]
+fn what_a_broker_left_is_taken_over_where_there_was_nothing_but_never_behind_the_end() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk);
+    fill(&store, 2);
+    store.close().unwrap();
+    run_a_broker(&disk, "billing", 5);
+    run_a_broker(&disk, "odd", -1);
+    let config = config(FlushMode::sync()).read_only(true);
+    let store = Store::open_in(config, Environment::on(disk.shared()).stepped()).unwrap();
+    assert_eq!(committed(&store), Some(2));
+    drop(store);
+    let store = open(&disk);
+    assert_eq!(store.recovery().imported_offsets, 1);
+    assert_eq!(store.recovery().clamped_offsets.len(), 1);
+    assert_eq!(committed(&store), Some(2));
+    assert_eq!(store.committed_offset("odd", "orders", 0), None);
+    // Durably, before anything is put.
+    fill(&store, 4);
+    let store = open(&disk.cut_power(Cut::losing_all()));
+    assert_eq!((committed(&store), store.recovery().imported_offsets), (Some(2), 0));
+}
+
+#[test]
+fn offsets_are_exported_while_they_move() {
+    let (disk, clock) = (SimDisk::new(1), Arc::new(ManualClock::new(1_700_000_000_000)));
+    let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();
+    let store = Store::open_in(config(FlushMode::sync()), environment).unwrap();
+    fill(&store, 3);
+    let work = || {
+        clock.advance(Duration::from_secs(1));
+        while store.step(StoreWorker::Offsets) == Next::Now {}
+    };
+    store.commit_offset("billing", "orders", 0, 1).unwrap();
+    (0..3).for_each(|_| work());
+    assert_eq!(exported(&disk).get("orders", "billing", 0), Some(1));
+    store.commit_offset("billing", "orders", 0, 2).unwrap();
+    work();
+    assert_eq!(exported(&disk).get("orders", "billing", 0), Some(1), "not with every commit");
+    (0..6).for_each(|_| work());
+    assert_eq!(exported(&disk).get("orders", "billing", 0), Some(2));
+    let syncs = disk.syncs_of("consumerOffset");
+    (0..20).for_each(|_| work());
+    assert_eq!(disk.syncs_of("consumerOffset"), syncs, "nothing has moved");
+    store.forget_offsets("billing", "orders").unwrap();
+    store.close().unwrap();
+    assert_eq!(exported(&disk).get("orders", "billing", 0), None);
+}
+
+#[test]
+fn a_store_opens_though_the_file_of_a_broker_is_damaged_and_says_so() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk);
+    fill(&store, 2);
+    store.commit_offset("billing", "orders", 0, 1).unwrap();
+    store.close().unwrap();
+    disk.put_file("/store/config/consumerOffset.json", b"{\"offsetTable\":{").unwrap();
+    let _ = disk.drop_file("/store/config/consumerOffset.json.bak");
+    let store = open(&disk);
+    assert!(store.recovery().offsets_not_imported.is_some());
+    assert_eq!(committed(&store), Some(1));
+    store.commit_offset("billing", "orders", 0, 2).unwrap();
+    store.close().unwrap();
+    assert_eq!(exported(&disk).get("orders", "billing", 0), Some(2));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! How far consumer groups have come: `duralog/offsets`.
 //!
 //! ```text
-//! header: magic "duralogO"  version u32  zeros  crc32 u32 over everything before
+//! header: magic "duralogO"  version u32  exports u32  crc32 u32 of each, newest first
+//!         zeros  crc32 u32 over everything before
 //! row:    crc32 u32 over what follows  topic length u8  group length u8  zero u16
 //!         next offset u64  queue id i32  topic  group
 //! ```
@@ -9,6 +10,9 @@
 //! Header and rows have a sector of 512 bytes each, so that a torn write leaves the old one or the new
 //! one; a row of zeros is free. All integers are big endian. The blocks are reserved before a row is given
 //! out: on a full disk groups that have a row go on.
+//!
+//! The exports are the contents of `consumerOffset.json` that this crate wrote, or has taken over: what else
+//! lies there comes from a broker that ran since.
 
 use super::directory::Directory;
 use super::queue_dir::check_topic;
@@ -27,6 +31,9 @@ const MAGIC: &[u8; 8] = b"duralogO";
 const VERSION: u32 = 1;
 const SECTOR: usize = 512;
 const CHECKSUM_AT: usize = SECTOR - 4;
+const EXPORTS_AT: usize = 16;
+/// One that is there, one that may be the backup, and one that may have been under way.
+const EXPORTS_MAX: usize = 3;
 const NAMES_AT: usize = 20;
 const NAMES_MAX: usize = SECTOR - NAMES_AT;
 /// What the file grows by: 127 rows at first, then 128.
@@ -59,6 +66,8 @@ struct Rows {
     file: Option<Arc<dyn DiskFile>>,
     groups: Groups,
     free: Vec<u64>,
+    /// Newest first.
+    exports: Vec<u32>,
 }
 
 impl Rows {
@@ -137,6 +146,8 @@ impl GroupOffsets {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error).at(IoOp::Open, &path),
         }
+        // What a kill left behind is not known to be durable.
+        let is_unsynced = rows.file.is_some() && directory.was_open() && !read_only;
         Ok(Self {
             temporary: directory.temporary(NAME),
             disk,
@@ -144,8 +155,7 @@ impl GroupOffsets {
             read_only,
             rows: RwLock::new(rows),
             damaged,
-            // What was left behind by a kill is not known to be durable.
-            written: AtomicU64::new(u64::from(directory.was_open() && !read_only)),
+            written: AtomicU64::new(is_unsynced.into()),
             synced: AtomicU64::new(0),
             syncing: Mutex::new(()),
             latch: OnceLock::new(),
@@ -193,6 +203,41 @@ impl GroupOffsets {
         }
         rows.insert(Arc::new(row));
         Ok(())
+    }
+
+    /// Takes over where another program left a group.
+    pub(crate) fn import(&self, group: &str, topic: &str, queue_id: i32, next: u64) -> Result<()> {
+        check_names(group, topic, queue_id)?;
+        if self.get(group, topic, queue_id) == Some(next) {
+            return Ok(());
+        }
+        if !self.read_only {
+            return self.commit(group, topic, queue_id, next);
+        }
+        let key = Key { group: group.to_owned(), topic: topic.to_owned(), queue_id };
+        let row = Row { at: 0, key, next: AtomicU64::new(next), writing: Mutex::new(()) };
+        self.rows.write().insert(Arc::new(row));
+        Ok(())
+    }
+
+    /// Whether the export with this checksum is one of ours, or was taken over.
+    pub(crate) fn knows_export(&self, crc: u32) -> bool {
+        self.rows.read().exports.contains(&crc)
+    }
+
+    /// Remembers an export, durably.
+    pub(crate) fn note_export(&self, crc: u32) -> Result<()> {
+        self.check_writable()?;
+        let mut rows = self.rows.write();
+        if rows.file.is_none() {
+            let at = self.free_row(&mut rows)?;
+            rows.free.push(at);
+        }
+        rows.exports.retain(|known| *known != crc);
+        rows.exports.insert(0, crc);
+        rows.exports.truncate(EXPORTS_MAX);
+        self.write_bytes(&rows, &header(&rows.exports), 0)?;
+        self.sync_file(rows.file.as_deref())
     }
 
     /// Forgets where a group was, in all queues of a topic; whether it was known. Durable when this
@@ -250,7 +295,7 @@ impl GroupOffsets {
         if rows.file.is_none() {
             return Ok(());
         }
-        let mut bytes = header().to_vec();
+        let mut bytes = header(&rows.exports).to_vec();
         for row in rows.iter() {
             bytes.extend_from_slice(&row.key.encode(row.next.load(Ordering::Acquire)).0);
         }
@@ -321,12 +366,16 @@ impl GroupOffsets {
     }
 
     fn write_at(&self, rows: &Rows, bytes: &[u8], at: u64) -> Result<()> {
+        self.write_bytes(rows, bytes, at)?;
+        self.written.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn write_bytes(&self, rows: &Rows, bytes: &[u8], at: u64) -> Result<()> {
         // Every row lies in a file.
         let file = rows.file.as_ref().ok_or(Error::Closed)?;
         let written = file.write_at(bytes, at).at_offset(IoOp::Write, &self.path(), at);
-        written.map_err(|error| self.latch(error))?;
-        self.written.fetch_add(1, Ordering::SeqCst);
-        Ok(())
+        written.map_err(|error| self.latch(error))
     }
 
     /// Where a new row goes, in a file that has the blocks for it.
@@ -376,7 +425,7 @@ impl GroupOffsets {
         }
         let created = self.disk.create(temporary, CHUNK, Allocation::Reserved);
         let file = created.map_err(|e| self.no_room(e, IoOp::Create, temporary, CHUNK))?;
-        file.write_at(&header(), 0).at(IoOp::Write, temporary)?;
+        file.write_at(&header(&[]), 0).at(IoOp::Write, temporary)?;
         file.sync(SyncMethod::Fsync).at(IoOp::Sync, temporary)?;
         self.disk.rename(temporary, &path).at(IoOp::Rename, &path)?;
         self.disk.sync_dir(&self.dir).at(IoOp::SyncDir, &self.dir)?;
@@ -450,10 +499,14 @@ impl Unreadable {
     }
 }
 
-fn header() -> [u8; SECTOR] {
+fn header(exports: &[u32]) -> [u8; SECTOR] {
     let mut header = [0; SECTOR];
     header[..8].copy_from_slice(MAGIC);
     header[8..12].copy_from_slice(&VERSION.to_be_bytes());
+    header[12..EXPORTS_AT].copy_from_slice(&(exports.len() as u32).to_be_bytes());
+    for (place, crc) in header[EXPORTS_AT..].chunks_exact_mut(4).zip(exports) {
+        place.copy_from_slice(&crc.to_be_bytes());
+    }
     let crc = crc32fast::hash(&header[..CHECKSUM_AT]);
     header[CHECKSUM_AT..].copy_from_slice(&crc.to_be_bytes());
     header
@@ -471,7 +524,11 @@ fn read(file: &dyn DiskFile, rows: &mut Rows) -> Result<usize, Unreadable> {
     let Some((first, sectors)) = sectors.split_first() else {
         return Err(Unreadable::Damaged("the group offsets have no header"));
     };
-    if *first != header() {
+    let count = first.get(12..EXPORTS_AT).and_then(|count| count.first_chunk());
+    let count = count.map_or(0, |count| u32::from_be_bytes(*count) as usize).min(EXPORTS_MAX);
+    let exports = first.get(EXPORTS_AT..).unwrap_or_default().as_chunks::<4>().0;
+    rows.exports = exports.iter().take(count).map(|crc| u32::from_be_bytes(*crc)).collect();
+    if *first != header(&rows.exports) {
         return Err(Unreadable::Damaged("the header of the group offsets cannot be read"));
     }
     let mut damaged = 0;

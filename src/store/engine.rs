@@ -161,7 +161,7 @@ impl Engine {
             // durable then is dispatched again by the next open.
             let queues_until = core.clock.now() + left() / 2;
             let finish = move || {
-                let offsets = shared.offsets.finish();
+                let offsets = shared.offsets.finish().and_then(|()| shared.offsets.export());
                 let log = shared.finish_queues(queues_until);
                 log.and_then(|behind| shared.core.shut(behind)).and(offsets)
             };

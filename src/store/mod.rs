@@ -321,9 +321,9 @@ impl Shared {
             let visible_by = if sync { VisibleBy::Durable } else { VisibleBy::Written };
             core.progress.set_visible_by(visible_by);
         }
+        let environment = Environment { disk: disk.clone(), clock: core.clock.clone(), threads };
         let offsets = GroupOffsets::open(disk.clone(), core.directory(), read_only)?;
         let mut report = log.recovery().clone();
-        report.damaged_offsets = offsets.damaged();
         let stats = stats::Meters::default();
         let mut index = None;
         if config.index_enable {
@@ -344,7 +344,7 @@ impl Shared {
             deadlines: Deadlines::default(),
             stats,
             expiry: retention::Expiry::default(),
-            offsets: Offsets::new(offsets),
+            offsets: Offsets::new(offsets, core.directory().root(), environment),
             replicator: replicator.clone(),
             role,
             dispatcher: Mutex::new(Dispatcher::default()),
@@ -361,7 +361,7 @@ impl Shared {
         let started = shared.redispatch(&table, &mut report).and_then(|()| {
             let end =
                 |topic: &str, id| shared.queue(topic, id).map_or(0, |queue| queue.max_offset());
-            report.clamped_offsets = shared.offsets.clamp(end)?;
+            shared.offsets.recover(end, read_only, &mut report)?;
             if read_only { Ok(Flush::Never) } else { Flush::start(log, &shared.config, threads) }
         });
         match (started, &replicator) {

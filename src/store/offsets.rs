@@ -1,18 +1,31 @@
 //! How far consumer groups have come, as the store keeps it.
 
+use super::stats::QueueWork;
 use super::{Shared, Store};
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::log::directory::Directory;
-use crate::log::{ClampedOffset, GroupOffset, GroupOffsets};
+use crate::log::{GroupOffset, GroupOffsets, RecoveryReport};
+use crate::tables::{ConsumerOffsets, Source, Tables};
 use crate::worker::{Alarm, Next};
 use parking_lot::{Condvar, Mutex};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often `consumerOffset.json` is written while offsets move, as by RocketMQ.
+const EXPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The table, and who makes it durable.
 #[derive(Debug)]
 pub(super) struct Offsets {
     table: GroupOffsets,
+    brokers: Tables,
+    /// How many writes of the table are in `consumerOffset.json`.
+    exported: AtomicU64,
+    /// When the next export may be made.
+    export_due: Mutex<Option<Instant>>,
     alarm: Alarm,
     /// Someone waits for a sync.
     wanted: AtomicBool,
@@ -22,9 +35,14 @@ pub(super) struct Offsets {
 }
 
 impl Offsets {
-    pub(super) fn new(table: GroupOffsets) -> Self {
+    pub(super) fn new(table: GroupOffsets, root: &Path, environment: Environment) -> Self {
+        // What was written before may not be in the export.
+        let exported = if table.written() == 0 { 0 } else { u64::MAX };
         Self {
+            exported: AtomicU64::new(exported),
             table,
+            brokers: Tables::new_in(root, environment),
+            export_due: Mutex::new(None),
             alarm: Alarm::default(),
             wanted: AtomicBool::new(false),
             due: Mutex::new(None),
@@ -36,9 +54,88 @@ impl Offsets {
         &self.alarm
     }
 
-    /// Takes groups back to where the queues end, before anything is put.
-    pub(super) fn clamp(&self, end: impl Fn(&str, i32) -> u64) -> Result<Vec<ClampedOffset>> {
-        self.table.clamp(end)
+    /// Takes over what a broker has written since, and takes groups back to where the queues end; before
+    /// anything is put.
+    pub(super) fn recover(
+        &self,
+        end: impl Fn(&str, i32) -> u64,
+        read_only: bool,
+        report: &mut RecoveryReport,
+    ) -> Result<()> {
+        report.damaged_offsets = self.table.damaged();
+        let known = match self.brokers.load_with_bytes::<ConsumerOffsets>() {
+            Ok((loaded, _)) if loaded.source == Source::Nothing => None,
+            Ok((loaded, bytes)) => Some((loaded.table, crc32fast::hash(&bytes))),
+            // The truth is not there: a store is opened all the same.
+            Err(error @ Error::Corrupt { .. }) => {
+                report.offsets_not_imported = Some(error.to_string());
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        match known {
+            Some((theirs, crc)) if !self.table.knows_export(crc) => {
+                report.imported_offsets = self.import(&theirs)?;
+                report.clamped_offsets = self.table.clamp(end)?;
+                // Only now, when what it said is durable.
+                if read_only { Ok(()) } else { self.table.note_export(crc) }
+            }
+            _ => {
+                report.clamped_offsets = self.table.clamp(end)?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes over all offsets of a broker; how many there were.
+    fn import(&self, theirs: &ConsumerOffsets) -> Result<usize> {
+        let mut count = 0;
+        for progress in theirs.iter() {
+            // What a broker may hold that it cannot mean.
+            let Ok(next) = u64::try_from(progress.offset) else { continue };
+            match self.table.import(progress.group, progress.topic, progress.queue_id, next) {
+                Ok(()) => count += 1,
+                Err(Error::Config { .. } | Error::TooLarge { .. } | Error::InvalidMessage(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(count)
+    }
+
+    fn is_exported(&self) -> bool {
+        self.exported.load(Ordering::SeqCst) == self.table.written()
+    }
+
+    /// Writes `consumerOffset.json`, for a broker that may start here.
+    pub(super) fn export(&self) -> Result<()> {
+        if self.is_exported() {
+            return Ok(());
+        }
+        let written = self.table.written();
+        let mut table = match self.brokers.load::<ConsumerOffsets>() {
+            Ok(loaded) => loaded.table,
+            Err(Error::Corrupt { .. }) => ConsumerOffsets::default(),
+            Err(error) => return Err(error),
+        };
+        let ours = self.table.all();
+        let groups: BTreeSet<_> =
+            ours.iter().map(|one| (one.topic.as_str(), one.group.as_str())).collect();
+        let theirs: Vec<_> =
+            table.iter().map(|one| (one.topic.to_owned(), one.group.to_owned())).collect();
+        for (topic, group) in theirs {
+            if !groups.contains(&(topic.as_str(), group.as_str())) {
+                table.remove(&topic, &group);
+            }
+        }
+        for one in &ours {
+            // A name that RocketMQ cannot have is of no use to it.
+            let _ = table.set(&one.topic, &one.group, one.queue_id, one.next.cast_signed());
+        }
+        self.brokers
+            .save_noting(&mut table, |bytes| self.table.note_export(crc32fast::hash(bytes)))?;
+        // What is written of the export itself does not count as a change.
+        self.exported.store(written, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Puts a copy into the directory of another store.
@@ -76,7 +173,7 @@ impl Store {
     ///
     /// # Examples
     /// ```
-    /// use duralog::{Message, Store, StoreConfig};
+    /// use duralog::{Message, Store, StoreConfig, TagFilter};
     ///
     /// # let dir = std::env::temp_dir().join(format!("duralog-doc-offsets-{}", std::process::id()));
     /// let store = Store::open(StoreConfig::new(&dir).segment_size(1 << 20))?;
@@ -84,9 +181,9 @@ impl Store {
     /// store.wait_for("orders", 0, 0, std::time::Duration::from_secs(1))?;
     ///
     /// let next = store.committed_offset("billing", "orders", 0).unwrap_or(0);
-    /// for message in store.get("orders", 0, next, 32)?.messages {
+    /// for message in store.get_view("orders", 0, next, 32, &TagFilter::any())?.messages {
     ///     // handle it, then:
-    ///     store.commit_offset("billing", "orders", 0, message.queue_offset + 1)?;
+    ///     store.commit_offset("billing", "orders", 0, message.queue_offset() + 1)?;
     /// }
     /// store.flush_offsets()?;
     /// assert_eq!(store.committed_offset("billing", "orders", 0), Some(put.queue_offset + 1));
@@ -168,7 +265,7 @@ impl Shared {
         if !has_work() {
             // Whoever waits for a sync after a failure waits in vain.
             offsets.tell();
-            return offsets.alarm.sleep_unless(has_work);
+            return self.export_step();
         }
         let now = self.core.clock.now();
         let due = *offsets.due.lock().get_or_insert(now + self.config.consumer_offset_interval);
@@ -178,5 +275,21 @@ impl Shared {
         // A failure has latched the table, and whoever waits is told.
         let _ = offsets.finish();
         Next::Now
+    }
+
+    /// Exports what has moved, if that is due.
+    fn export_step(&self) -> Next {
+        let offsets = &self.offsets;
+        let (mut due, now) = (offsets.export_due.lock(), self.core.clock.now());
+        if !offsets.is_exported() && due.is_none_or(|due| due <= now) {
+            // A broker that starts here after a failure finds the last one, and messages come again.
+            let exported = offsets.export();
+            self.stats.queue_work(QueueWork::Export, exported.err());
+            *due = Some(now + EXPORT_INTERVAL);
+        }
+        match offsets.alarm.sleep_unless(|| offsets.table.has_unsynced()) {
+            Next::Idle if !offsets.is_exported() => due.map_or(Next::Idle, Next::At),
+            next => next,
+        }
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct Meters {
     statuses: [Line<[AtomicU64; 4]>; SHARDS],
     put_nanos: [AtomicU64; BUCKETS],
     put_nanos_max: AtomicU64,
-    queue_errors: Mutex<[Option<Error>; 5]>,
+    queue_errors: Mutex<[Option<Error>; 6]>,
     skipped_records: AtomicU64,
 }
 
@@ -42,6 +42,8 @@ pub(super) enum QueueWork {
     Index,
     /// What has expired could not be deleted.
     Expire,
+    /// Brokers could not be told of consumer offsets.
+    Export,
 }
 
 impl Default for Meters {

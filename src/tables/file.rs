@@ -101,19 +101,27 @@ impl Tables {
     /// [`Error::Corrupt`] if a file is malformed and the other one of no use: an empty table would
     /// make consumers begin again. [`Error::Io`] if a file cannot be read, whatever the other says.
     pub fn load<T: Table>(&self) -> Result<Loaded<T>> {
+        self.load_with_bytes().map(|(loaded, _)| loaded)
+    }
+
+    /// The same, and the bytes that it is made of.
+    pub(crate) fn load_with_bytes<T: Table>(&self) -> Result<(Loaded<T>, Vec<u8>)> {
         let path = self.path::<T>();
         let why = match self.read::<T>(&path)? {
-            Ok((table, _)) => return Ok(Loaded { table, source: Source::Main }),
+            Ok((table, bytes)) => return Ok((Loaded { table, source: Source::Main }, bytes)),
             Err(why) => why,
         };
         let backup = backup(&path);
         let (path, offset, what) = match (self.read::<T>(&backup)?, why) {
-            (Ok((table, _)), why) => {
-                return Ok(Loaded { table, source: Source::Backup { why } });
+            (Ok((table, bytes)), why) => {
+                return Ok((Loaded { table, source: Source::Backup { why } }, bytes));
             }
             (_, Unusable::Malformed { offset, what }) => (path, offset, what),
             (Err(Unusable::Malformed { offset, what }), _) => (backup, offset, what),
-            _ => return Ok(Loaded { table: T::default(), source: Source::Nothing }),
+            _ => {
+                let loaded = Loaded { table: T::default(), source: Source::Nothing };
+                return Ok((loaded, Vec::new()));
+            }
         };
         Err(Error::Corrupt { path, offset, what: Corruption::Json { what } })
     }
@@ -128,6 +136,15 @@ impl Tables {
     /// [`Error::TooLarge`] for a table that would not be read again; [`Error::DiskFull`] and
     /// [`Error::Io`].
     pub fn save<T: Table>(&self, table: &mut T) -> Result<()> {
+        self.save_noting(table, |_| Ok(()))
+    }
+
+    /// The same, after `note` was told what the file will hold.
+    pub(crate) fn save_noting<T: Table>(
+        &self,
+        table: &mut T,
+        note: impl FnOnce(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let mut prepared = self.prepared.lock();
         // Counted before anything can fail: a version must not come twice with different contents.
         table.data_version_mut().advance(self.environment.clock.unix_millis());
@@ -142,6 +159,7 @@ impl Tables {
             self.prepare()?;
             *prepared = true;
         }
+        note(&bytes)?;
         let names = [self.temporary(T::FILE), self.temporary(&format!("{}.bak", T::FILE))];
         let [new, old] = &names;
         let replaced = self.replace::<T>(&path, &bytes, new, old);

@@ -37,6 +37,11 @@ pub struct RecoveryReport {
     /// Consumer groups that were farther than a queue is now, and were taken back to its end: nothing that
     /// is put from here on is passed over.
     pub clamped_offsets: Vec<ClampedOffset>,
+    /// Offsets of consumer groups that were taken over from `consumerOffset.json`, because a broker wrote it
+    /// since.
+    pub imported_offsets: usize,
+    /// Why `consumerOffset.json` was not looked at, if it cannot be read.
+    pub offsets_not_imported: Option<String>,
     /// Rows of consumer offsets that cannot be read: the groups concerned are thought to be new.
     pub damaged_offsets: usize,
 }
