@@ -311,3 +311,99 @@ fn a_replica_that_hangs_is_waited_for_until_the_deadline_and_not_when_it_lags_to
     eventually("it is back", || put(primary.store(), "back").status == PutStatus::PutOk);
     replica.close().expect("it closes");
 }
+
+/// Syncs when it is told to, and not before.
+fn lazy(disk: &SimDisk) -> (StoreConfig, Environment) {
+    let mut config = config(Path::new("/store")).flush_mode(FlushMode::async_default());
+    if let FlushMode::Async { interval, thorough_interval, .. } = &mut config.flush_mode {
+        (*interval, *thorough_interval) = (Duration::from_secs(3600), Duration::from_secs(3600));
+    }
+    (config, Environment::on(disk.shared()))
+}
+
+fn holds_all(primary: &Primary) -> bool {
+    let end = primary.store().stats().watermarks.appended;
+    primary.replicas().iter().any(|replica| replica.durable == end)
+}
+
+#[test]
+fn where_no_put_waits_for_replicas_a_power_cut_takes_nothing_back_that_was_read_there() {
+    let (dir, disk) = (TempDir::new(), SimDisk::new(1));
+    let options = || PrimaryOptions::new(node(1)).ack(Ack::Async);
+    let (config, environment) = lazy(&disk);
+    let primary = Primary::open_in(config, environment, options()).expect("it opens");
+    let address = primary.listen("127.0.0.1:0").expect("a port is free");
+    let replica = replica(&dir.path().join("b"), 2, address);
+    primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+    assert_eq!(put(primary.store(), "first").status, PutStatus::PutOk);
+    primary.store().flush().expect("it flushes");
+    eventually("the replica shows it", || bodies(&replica.store()) == ["first"]);
+    assert_eq!(put(primary.store(), "second").status, PutStatus::PutOk);
+    eventually("the replica has it", || holds_all(&primary));
+    assert_eq!(bodies(&replica.store()), ["first"], "the primary may yet lose the second");
+    let disk = disk.cut_power(Cut::losing_all());
+    drop(primary);
+    let (config, environment) = lazy(&disk);
+    let primary = Primary::open_in(config, environment, options()).expect("it opens");
+    assert_eq!(put(primary.store(), "third").status, PutStatus::PutOk);
+    primary.store().flush().expect("it flushes");
+    primary.listen(address).expect("the port is free again");
+    eventually("the replica follows", || bodies(&replica.store()) == ["first", "third"]);
+}
+
+#[test]
+fn a_replica_hears_at_once_of_what_the_primary_was_the_last_to_sync() {
+    let (dir, disk) = (TempDir::new(), SimDisk::new(1));
+    // A sign of life comes too late for this test.
+    let quiet = |id| {
+        let mut node = node(id);
+        (node.heartbeat_interval, node.housekeeping_interval) = (5 * PATIENCE, 10 * PATIENCE);
+        node
+    };
+    let environment = Environment::on(disk.shared());
+    let config_here = config(Path::new("/store"));
+    let options = PrimaryOptions::new(quiet(1));
+    let primary = Primary::open_in(config_here, environment, options).expect("it opens");
+    let address = primary.listen("127.0.0.1:0").expect("a port is free").to_string();
+    let options = ReplicaOptions::new(quiet(2), address);
+    let replica = Replica::open(config(&dir.path().join("b")), options).expect("it opens");
+    primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+    assert_eq!(put(primary.store(), "first").status, PutStatus::PutOk);
+    eventually("it shows the first", || bodies(&replica.store()) == ["first"]);
+    disk.hang_syncs(true);
+    let ticket = primary.store().submit(Message::new("t", "second")).expect("it is accepted");
+    eventually("the replica has it", || holds_all(&primary));
+    disk.hang_syncs(false);
+    assert_eq!(ticket.wait().expect("it is stored").status, PutStatus::PutOk);
+    eventually("it shows the second", || bodies(&replica.store()) == ["first", "second"]);
+}
+
+#[test]
+fn a_node_that_may_have_lost_something_says_so_until_it_has_followed_another_one() {
+    let (dir, disk) = (TempDir::new(), SimDisk::new(1));
+    let (config_here, environment) = lazy(&disk);
+    let first = Primary::open_in(config_here, environment, PrimaryOptions::new(node(1)));
+    let first = first.expect("it opens");
+    let address = first.listen("127.0.0.1:0").expect("a port is free");
+    let second = replica(&dir.path().join("b"), 2, address);
+    first.wait_for_replicas(1, PATIENCE).expect("it connects");
+    assert_eq!(put(first.store(), "acked").status, PutStatus::PutOk);
+    let term = first.epoch().next_term();
+    let disk = disk.cut_power(Cut::losing_all());
+    drop(first);
+    assert!(second.fence(term).expect("it promises").vouches);
+    let second = second.promote(PrimaryOptions::new(node(2))).expect("it takes over");
+    let address = second.listen("127.0.0.1:0").expect("a port is free").to_string();
+    let (config_here, environment) = lazy(&disk);
+    let options = ReplicaOptions::new(node(1), "127.0.0.1:1");
+    let old = Replica::open_in(config_here, environment, options).expect("it opens");
+    // It is no witness that "acked" was never confirmed.
+    assert!(!old.fence(term).expect("it promises").vouches);
+    old.close().expect("it closes");
+    let options = ReplicaOptions::new(node(1), address);
+    let environment = Environment::on(disk.shared());
+    let old = Replica::open_in(config(Path::new("/store")), environment, options);
+    let old = old.expect("it opens");
+    eventually("it has what it lost", || bodies(&old.store()) == ["acked"]);
+    assert!(old.standing().expect("it is open").vouches);
+}

@@ -85,7 +85,9 @@ pub struct Retention {
     /// Whether a segment stays while a known consumer group has not consumed its messages. The disk
     /// may fill up then. Default false.
     pub pin_by_groups: bool,
-    /// Whether a segment stays while a replica lacks it. The disk may fill up then. Default false.
+    /// Whether a segment stays while a replica lacks it that has connected since the store was opened, and
+    /// is not farther behind than `PrimaryOptions::max_replica_lag`: one that is begins anew with the oldest
+    /// segment. The disk may fill up then. Default false.
     pub pin_by_replicas: bool,
 }
 

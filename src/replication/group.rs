@@ -125,7 +125,8 @@ impl Group {
             return Err(SessionError::DuplicateNode { node });
         }
         // It may have lost what it had: it says anew what counts.
-        *member = Member { session: Some(session), instance, ..Member::default() };
+        let resumes = member.resumes;
+        *member = Member { session: Some(session), instance, resumes, ..Member::default() };
         self.settle(&members);
         Ok(())
     }
@@ -332,6 +333,16 @@ mod tests {
         group.ack_in_memory(A, 1, 950);
         assert_eq!((group.floor(1000), group.floor(1051)), (950, u64::MAX));
         assert_eq!(group.confirmed(), 10);
+    }
+
+    #[test]
+    fn what_a_replica_lacks_is_kept_for_it_while_it_comes_back() {
+        let group = group(1, AckLevel::Durable);
+        group.join(A, 1, 1).unwrap();
+        group.ack(A, 1, (950, 950), true);
+        group.leave(A, 1);
+        group.join(A, 1, 2).unwrap();
+        assert_eq!(group.floor(1000), 950);
     }
 
     #[test]

@@ -161,7 +161,7 @@ pub enum Refusal {
     /// This node was the primary, under async flush, and was not closed in order: puts that replicas have
     /// confirmed may be lost here. `Primary::recover` asks the replicas; or make one of them the primary;
     /// or give this one a new epoch explicitly, which gives up what only they have: replicas that know
-    /// it to be confirmed have to be emptied before they can follow.
+    /// it to be confirmed have to be emptied before they can follow, and fenced before they do.
     TailInDoubt,
     /// A replica is to become the primary that was not fenced before, and was given no epoch: the old
     /// primary may be at work.
@@ -201,7 +201,8 @@ impl fmt::Display for Refusal {
             Self::Confirmed { confirmed, to } => write!(
                 f,
                 "a cut at {to} would take back what is confirmed up to {confirmed}; follow another \
-                 primary, or empty this node's directory to begin anew"
+                 primary, or empty this node's directory to begin anew, and fence it with the newest \
+                 term before it follows"
             ),
         }
     }
@@ -392,6 +393,10 @@ pub trait ReplicatedLog: Send + Sync + fmt::Debug {
 
     /// The epochs of the log, oldest first: those of which it holds bytes, and the newest.
     fn epochs(&self) -> Vec<EpochStart>;
+
+    /// Whether this node may lack something that it has vouched for: it was a primary under async flush,
+    /// was not closed in order, and has entered no newer epoch since.
+    fn in_doubt(&self) -> bool;
 
     /// The epoch that nobody may write before any more; see [`promise`](Self::promise).
     fn promised(&self) -> Epoch;

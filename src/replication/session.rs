@@ -110,7 +110,7 @@ pub enum SessionError {
         node: NodeId,
     },
     /// The logs hold different records, and no epoch in common says up to where they agree. To begin
-    /// anew, empty the replica's directory.
+    /// anew, empty the replica's directory, and fence it with the newest term before it follows.
     Diverged,
     /// The primary's epoch is over: a newer one has begun, or was promised.
     Superseded {

@@ -134,6 +134,10 @@ impl ReplicatedLog for LogHandle {
         self.core.upgrade().map_or_else(Vec::new, |core| core.epochs().starts().to_vec())
     }
 
+    fn in_doubt(&self) -> bool {
+        self.core.upgrade().is_some_and(|core| core.epochs().in_doubt)
+    }
+
     fn promised(&self) -> Epoch {
         self.core.upgrade().map_or(Epoch(0), |core| core.epochs().promised)
     }

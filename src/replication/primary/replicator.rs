@@ -91,7 +91,7 @@ impl Replicator for PrimaryReplicator {
         let confirmed = log.confirmed();
         let group = Group::new(options.policy(), confirmed);
         self.written.store(at.end, Ordering::Relaxed);
-        let hub = Hub::new(log, group, epoch, options, at.lazy);
+        let hub = Hub::new(log, group, epoch, options, self.bells.clone(), at.lazy);
         let hub = self.hub.get_or_init(|| Arc::new(hub)).clone();
         if self.threads == Threads::Own {
             let make: MakeSession = Box::new(move |id, protocol, now| {

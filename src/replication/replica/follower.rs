@@ -183,7 +183,8 @@ impl State {
             return Err(Error::Closed);
         }
         let epoch = epochs.last().map_or(Epoch(0), |last| last.epoch);
-        Ok(Standing { epoch, end: self.log.durable(), promised: promised.max(epoch) })
+        let (end, promised) = (self.log.durable(), promised.max(epoch));
+        Ok(Standing { epoch, end, promised, vouches: !self.log.in_doubt() })
     }
 }
 

@@ -28,6 +28,9 @@ pub struct Standing {
     pub end: u64,
     /// It lets nobody write under an epoch before this one any more.
     pub promised: Epoch,
+    /// It has what it ever vouched for. Not so for a primary under async flush that was not closed in
+    /// order, until it has followed a newer one: it does not count among those that are fenced.
+    pub vouches: bool,
 }
 
 /// How a replica gets on.
@@ -51,11 +54,21 @@ pub struct ReplicaState {
 ///
 /// # Failover
 /// Nodes do not elect a primary; whoever does so for them, a person or a program, makes it safe like
-/// this. Of `n` replicas, `k = min_insync_replicas` hold what is confirmed. Begin a term that is higher
-/// than any before. [`fence`](Self::fence) at least `n - k + 1` replicas with it: one of them holds
-/// whatever was confirmed, and none of them helps the old primary any more. [`promote`](Self::promote)
-/// the one with the greatest [`Standing`]; open the others, and the old primary when it returns, as
-/// replicas of it.
+/// this. Of `n` nodes in all, primaries of before among them, the primary and `k = min_insync_replicas`
+/// replicas hold what is confirmed. Begin a term that is higher than any before.
+/// [`fence`](Self::fence) at least `n - k` nodes with it, opened as replicas: one of them holds whatever
+/// was confirmed, and none of them helps the old primary any more. [`promote`](Self::promote) the one with
+/// the greatest [`Standing`]; open the others, and the old primary when it returns, as replicas of it.
+///
+/// - A node that has lost something does not count among those `n - k` before it has followed a newer
+///   primary: one that does not [vouch](Standing::vouches) for its log, one with a new or emptied disk, one
+///   whose acks mean [`InMemory`](super::AckLevel::InMemory) after a power cut.
+/// - A node with a new or emptied disk has forgotten what it promised: fence it with the newest term before
+///   it follows anyone.
+/// - `n` counts every node that ever acknowledged anything. Before one is taken out for good, or `k` is
+///   raised, let all others catch up with what is confirmed.
+/// - RocketMQ slaves cannot be fenced: they are no part of this, and with them among the `k` it does not
+///   hold.
 #[derive(Debug)]
 pub struct Replica {
     follower: Follower,
