@@ -101,7 +101,8 @@ impl Joined {
     #[track_caller]
     fn assert_diverged(mut self) {
         hangs_up(&mut self.socket);
-        self.listener.accept();
+        // Held: a connection that ends is the last one that did.
+        let _next = self.listener.accept();
         let state = self.replica.state();
         assert!(!state.following && state.durable == self.had, "{state:?}");
         assert!(matches!(state.last_error, Some(SessionError::Diverged)), "{state:?}");
