@@ -129,6 +129,19 @@ impl Epochs {
         self.starts.drain(..surplus);
     }
 
+    /// Whether the newest epoch is that of `node`, and has no byte in a log that ends at `end`.
+    pub(crate) fn ends_with_nothing_of(&self, node: NodeId, end: u64) -> bool {
+        self.starts.last().is_some_and(|last| last.node == node && last.start >= end)
+    }
+
+    /// Forgets the newest epoch, as if it had never begun. Those that it took the place of had no byte, and
+    /// are not to be written under by anyone before them.
+    pub(crate) fn take_back(&mut self) {
+        if let Some(last) = self.starts.pop() {
+            self.promised = self.promised.max(Epoch(last.epoch.0.saturating_sub(1)));
+        }
+    }
+
     /// Forgets epochs that begin at or behind `end`.
     pub(crate) fn cut(&mut self, end: u64) {
         self.starts.retain(|one| one.start < end);

@@ -122,7 +122,13 @@ pub(super) fn recover(
         } else {
             recovery.extend_checksummed(end);
         }
-        if role.is_none() && !epochs.starts().is_empty() {
+        let is_nobodys = epochs.ends_with_nothing_of(NodeId(0), end);
+        if role.is_some() && is_nobodys {
+            // Whoever had a look, without replication, has put nothing.
+            epochs.take_back();
+            directory.save(disk, super::epochs::NAME, &epochs.encode())?;
+        }
+        if role.is_none() && !epochs.starts().is_empty() && !is_nobodys {
             // What is put from now on is not part of what was replicated.
             let epoch = Epoch(epochs.last().max(epochs.promised).0 + 1);
             let record_crc = config.record_crc;
