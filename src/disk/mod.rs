@@ -251,6 +251,11 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     }
 }
 
+/// Whether an error says that there is no room, on the disk or in someone's share of it.
+pub(crate) fn is_full(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// How much [`DiskFile::zero`] looks at in one go.
 const ZERO_STEP: usize = 64 << 10;
 

@@ -2,7 +2,9 @@
 
 pub(crate) use super::queue_dir::non_empty;
 use crate::config::{LogConfig, RecoveryMode};
-use crate::disk::{Allocation, Disk, DiskFile, DiskLock, LockError, OpenAccess, SyncMethod};
+use crate::disk::{
+    Allocation, Disk, DiskFile, DiskLock, LockError, OpenAccess, SyncMethod, is_full,
+};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
 use parking_lot::Mutex;
 use std::hash::{BuildHasher, RandomState};
@@ -218,12 +220,10 @@ pub(crate) fn write_failed(path: &Path, len: usize, error: std::io::Error) -> Er
 }
 
 pub(crate) fn refused(op: IoOp, path: &Path, len: usize, error: std::io::Error) -> Error {
-    match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            Error::DiskFull { path: path.to_owned(), needed: len as u64, available: None }
-        }
-        _ => Error::io(op, path, None, error),
+    if is_full(error.kind()) {
+        return Error::DiskFull { path: path.to_owned(), needed: len as u64, available: None };
     }
+    Error::io(op, path, None, error)
 }
 
 pub(crate) fn take_lock(disk: &dyn Disk, root: &Path) -> Result<Lock> {
@@ -290,14 +290,19 @@ fn fill_new(
     written.map_err(|error| {
         // What there is of it takes up room that is wanted elsewhere.
         let _ = disk.remove(path);
-        match error {
-            Error::DiskFull { path, needed, .. } => {
-                let space = path.parent().and_then(|dir| disk.space(non_empty(dir)).ok());
-                Error::DiskFull { path, needed, available: space.map(|space| space.available) }
-            }
-            other => other,
-        }
+        with_space(disk, error)
     })
+}
+
+/// Says of a full disk what is left of it.
+pub(crate) fn with_space(disk: &dyn Disk, error: Error) -> Error {
+    match error {
+        Error::DiskFull { path, needed, .. } => {
+            let space = path.parent().and_then(|dir| disk.space(non_empty(dir)).ok());
+            Error::DiskFull { path, needed, available: space.map(|space| space.available) }
+        }
+        other => other,
+    }
 }
 
 /// Makes the name of `dir` durable, and those of the directories above it as far as that is allowed:

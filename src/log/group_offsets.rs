@@ -14,13 +14,13 @@
 //! The exports are the contents of `consumerOffset.json` that this crate wrote, or has taken over: what else
 //! lies there comes from a broker that ran since.
 
-use super::directory::Directory;
+use super::directory::{Directory, refused, with_space, write_new};
 use super::queue_dir::check_topic;
-use crate::disk::{Allocation, Disk, DiskFile, OpenAccess, SyncMethod};
+use crate::disk::{Disk, DiskFile, OpenAccess, SyncMethod};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -68,6 +68,16 @@ struct Rows {
     free: Vec<u64>,
     /// Newest first.
     exports: Vec<u32>,
+}
+
+impl Row {
+    fn new(at: u64, key: Key, next: u64) -> Self {
+        Self { at, key, next: AtomicU64::new(next), writing: Mutex::new(()) }
+    }
+
+    fn next(&self) -> u64 {
+        self.next.load(Ordering::Acquire)
+    }
 }
 
 impl Rows {
@@ -140,7 +150,7 @@ impl GroupOffsets {
         let access = if read_only { OpenAccess::Read } else { OpenAccess::Write };
         match disk.open(&path, access) {
             Ok(file) => {
-                damaged = read(&*file, &mut rows).map_err(|error| error.at(&path))?;
+                damaged = read(&*file, &path, &mut rows)?;
                 rows.file = Some(file);
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -173,11 +183,16 @@ impl GroupOffsets {
 
     pub(crate) fn get(&self, group: &str, topic: &str, queue_id: i32) -> Option<u64> {
         let rows = self.rows.read();
-        rows.find(group, topic, queue_id).map(|row| row.next.load(Ordering::Acquire))
+        rows.find(group, topic, queue_id).map(|row| row.next())
     }
 
     pub(crate) fn all(&self) -> Vec<GroupOffset> {
-        self.rows.read().iter().map(|row| row.key.at(row.next.load(Ordering::Acquire))).collect()
+        self.rows.read().iter().map(|row| row.key.at(row.next())).collect()
+    }
+
+    /// Whether a group has come to any queue of a topic.
+    pub(crate) fn knows(&self, group: &str, topic: &str) -> bool {
+        self.rows.read().groups.get(group).is_some_and(|topics| topics.contains_key(topic))
     }
 
     /// Notes where a group goes on. In the page cache when this returns.
@@ -196,7 +211,7 @@ impl GroupOffsets {
         }
         let at = self.free_row(&mut rows)?;
         let key = Key { group: group.to_owned(), topic: topic.to_owned(), queue_id };
-        let row = Row { at, key, next: AtomicU64::new(next), writing: Mutex::new(()) };
+        let row = Row::new(at, key, next);
         if let Err(error) = self.write(&rows, &row, next) {
             rows.free.push(at);
             return Err(error);
@@ -215,8 +230,7 @@ impl GroupOffsets {
             return self.commit(group, topic, queue_id, next);
         }
         let key = Key { group: group.to_owned(), topic: topic.to_owned(), queue_id };
-        let row = Row { at: 0, key, next: AtomicU64::new(next), writing: Mutex::new(()) };
-        self.rows.write().insert(Arc::new(row));
+        self.rows.write().insert(Arc::new(Row::new(0, key, next)));
         Ok(())
     }
 
@@ -230,8 +244,7 @@ impl GroupOffsets {
         self.check_writable()?;
         let mut rows = self.rows.write();
         if rows.file.is_none() {
-            let at = self.free_row(&mut rows)?;
-            rows.free.push(at);
+            self.grow(&mut rows)?;
         }
         rows.exports.retain(|known| *known != crc);
         rows.exports.insert(0, crc);
@@ -271,7 +284,7 @@ impl GroupOffsets {
         let rows = self.rows.read();
         let mut clamped = Vec::new();
         for row in rows.iter() {
-            let committed = row.next.load(Ordering::Acquire);
+            let committed = row.next();
             let end = end(&row.key.topic, row.key.queue_id);
             if committed > end {
                 clamped.push(ClampedOffset { now: row.key.at(end), committed });
@@ -297,7 +310,7 @@ impl GroupOffsets {
         }
         let mut bytes = header(&rows.exports).to_vec();
         for row in rows.iter() {
-            bytes.extend_from_slice(&row.key.encode(row.next.load(Ordering::Acquire)).0);
+            bytes.extend_from_slice(&row.key.encode(row.next()).0);
         }
         drop(rows);
         directory.save(&*self.disk, NAME, &bytes)
@@ -380,10 +393,14 @@ impl GroupOffsets {
 
     /// Where a new row goes, in a file that has the blocks for it.
     fn free_row(&self, rows: &mut Rows) -> Result<u64> {
-        if let Some(at) = rows.free.pop() {
-            return Ok(at);
+        if rows.free.is_empty() {
+            self.grow(rows)?;
         }
-        let path = self.path();
+        rows.free.pop().ok_or(Error::Full)
+    }
+
+    /// Makes the file, or more room in it.
+    fn grow(&self, rows: &mut Rows) -> Result<()> {
         let (from, to) = match &rows.file {
             None => {
                 rows.file = Some(self.create()?);
@@ -396,40 +413,27 @@ impl GroupOffsets {
                     let (len, max) = (to as usize, LEN_MAX as usize);
                     return Err(Error::TooLarge { what: "table of group offsets", len, max });
                 }
-                file.allocate(to).map_err(|e| self.no_room(e, IoOp::Allocate, &path, to))?;
+                let allocated = file.allocate(to);
+                let error = |e| refused(IoOp::Allocate, &self.path(), to as usize, e);
+                allocated.map_err(|e| with_space(&*self.disk, error(e)))?;
                 (len, to)
             }
         };
-        // The last is taken first.
-        let from_behind = (from..to).step_by(SECTOR).collect::<Vec<_>>().into_iter().rev();
-        rows.free.extend(from_behind);
-        rows.free.pop().ok_or(Error::Full)
-    }
-
-    fn no_room(&self, error: io::Error, op: IoOp, path: &Path, needed: u64) -> Error {
-        if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
-            return Error::io(op, path, None, error);
-        }
-        let available = self.disk.space(&self.dir).ok().map(|space| space.available);
-        Error::DiskFull { path: path.to_owned(), needed, available }
+        rows.free.extend((from..to).step_by(SECTOR));
+        rows.free.reverse();
+        Ok(())
     }
 
     /// A crash leaves a whole file with a header, or none.
     fn create(&self) -> Result<Arc<dyn DiskFile>> {
-        let (path, temporary) = (self.path(), &self.temporary);
-        match self.disk.remove(temporary) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(error).at(IoOp::Remove, temporary);
-            }
-            _ => {}
-        }
-        let created = self.disk.create(temporary, CHUNK, Allocation::Reserved);
-        let file = created.map_err(|e| self.no_room(e, IoOp::Create, temporary, CHUNK))?;
-        file.write_at(&header(&[]), 0).at(IoOp::Write, temporary)?;
-        file.sync(SyncMethod::Fsync).at(IoOp::Sync, temporary)?;
-        self.disk.rename(temporary, &path).at(IoOp::Rename, &path)?;
-        self.disk.sync_dir(&self.dir).at(IoOp::SyncDir, &self.dir)?;
-        Ok(file)
+        let (path, disk) = (self.path(), &*self.disk);
+        // Zeros that are written have their blocks.
+        let mut bytes = header(&[]).to_vec();
+        bytes.resize(CHUNK as usize, 0);
+        write_new(disk, &self.temporary, &bytes)?;
+        disk.rename(&self.temporary, &path).at(IoOp::Rename, &path)?;
+        disk.sync_dir(&self.dir).at(IoOp::SyncDir, &self.dir)?;
+        disk.open(&path, OpenAccess::Write).at(IoOp::Open, &path)
     }
 }
 
@@ -481,24 +485,6 @@ impl Key {
     }
 }
 
-/// Why a file cannot be read.
-enum Unreadable {
-    Io { at: u64, source: io::Error },
-    Damaged(&'static str),
-}
-
-impl Unreadable {
-    fn at(self, path: &Path) -> Error {
-        match self {
-            Self::Io { at, source } => Error::io(IoOp::Read, path, Some(at), source),
-            Self::Damaged(what) => {
-                let what = Corruption::StateFile { what };
-                Error::Corrupt { path: path.to_owned(), offset: 0, what }
-            }
-        }
-    }
-}
-
 fn header(exports: &[u32]) -> [u8; SECTOR] {
     let mut header = [0; SECTOR];
     header[..8].copy_from_slice(MAGIC);
@@ -513,25 +499,29 @@ fn header(exports: &[u32]) -> [u8; SECTOR] {
 }
 
 /// Takes in all rows; how many cannot be read.
-fn read(file: &dyn DiskFile, rows: &mut Rows) -> Result<usize, Unreadable> {
+fn read(file: &dyn DiskFile, path: &Path, rows: &mut Rows) -> Result<usize> {
+    let damaged = |what| {
+        let what = Corruption::StateFile { what };
+        Err(Error::Corrupt { path: path.to_owned(), offset: 0, what })
+    };
     if file.len() > LEN_MAX {
-        return Err(Unreadable::Damaged("there is too much of the group offsets"));
+        return damaged("there is too much of the group offsets");
     }
     let mut bytes = vec![0; file.len() as usize];
-    let got = file.read_at(&mut bytes, 0).map_err(|source| Unreadable::Io { at: 0, source })?;
+    let got = file.read_at(&mut bytes, 0).at_offset(IoOp::Read, path, 0)?;
     bytes.truncate(got);
     let (sectors, _) = bytes.as_chunks::<SECTOR>();
     let Some((first, sectors)) = sectors.split_first() else {
-        return Err(Unreadable::Damaged("the group offsets have no header"));
+        return damaged("the group offsets have no header");
     };
     let count = first.get(12..EXPORTS_AT).and_then(|count| count.first_chunk());
     let count = count.map_or(0, |count| u32::from_be_bytes(*count) as usize).min(EXPORTS_MAX);
     let exports = first.get(EXPORTS_AT..).unwrap_or_default().as_chunks::<4>().0;
     rows.exports = exports.iter().take(count).map(|crc| u32::from_be_bytes(*crc)).collect();
     if *first != header(&rows.exports) {
-        return Err(Unreadable::Damaged("the header of the group offsets cannot be read"));
+        return damaged("the header of the group offsets cannot be read");
     }
-    let mut damaged = 0;
+    let mut unreadable = 0;
     for (number, sector) in sectors.iter().enumerate() {
         let at = ((number + 1) * SECTOR) as u64;
         if sector.iter().all(|byte| *byte == 0) {
@@ -540,20 +530,19 @@ fn read(file: &dyn DiskFile, rows: &mut Rows) -> Result<usize, Unreadable> {
         }
         let Some((key, next)) = Key::decode(sector) else {
             // Left as it is for whoever wants to look at it.
-            damaged += 1;
+            unreadable += 1;
             continue;
         };
         if let Some(twin) = rows.find(&key.group, &key.topic, key.queue_id) {
-            damaged += 1;
-            if twin.next.load(Ordering::Relaxed) <= next {
+            unreadable += 1;
+            if twin.next() <= next {
                 continue;
             }
         }
-        let (next, writing) = (AtomicU64::new(next), Mutex::new(()));
-        rows.insert(Arc::new(Row { at, key, next, writing }));
+        rows.insert(Arc::new(Row::new(at, key, next)));
     }
     rows.free.reverse();
-    Ok(damaged)
+    Ok(unreadable)
 }
 
 fn check_names(group: &str, topic: &str, queue_id: i32) -> Result<()> {

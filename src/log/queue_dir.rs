@@ -3,7 +3,7 @@
 use super::file_cache::FileCache;
 use super::queue_entry::{ENTRY_LEN, ENTRY_SIZE, FILE_SIZE_MAX, QUEUE_OFFSET_MAX};
 use super::segment;
-use crate::disk::Disk;
+use crate::disk::{Disk, is_full};
 use crate::error::{Error, InvalidMessage, IoContext, IoOp, Result};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
@@ -209,10 +209,6 @@ impl Shared {
             other => other,
         }
     }
-}
-
-fn is_full(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 /// The parent of a one-part relative path is the current directory, not nothing.

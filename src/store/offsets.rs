@@ -9,7 +9,6 @@ use crate::log::{GroupOffset, GroupOffsets, RecoveryReport};
 use crate::tables::{ConsumerOffsets, Source, Tables};
 use crate::worker::{Alarm, Next};
 use parking_lot::{Condvar, Mutex};
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -80,10 +79,7 @@ impl Offsets {
                 // Only now, when what it said is durable.
                 if read_only { Ok(()) } else { self.table.note_export(crc) }
             }
-            _ => {
-                report.clamped_offsets = self.table.clamp(end)?;
-                Ok(())
-            }
+            _ => self.table.clamp(end).map(|clamped| report.clamped_offsets = clamped),
         }
     }
 
@@ -117,17 +113,15 @@ impl Offsets {
             Err(Error::Corrupt { .. }) => ConsumerOffsets::default(),
             Err(error) => return Err(error),
         };
-        let ours = self.table.all();
-        let groups: BTreeSet<_> =
-            ours.iter().map(|one| (one.topic.as_str(), one.group.as_str())).collect();
-        let theirs: Vec<_> =
-            table.iter().map(|one| (one.topic.to_owned(), one.group.to_owned())).collect();
-        for (topic, group) in theirs {
-            if !groups.contains(&(topic.as_str(), group.as_str())) {
-                table.remove(&topic, &group);
-            }
+        let forgotten: Vec<_> = table
+            .iter()
+            .filter(|one| !self.table.knows(one.group, one.topic))
+            .map(|one| (one.topic.to_owned(), one.group.to_owned()))
+            .collect();
+        for (topic, group) in forgotten {
+            table.remove(&topic, &group);
         }
-        for one in &ours {
+        for one in self.table.all() {
             // A name that RocketMQ cannot have is of no use to it.
             let _ = table.set(&one.topic, &one.group, one.queue_id, one.next.cast_signed());
         }

@@ -6,7 +6,7 @@
 use super::stats::QueueWork;
 use super::{Engine, Shared, Store};
 use crate::config::LogConfig;
-use crate::disk::{Allocation, Disk, OpenAccess, SyncMethod};
+use crate::disk::{Allocation, Disk, OpenAccess, SyncMethod, is_full};
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::log::directory::{self, Directory, refused, remove_if_there, take_lock, write_failed};
 use crate::log::{BrokerCheckpoint, BrokerTimes, Core};
@@ -324,11 +324,7 @@ fn remove_tree(disk: &dyn Disk, dir: &Path, but: &[&str]) {
 fn name_full_disk(disk: &dyn Disk, dir: &Path, error: Error) -> Error {
     let (path, needed) = match error {
         Error::DiskFull { path, needed, available: None } => (path, needed),
-        Error::Io { path, source, .. }
-            if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
-        {
-            (path, 0)
-        }
+        Error::Io { path, source, .. } if is_full(source.kind()) => (path, 0),
         other => return other,
     };
     let parent = dir.parent().map_or(Path::new("."), directory::non_empty);

@@ -6,7 +6,7 @@ use super::super::segment::{Segment, file_name};
 use super::append::NextSegment;
 use super::{Core, access};
 use crate::config::WriteMode;
-use crate::disk::{Allocation, SyncMethod};
+use crate::disk::{Allocation, SyncMethod, is_full};
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::worker::Next;
 use std::path::Path;
@@ -117,8 +117,7 @@ impl Core {
         segment: &Path,
         error: std::io::Error,
     ) -> Error {
-        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-        if !matches!(error.kind(), StorageFull | QuotaExceeded) {
+        if !is_full(error.kind()) {
             return Error::io(IoOp::Allocate, path, None, error);
         }
         let available = self.disk.space(self.directory.root()).ok().map(|space| space.available);

@@ -1,7 +1,7 @@
 //! Finding out from the replicas what this node lost itself, before it takes puts again.
 
+use super::bells::Bells;
 use super::greeting::Greeting;
-use super::server::Bells;
 use crate::replication::group::SessionId;
 use crate::replication::history::{History, Plan};
 use crate::replication::inbox::Inbox;

@@ -1,5 +1,6 @@
 //! The node that takes puts.
 
+mod bells;
 mod greeting;
 mod inquiry;
 mod replicator;
@@ -24,9 +25,10 @@ use crate::config::StoreConfig;
 use crate::environment::Environment;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::store::Store;
+use bells::Bells;
 #[cfg(not(test))]
 use inquiry::{Inquiry, InquirySession};
-use server::{Bells, MakeSession, Server, Service};
+use server::{MakeSession, Server, Service};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;

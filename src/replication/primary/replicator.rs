@@ -1,6 +1,6 @@
 //! What a primary answers to its store.
 
-use super::server::{Bells, MakeSession, Server, Service};
+use super::server::{MakeSession, Server, Service};
 use super::session::{Hub, PrimarySession};
 use crate::clock::Clock;
 use crate::environment::Threads;
@@ -32,7 +32,6 @@ pub(crate) struct PrimaryReplicator {
     clock: Arc<dyn Clock>,
     threads: Threads,
     hub: OnceLock<Arc<Hub>>,
-    bells: Arc<Bells>,
     /// Behind the last byte that was written, about: what the next put is measured by.
     written: AtomicU64,
     server: Mutex<Option<Arc<Server>>>,
@@ -58,7 +57,6 @@ impl PrimaryReplicator {
             clock,
             threads,
             hub: OnceLock::new(),
-            bells: Arc::default(),
             written: AtomicU64::new(0),
             server: Mutex::new(None),
         })
@@ -91,9 +89,10 @@ impl Replicator for PrimaryReplicator {
         let confirmed = log.confirmed();
         let group = Group::new(options.policy(), confirmed);
         self.written.store(at.end, Ordering::Relaxed);
-        let hub = Hub::new(log, group, epoch, options, self.bells.clone(), at.lazy);
+        let hub = Hub::new(log, group, epoch, options, at.lazy);
         let hub = self.hub.get_or_init(|| Arc::new(hub)).clone();
         if self.threads == Threads::Own {
+            let bells = hub.bells.clone();
             let make: MakeSession = Box::new(move |id, protocol, now| {
                 Ok(match protocol {
                     Protocol::Duralog => {
@@ -105,7 +104,7 @@ impl Replicator for PrimaryReplicator {
             let service = Service {
                 node: node.clone(),
                 clock: self.clock.clone(),
-                bells: self.bells.clone(),
+                bells,
                 rest: (options.ack == Ack::Async).then_some(REST),
                 make,
             };
@@ -140,7 +139,9 @@ impl Replicator for PrimaryReplicator {
 
     fn on_written(&self, end: u64) {
         self.written.fetch_max(end, Ordering::SeqCst);
-        self.bells.ring_all();
+        if let Some(hub) = self.hub() {
+            hub.bells.ring_all();
+        }
     }
 
     fn on_durable(&self, _end: u64) {

@@ -1,5 +1,6 @@
 //! The connections of a primary and the threads that serve them.
 
+use super::bells::Bells;
 use crate::clock::Clock;
 use crate::error::{IoContext, IoOp, Result};
 use crate::replication::events::{Event, host};
@@ -9,7 +10,7 @@ use crate::replication::net::{Acceptor, Stream};
 use crate::replication::options::{NodeOptions, Protocol};
 use crate::replication::session::{Session, SessionError};
 use crate::worker::{Alarm, Doorbell, Next, Worker};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,29 +33,6 @@ const FAREWELL_MAX: Duration = Duration::from_secs(1);
 /// A listener that fails is tried again after so long.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const STOP_MAX: Duration = Duration::from_secs(5);
-
-/// Wakes those who send.
-#[derive(Debug, Default)]
-pub(crate) struct Bells(RwLock<Vec<(SessionId, Arc<Alarm>)>>);
-
-impl Bells {
-    fn add(&self, session: SessionId, alarm: Arc<Alarm>) {
-        alarm.ring();
-        self.0.write().push((session, alarm));
-    }
-
-    fn remove(&self, session: SessionId) {
-        self.0.write().retain(|(other, _)| *other != session);
-    }
-
-    /// There may be something to send.
-    #[inline]
-    pub(crate) fn ring_all(&self) {
-        for (_, alarm) in self.0.read().iter() {
-            alarm.ring();
-        }
-    }
-}
 
 /// Makes the session of a connection that was accepted.
 pub(super) type MakeSession = Box<

@@ -7,8 +7,8 @@ use crate::replication::group::{Group, SessionId};
 use crate::replication::history::{History, Plan, epoch_at};
 use crate::replication::inbox::Inbox;
 use crate::replication::options::{Ack, NodeOptions, PrimaryOptions};
+use crate::replication::primary::bells::Bells;
 use crate::replication::primary::greeting::Greeting;
-use crate::replication::primary::server::Bells;
 use crate::replication::secret::Secret;
 use crate::replication::session::{Order, Outgoing, Session, SessionError, last_words, unexpected};
 use crate::replication::wire::{self, CHECKED_MAX, Frame, Join, Nonce, STRANGER_MAX};
@@ -37,7 +37,7 @@ pub(crate) struct Hub {
     /// Bytes a second that a replica is sent at most.
     pub(crate) rate: Option<NonZeroU64>,
     observer: Observer,
-    bells: Arc<Bells>,
+    pub(crate) bells: Arc<Bells>,
     /// Replicas alone make something confirmed: it need not be durable here.
     lazy: bool,
     /// Everything before is confirmed, and everyone may know.
@@ -52,7 +52,6 @@ impl Hub {
         group: Group,
         epoch: EpochStart,
         options: &PrimaryOptions,
-        bells: Arc<Bells>,
         lazy: bool,
     ) -> Self {
         let NodeOptions { cluster, secret, heartbeat_interval, observer, .. } =
@@ -69,7 +68,7 @@ impl Hub {
             heartbeat: heartbeat_interval,
             rate: options.max_transfer_rate,
             observer,
-            bells,
+            bells: Arc::default(),
             // Puts that wait for nobody are no safer on the replicas than here: what a power cut takes here
             // is taken back there, and nobody has read it.
             lazy: lazy && options.ack == Ack::Sync,
