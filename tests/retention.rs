@@ -238,6 +238,25 @@ fn deleting_what_a_group_has_not_consumed_is_counted_or_refused() {
     }
 }
 
+#[test]
+fn what_a_group_has_committed_counts_before_brokers_are_told_of_it() {
+    let disk = disk();
+    let retention = Retention::max_total_bytes(4 * SEGMENT).pin_by_groups(true);
+    let (store, _clock) = stepped(&disk, keeping(retention));
+    let next = fill(&store, 0, 10);
+    store.commit_offset("new", TOPIC, 0, 7).expect("there is room");
+    expire(&store);
+    assert_eq!(store.min_offset(TOPIC, 0), Some(0), "a group that is new needs it");
+    store.commit_offset("new", TOPIC, 0, next).expect("there is room");
+    while store.step(StoreWorker::Offsets) == Next::Now {}
+    // In the file it is done with everything.
+    store.close().expect("the store closes");
+    let (store, _clock) = stepped(&disk, store.config().clone());
+    store.commit_offset("new", TOPIC, 0, 7).expect("it may go back");
+    expire(&store);
+    assert_eq!(store.min_offset(TOPIC, 0), Some(0), "a group that went back needs it");
+}
+
 /// Confirms nothing by itself, and needs what is not confirmed.
 #[derive(Debug, Default)]
 struct Lagging(AtomicU64);

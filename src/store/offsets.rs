@@ -98,6 +98,20 @@ impl Offsets {
         Ok(count)
     }
 
+    /// Where all groups are: as brokers were told, and what has moved since.
+    pub(super) fn known(&self) -> Result<ConsumerOffsets> {
+        let mut table = self.brokers.load::<ConsumerOffsets>()?.table;
+        self.put_into(&mut table);
+        Ok(table)
+    }
+
+    fn put_into(&self, table: &mut ConsumerOffsets) {
+        for one in self.table.all() {
+            // A name that RocketMQ cannot have is of no use to it.
+            let _ = table.set(&one.topic, &one.group, one.queue_id, one.next.cast_signed());
+        }
+    }
+
     fn is_exported(&self) -> bool {
         self.exported.load(Ordering::SeqCst) == self.table.written()
     }
@@ -121,10 +135,7 @@ impl Offsets {
         for (topic, group) in forgotten {
             table.remove(&topic, &group);
         }
-        for one in self.table.all() {
-            // A name that RocketMQ cannot have is of no use to it.
-            let _ = table.set(&one.topic, &one.group, one.queue_id, one.next.cast_signed());
-        }
+        self.put_into(&mut table);
         self.brokers
             .save_noting(&mut table, |bytes| self.table.note_export(crc32fast::hash(bytes)))?;
         // What is written of the export itself does not count as a change.

@@ -7,7 +7,7 @@ use crate::config::{Retention, Threshold};
 use crate::disk::DiskSpace;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::log::ConsumeQueue;
-use crate::tables::{ConsumerOffsets, QueueProgress, Tables};
+use crate::tables::{ConsumerOffsets, QueueProgress};
 use crate::worker::Next;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
@@ -124,7 +124,7 @@ impl Shared {
         let root = self.core.directory().root();
         let space = self.core.disk.space(root).at(IoOp::Open, root)?;
         self.watch_disk(retention, space);
-        let offsets = self.known_offsets()?;
+        let offsets = self.offsets.known()?;
         let mut pinned = Vec::new();
         let mut deleted = 0;
         while deleted < retention.delete_batch_max {
@@ -228,13 +228,6 @@ impl Shared {
             }
         }
         Ok(pins)
-    }
-
-    /// How far the consumer groups have come, as `config/consumerOffset.json` says.
-    fn known_offsets(&self) -> Result<ConsumerOffsets> {
-        let environment = crate::environment::Environment::on(self.core.disk.clone());
-        let tables = Tables::new_in(self.core.directory().root(), environment);
-        Ok(tables.load::<ConsumerOffsets>()?.table)
     }
 
     fn delete_before(&self, end: u64, offsets: &ConsumerOffsets) -> Result<()> {
