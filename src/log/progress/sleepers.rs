@@ -134,6 +134,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicBool;
     use std::thread::scope;
+    use std::time::Duration;
 
     fn is_called(sleeper: &Sleeper) -> bool {
         sleeper.state.lock().is_called
@@ -178,7 +179,8 @@ mod tests {
         let (sleepers, is_done) = (&sleepers, &is_done);
         scope(|threads| {
             let done = || is_done.load(SeqCst).then_some(());
-            let waiter = threads.spawn(move || sleepers.wait(10, None, done));
+            let too_late = Instant::now() + Duration::from_secs(60);
+            let waiter = threads.spawn(move || sleepers.wait(10, Some(too_late), done));
             // Called once at least before it is done, then until it hears of it.
             while sleepers.first.load(SeqCst) == u64::MAX {
                 std::thread::yield_now();
