@@ -290,6 +290,13 @@ pub enum Error {
         /// The offset that was asked for.
         wanted: u64,
     },
+    /// There is no such topic, and
+    /// [`auto_create_topic`](crate::StoreConfig::auto_create_topic) is off. Nothing was stored; create it
+    /// with [`Store::create_topic`](crate::Store::create_topic).
+    UnknownTopic {
+        /// The topic.
+        topic: String,
+    },
     /// An offset to commit lies behind the end of its queue: messages to come would be passed over. Nothing
     /// was committed.
     OffsetOutOfRange {
@@ -528,6 +535,9 @@ impl fmt::Display for Error {
             }
             Self::ReadOnly => f.write_str("the store was opened read-only"),
             Self::Closed => f.write_str("the store is closed"),
+            Self::UnknownTopic { topic } => {
+                write!(f, "there is no topic {topic:?}, and topics are not created by puts here")
+            }
             Self::OffsetOutOfRange { offset, end } => write!(
                 f,
                 "the queue ends at {end}: committing {offset} would pass over messages to come"

@@ -75,6 +75,7 @@
 mod canary;
 pub mod clock;
 pub mod config;
+pub mod delivery;
 pub mod disk;
 mod environment;
 pub mod error;

@@ -25,6 +25,17 @@ pub enum Next {
     Idle,
 }
 
+impl Next {
+    /// The sooner of the two.
+    pub(crate) fn or_sooner(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Now, _) | (_, Self::Now) => Self::Now,
+            (Self::At(one), Self::At(other)) => Self::At(one.min(other)),
+            (Self::Idle, next) | (next, Self::Idle) => next,
+        }
+    }
+}
+
 /// Wakes a worker. Ringing twice before the worker looks is ringing once.
 #[derive(Debug, Clone)]
 pub(crate) struct Doorbell {

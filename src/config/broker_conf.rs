@@ -496,6 +496,18 @@ pub(super) fn offset_interval(wanted: &mut Wanted, given: Given<'_>) -> Result<T
     HONOURED
 }
 
+pub(super) fn auto_create_topic(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {
+    wanted.config.auto_create_topic = given.flag()?;
+    HONOURED
+}
+
+pub(super) fn topic_queue_nums(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {
+    let most = wanted.config.max_queues_per_topic.unsigned_abs();
+    wanted.config.default_topic_queue_nums =
+        given.integer(1..=most, "1 to max_queues_per_topic")?.cast_signed();
+    HONOURED
+}
+
 pub(super) fn reserved_time(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {
     let hours = given.integer(1..=i32::MAX as u32, "at least 1 hour")?;
     wanted.retention.file_reserved_time = Some(Duration::from_secs(u64::from(hours) * 3600));

@@ -230,6 +230,13 @@ pub struct StoreConfig {
     pub max_open_queue_files: usize,
     /// Queue ids must be below this. Default 65,536.
     pub max_queues_per_topic: i32,
+    /// Whether a topic comes with the first message put to it, RocketMQ's `autoCreateTopicEnable`.
+    /// Default true. Otherwise [`Store::create_topic`](crate::Store::create_topic) must come first; topics
+    /// that hold something exist.
+    pub auto_create_topic: bool,
+    /// Queues of a topic that a producer or consumer creates, RocketMQ's `defaultTopicQueueNums`. Default
+    /// 4; 1 to `max_queues_per_topic`.
+    pub default_topic_queue_nums: i32,
     /// How long a put waits for replicas before it answers `FlushReplicaTimeout`. Default 5 s; 1 ms to
     /// 1 h.
     pub sync_replica_timeout: Duration,
@@ -261,6 +268,8 @@ impl StoreConfig {
             consume_queue_file_size: 6_000_000,
             max_open_queue_files: 256,
             max_queues_per_topic: 65_536,
+            auto_create_topic: true,
+            default_topic_queue_nums: 4,
             sync_replica_timeout: Duration::from_secs(5),
             consumer_offset_interval: Duration::from_millis(500),
             queue_checkpoint_bytes: 64 * MIB,
@@ -369,6 +378,13 @@ impl StoreConfig {
         }
         if self.max_queues_per_topic < 1 {
             return refused("max_queues_per_topic", self.max_queues_per_topic, "at least 1");
+        }
+        if !(1..=self.max_queues_per_topic).contains(&self.default_topic_queue_nums) {
+            return refused(
+                "default_topic_queue_nums",
+                self.default_topic_queue_nums,
+                "1 to max_queues_per_topic",
+            );
         }
         if self.queue_checkpoint_bytes < 4 * KIB {
             return refused("queue_checkpoint_bytes", self.queue_checkpoint_bytes, "at least 4096");

@@ -409,6 +409,15 @@ impl Queues {
         topics
     }
 
+    /// The queue ids of a topic, sorted; none for a topic that is not known.
+    pub fn ids(&self, topic: &str) -> Vec<i32> {
+        let registry = self.registry.read();
+        let ids = registry.topics.get(topic).map(|queues| queues.keys().copied());
+        let mut ids: Vec<_> = ids.into_iter().flatten().collect();
+        ids.sort_unstable();
+        ids
+    }
+
     /// How many queues are known.
     pub fn len(&self) -> usize {
         self.registry.read().all.len()

@@ -186,7 +186,8 @@ fn write_tail(tail: &Tail<'_>, record_crc: &[u8], sink: &mut impl Sink) {
     }
 }
 
-fn check_topic(topic: &str, long_topics: bool) -> Result<(), Error> {
+/// Refuses a name that no topic can have.
+pub(crate) fn check_topic(topic: &str, long_topics: bool) -> Result<(), Error> {
     if topic.is_empty() {
         return Err(Error::InvalidMessage(InvalidMessage::EmptyTopic));
     }

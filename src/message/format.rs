@@ -28,10 +28,27 @@ pub const TOPIC_LEN_MAX: usize = 127;
 pub const RETRY_TOPIC_LEN_MAX: usize = 255;
 /// What the topic of a consumer group's retries begins with.
 pub const RETRY_TOPIC_PREFIX: &str = "%RETRY%";
+/// What the topic of a consumer group's dead letters begins with.
+pub const DEAD_LETTER_TOPIC_PREFIX: &str = "%DLQ%";
 /// Longest property string, the record checksum included.
 pub const PROPERTIES_LEN_MAX: usize = i16::MAX as usize;
 /// The topic in which RocketMQ keeps delayed messages until they are due.
 pub const SCHEDULE_TOPIC: &str = "SCHEDULE_TOPIC_XXXX";
+/// The topic in which RocketMQ 5 keeps messages that are to be delivered at a time of their own.
+pub const TIMER_TOPIC: &str = "rmq_sys_wheel_timer";
+/// The topic in which RocketMQ keeps the half messages of transactions.
+pub const HALF_TOPIC: &str = "RMQ_SYS_TRANS_HALF_TOPIC";
+/// The topic that says which half messages are done with.
+pub const HALF_DONE_TOPIC: &str = "RMQ_SYS_TRANS_OP_HALF_TOPIC";
+/// The topic of half messages that were checked in vain too often.
+pub const CHECKED_IN_VAIN_TOPIC: &str = "TRANS_CHECK_MAX_TIME_TOPIC";
+
+/// Whether a topic is one of those that a store or a broker keeps for itself.
+pub fn is_system_topic(topic: &str) -> bool {
+    topic == SCHEDULE_TOPIC
+        || topic == CHECKED_IN_VAIN_TOPIC
+        || topic.get(..8).is_some_and(|prefix| prefix.eq_ignore_ascii_case("rmq_sys_"))
+}
 
 /// Ends a property's name.
 pub(crate) const NAME_END: u8 = 1;

@@ -228,6 +228,12 @@ impl Message {
         self.waits
     }
 
+    /// The same message, whose put waits whatever its property says.
+    pub(crate) fn waiting(mut self) -> Self {
+        self.waits = true;
+        self
+    }
+
     /// The same message with another body and other properties.
     pub(crate) fn with_content(&self, body: &[u8], mut properties: Properties) -> Self {
         properties.remove(names::RECORD_CRC);

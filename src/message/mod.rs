@@ -28,6 +28,7 @@ mod testing;
 mod wire;
 
 pub use batch::{BatchEntry, decode_batch, encode_batch};
+pub(crate) use draft::check_topic;
 pub use draft::{Draft, RecordLayout, Stamp};
 pub(crate) use filler::{filler, is_filler};
 pub use frame::{Frame, blank, frame};

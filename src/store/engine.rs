@@ -6,7 +6,7 @@ use crate::environment::Threads;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::log::{CLOSE_THREAD, CommitLog, GroupCommit, IntervalFlush};
 use crate::sync::Receiver;
-use crate::worker::{Doorbell, Next, Worker, run_bounded};
+use crate::worker::{Alarm, Doorbell, Next, Worker, run_bounded};
 use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ const SEAL_TIME: Duration = Duration::from_millis(100);
 const DISPATCH_THREAD: &str = "duralog-dispatch";
 const CHECKPOINT_THREAD: &str = "duralog-checkpoint";
 const DEADLINE_THREAD: &str = "duralog-deadline";
+pub(super) const DELIVERY_THREAD: &str = "duralog-delivery";
 const OFFSETS_THREAD: &str = "duralog-offsets";
 const RETENTION_THREAD: &str = "duralog-retain";
 
@@ -77,21 +78,28 @@ impl Engine {
 
     /// Starts the thread that makes offsets durable, which a store without consumers does not need.
     pub(super) fn start_offsets(&self) -> Result<()> {
-        let offsets = &self.shared.offsets;
-        if !self.shared.threaded || offsets.alarm().bell().is_some() {
+        let shared = self.shared.clone();
+        let step = move || shared.offsets_step();
+        self.start_lazily(OFFSETS_THREAD, self.shared.offsets.alarm(), step)
+    }
+
+    /// Starts a thread that not every store needs, unless it runs already.
+    pub(super) fn start_lazily(
+        &self,
+        name: &str,
+        alarm: &Alarm,
+        step: impl FnMut() -> Next + Send + 'static,
+    ) -> Result<()> {
+        if !self.shared.threaded || alarm.bell().is_some() {
             return Ok(());
         }
         let mut workers = self.workers.lock();
         // Whoever closes the store stops those who are there.
         self.shared.check_open()?;
         let (bell, heard) = Doorbell::new();
-        if offsets.alarm().bell().is_none() {
-            workers.push(self.spawn(
-                OFFSETS_THREAD,
-                (bell.clone(), heard),
-                Shared::offsets_step,
-            )?);
-            offsets.alarm().connect(bell);
+        if alarm.bell().is_none() {
+            workers.push(self.spawn_with(name, (bell.clone(), heard), step)?);
+            alarm.connect(bell);
         }
         Ok(())
     }
@@ -102,11 +110,21 @@ impl Engine {
         doorbell: (Doorbell, Receiver<()>),
         step: fn(&Shared) -> Next,
     ) -> Result<Worker> {
-        let (stepped, latched) = (self.shared.clone(), self.shared.core.clone());
+        let shared = self.shared.clone();
+        self.spawn_with(name, doorbell, move || step(&shared))
+    }
+
+    fn spawn_with(
+        &self,
+        name: &str,
+        doorbell: (Doorbell, Receiver<()>),
+        step: impl FnMut() -> Next + Send + 'static,
+    ) -> Result<Worker> {
+        let latched = self.shared.core.clone();
         let panicked = move |error| {
             latched.latch(error);
         };
-        let spawned = Worker::spawn(name, doorbell, move || step(&stepped), panicked);
+        let spawned = Worker::spawn(name, doorbell, step, panicked);
         spawned.at(IoOp::Create, Path::new(name))
     }
 

@@ -12,6 +12,8 @@ mod retention;
 mod snapshot;
 mod stats;
 mod ticket;
+mod topics;
+mod upper;
 mod verify;
 
 pub use read::{FetchStatus, Fetched, TagFilter};
@@ -20,6 +22,7 @@ pub use retention::{Pinned, RetentionStats};
 pub use snapshot::SnapshotReport;
 pub use stats::{Health, Latency, Pin, Stats};
 pub use ticket::Ticket;
+pub(crate) use upper::Upper;
 pub use verify::VerifyReport;
 
 use crate::config::{FlushMode, StoreConfig, Visibility};
@@ -42,6 +45,8 @@ use stats::QueueWork;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use topics::Topics;
+use upper::UpperSlot;
 
 /// A durable message store in a directory.
 ///
@@ -89,6 +94,8 @@ pub(crate) struct Shared {
     pub(crate) stats: stats::Meters,
     pub(crate) expiry: retention::Expiry,
     offsets: Offsets,
+    topics: Topics,
+    upper: UpperSlot,
     replicator: Option<Arc<dyn Replicator>>,
     role: Role,
     dispatcher: Mutex<Dispatcher>,
@@ -127,6 +134,8 @@ pub enum StoreWorker {
     Retention,
     /// Makes the offsets of consumer groups durable.
     Offsets,
+    /// Delivers what was delayed and finishes transactions, where that is used.
+    Delivery,
 }
 
 impl Store {
@@ -271,6 +280,7 @@ impl Store {
             StoreWorker::Deadline => engine.shared.deadline_step(),
             StoreWorker::Retention => engine.shared.retention_step(),
             StoreWorker::Offsets => engine.shared.offsets_step(),
+            StoreWorker::Delivery => self.upper_step(),
         }
     }
 
@@ -344,7 +354,9 @@ impl Shared {
             deadlines: Deadlines::default(),
             stats,
             expiry: retention::Expiry::default(),
-            offsets: Offsets::new(offsets, core.directory().root(), environment),
+            offsets: Offsets::new(offsets, core.directory().root(), environment.clone()),
+            topics: Topics::new(core.directory().root(), environment),
+            upper: UpperSlot::default(),
             replicator: replicator.clone(),
             role,
             dispatcher: Mutex::new(Dispatcher::default()),

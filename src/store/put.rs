@@ -203,6 +203,9 @@ impl Shared {
         if self.role == Role::Replica {
             return Err(Error::Refused(Refusal::NotPrimary));
         }
+        if !self.config.auto_create_topic {
+            self.check_topic(topic, queue_id)?;
+        }
         self.check_disk(drafts.iter().map(|draft| draft.size() as u64).sum())?;
         let admission = match &self.replicator {
             Some(replicator) => Some(replicator.admit().map_err(Error::Refused)?),

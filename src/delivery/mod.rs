@@ -1,0 +1,50 @@
+//! From a producer's call to a consumer's acknowledgement, on a [`Store`].
+//!
+//! Nothing here touches a file: everything that must survive a crash is a message in one of RocketMQ's
+//! topics, or an offset of a consumer group.
+
+use crate::error::Result;
+use crate::store::{Store, Upper};
+use crate::worker::{Alarm, Next};
+use std::any::Any;
+use std::sync::Arc;
+
+/// What one store has above it: shared by all its producers and consumers.
+#[derive(Default)]
+pub(crate) struct Delivery {
+    alarm: Alarm,
+}
+
+impl Delivery {
+    /// That of `store`, and its thread; made with the first producer or consumer.
+    pub(crate) fn of(store: &Store) -> Result<Arc<Self>> {
+        let upper: Arc<dyn Any + Send + Sync> = store.upper(|| Arc::new(Self::default()));
+        // Nothing else is ever built upon a store.
+        let delivery = Arc::downcast(upper).unwrap_or_default();
+        store.start_upper()?;
+        Ok(delivery)
+    }
+}
+
+impl Upper for Delivery {
+    fn step(&self, store: &Store) -> Next {
+        // Each part looks again when the bell rings: who brings work shows it first, then rings.
+        let parts = || Next::Idle;
+        let _ = store;
+        match parts() {
+            Next::Now => Next::Now,
+            _ => {
+                let mut next = Next::Idle;
+                let slept = self.alarm.sleep_unless(|| {
+                    next = parts();
+                    next == Next::Now
+                });
+                slept.or_sooner(next)
+            }
+        }
+    }
+
+    fn alarm(&self) -> &Alarm {
+        &self.alarm
+    }
+}
