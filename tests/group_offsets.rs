@@ -69,6 +69,31 @@ fn what_was_committed_survives_a_kill() {
 }
 
 #[test]
+fn a_torn_header_takes_no_offset_with_it() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk);
+    fill(&store, 3);
+    store.commit_offset("billing", "orders", 0, 2).unwrap();
+    store.close().unwrap();
+    for byte in [12, 17, 300, 511] {
+        let torn = SimDisk::new(2);
+        for path in disk.files() {
+            torn.put_file(&path, &disk.bytes(&path).unwrap()).unwrap();
+        }
+        torn.flip_bit(OFFSETS, byte, 3).unwrap();
+        let store = open(&torn);
+        assert_eq!(committed(&store), Some(2), "byte {byte}");
+        assert_eq!(store.recovery().damaged_offsets, 0);
+        store.commit_offset("billing", "orders", 0, 3).unwrap();
+        store.close().unwrap();
+        assert_eq!(committed(&open(&torn)), Some(3), "byte {byte}");
+    }
+    disk.flip_bit(OFFSETS, 3, 3).unwrap();
+    let refused = open_on(&disk, FlushMode::sync());
+    assert!(matches!(refused, Err(Error::Corrupt { .. })), "that is no file of ours");
+}
+
+#[test]
 fn what_was_flushed_survives_a_power_cut_and_so_does_what_was_closed() {
     let disk = SimDisk::new(1);
     let store = open(&disk);

@@ -3,9 +3,18 @@
 //! Nothing here touches a file: everything that must survive a crash is a message in one of RocketMQ's
 //! topics, or an offset of a consumer group.
 
+mod consumer;
+
+pub use consumer::{
+    Batch, ConsumeFrom, Consumer, ConsumerBuilder, DeadLetters, Handled, Listener, QueueLag,
+    Received, Settled,
+};
+
 use crate::error::Result;
-use crate::store::{Store, Upper};
+use crate::message::Message;
+use crate::store::{Acknowledged, Store, Upper};
 use crate::worker::{Alarm, Next};
+use consumer::Groups;
 use std::any::Any;
 use std::sync::Arc;
 
@@ -13,6 +22,7 @@ use std::sync::Arc;
 #[derive(Default)]
 pub(crate) struct Delivery {
     alarm: Alarm,
+    groups: Groups,
 }
 
 impl Delivery {
@@ -23,6 +33,14 @@ impl Delivery {
         let delivery = Arc::downcast(upper).unwrap_or_default();
         store.start_upper()?;
         Ok(delivery)
+    }
+}
+
+impl Delivery {
+    /// Puts a message of the store's own making, whatever it says about waiting; it is as safe as the
+    /// store's settings ask.
+    fn put(&self, store: &Store, message: Message) -> Result<Acknowledged> {
+        store.put_safely(message)
     }
 }
 

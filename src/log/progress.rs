@@ -394,6 +394,11 @@ impl Progress {
         answer
     }
 
+    /// Lets readers look again.
+    pub(crate) fn wake_readers(&self) {
+        self.readers.wake();
+    }
+
     /// Nobody moves a watermark any more: whoever waits is answered with what has been reached.
     pub(crate) fn end(&self) {
         self.ended.store(true, SeqCst);

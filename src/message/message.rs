@@ -2,6 +2,7 @@
 
 use super::host::Host;
 use super::properties::{Properties, PropertiesRef, names};
+use super::record::RecordRef;
 use super::sys_flag::SysFlag;
 use crate::error::InvalidMessage;
 
@@ -226,6 +227,26 @@ impl Message {
     /// Whether a put waits for flush and replication.
     pub fn waits(&self) -> bool {
         self.waits
+    }
+
+    /// What is in a record, for another topic.
+    pub(crate) fn copy_of(record: &RecordRef<'_>, topic: impl Into<String>) -> Self {
+        // Where hosts lie is the store's to say, and its own host is where the copy is stored first.
+        let hosts = SysFlag::BORN_HOST_V6.with(SysFlag::STORE_HOST_V6);
+        Self::new(topic, record.body())
+            .properties(record.properties().to_owned())
+            .flag(record.flag())
+            .sys_flag(record.sys_flag().without(hosts))
+            .born_at(record.born_timestamp())
+            .born_host(record.born_host())
+            .reconsume_times(record.reconsume_times())
+    }
+
+    /// The same message without a property.
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.properties.remove(name);
+        self.waits = self.properties_ref().waits();
+        self
     }
 
     /// The same message, whose put waits whatever its property says.

@@ -45,6 +45,7 @@ use stats::QueueWork;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 use topics::Topics;
 use upper::UpperSlot;
 
@@ -282,6 +283,11 @@ impl Store {
             StoreWorker::Offsets => engine.shared.offsets_step(),
             StoreWorker::Delivery => self.upper_step(),
         }
+    }
+
+    /// What the store's clock says.
+    pub(crate) fn now(&self) -> Instant {
+        self.shared().core.clock.now()
     }
 
     fn shared(&self) -> &Arc<Shared> {

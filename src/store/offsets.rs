@@ -199,9 +199,11 @@ impl Store {
     pub fn commit_offset(&self, group: &str, topic: &str, queue_id: i32, next: u64) -> Result<()> {
         let shared = self.shared();
         shared.check_open()?;
-        let end = self.max_offset(topic, queue_id).unwrap_or(0);
-        if next > end {
-            return Err(Error::OffsetOutOfRange { offset: next, end });
+        if next > self.dispatched_end(topic, queue_id) {
+            let end = self.max_offset(topic, queue_id).unwrap_or(0);
+            if next > end {
+                return Err(Error::OffsetOutOfRange { offset: next, end });
+            }
         }
         self.inner.engine.start_offsets()?;
         shared.offsets.table.commit(group, topic, queue_id, next)?;

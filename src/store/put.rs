@@ -1,12 +1,13 @@
 //! Putting: from a message to a place in the log, and to an answer.
 
-use super::{PutResult, PutStatus, Shared, Store, Ticket};
+use super::{Acknowledged, PutResult, PutStatus, Shared, Store, StoreWorker, Ticket};
 use crate::config::FlushMode;
 use crate::error::{Error, InvalidMessage, Result};
 use crate::log::progress::{Need, Waited};
 use crate::log::{Appended, Patience};
 use crate::message::{Draft, Message, OffsetMessageId};
 use crate::replication::{Confirmation, Refusal, Role};
+use crate::worker::Next;
 use std::borrow::Borrow;
 use std::sync::Arc;
 use std::time::Instant;
@@ -71,6 +72,20 @@ impl Store {
         let result = shared.wait(&pending);
         shared.stats.sample_end(&*shared.core.clock, started);
         shared.counted(result)
+    }
+
+    /// Stores a message of our own making and waits whatever it says about waiting, until it is as safe as
+    /// the store's settings ask; in a stepped store, too.
+    pub(crate) fn put_safely(&self, message: Message) -> Result<Acknowledged> {
+        let message = message.waiting();
+        if self.shared().threaded {
+            return self.put(message)?.ok();
+        }
+        // Nobody else would make the next segment, or flush.
+        while self.step(StoreWorker::Upkeep) == Next::Now {}
+        let ticket = self.try_submit(message)?;
+        self.flush()?;
+        ticket.wait()?.ok()
     }
 
     /// Stores messages of one topic and queue next to each other, with consecutive queue offsets, and

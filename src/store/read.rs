@@ -8,9 +8,9 @@ use crate::error::{Corruption, Error, Result};
 use crate::log::{ConsumeQueue, Located, MessageView, QueueEntry, Reader, TimeBound};
 use crate::message::{RecordRef, StoredMessage, is_filler, java_string_hash};
 use std::io::ErrorKind;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Entries looked at in one go.
 const ENTRIES: usize = 64;
@@ -155,7 +155,7 @@ impl Store {
         max: usize,
         filter: &TagFilter,
     ) -> Result<Fetched<MessageView>> {
-        self.shared().fetch(topic, queue_id, offset, max, filter)
+        self.shared().fetch(topic, queue_id, offset..u64::MAX, max, filter)
     }
 
     /// Blocks until the queue reaches beyond `offset`, at most for `timeout`; whether it does. The queue
@@ -208,6 +208,50 @@ impl Store {
         // A deadline too far away to be told is none.
         let deadline = shared.core.clock.now().checked_add(timeout);
         shared.core.progress.wait_dispatched(deadline, there).unwrap_or(Ok(false))
+    }
+
+    /// Blocks until `done` answers, asking again whenever messages were dispatched or
+    /// [`wake_readers`](Self::wake_readers) was called; `None` when time is up. `done` must neither wait nor
+    /// dispatch.
+    pub(crate) fn wait_dispatched<T>(
+        &self,
+        deadline: Option<Instant>,
+        done: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
+        self.shared().core.progress.wait_dispatched(deadline, done)
+    }
+
+    /// Lets everyone look again who waits for messages.
+    pub(crate) fn wake_readers(&self) {
+        self.shared().core.progress.wake_readers();
+    }
+
+    /// Dispatches what is visible now.
+    pub(crate) fn catch_up(&self) {
+        self.shared().catch_up();
+    }
+
+    /// Offset of the next message to be dispatched to a queue; 0 if there is no such queue. Dispatches
+    /// nothing.
+    pub(crate) fn dispatched_end(&self, topic: &str, queue_id: i32) -> u64 {
+        self.shared().queues.get(topic, queue_id).map_or(0, |queue| queue.max_offset())
+    }
+
+    /// How many queues there are; it only grows.
+    pub(crate) fn queue_count(&self) -> usize {
+        self.shared().queues.len()
+    }
+
+    /// [`get_view`](Self::get_view) that looks at no message from `until` on.
+    pub(crate) fn get_before(
+        &self,
+        topic: &str,
+        queue_id: i32,
+        offsets: Range<u64>,
+        max: usize,
+        filter: &TagFilter,
+    ) -> Result<Fetched<MessageView>> {
+        self.shared().fetch(topic, queue_id, offsets, max, filter)
     }
 
     /// The topics and their queue ids, sorted.
@@ -418,7 +462,7 @@ impl Shared {
         &self,
         topic: &str,
         queue_id: i32,
-        offset: u64,
+        Range { start: offset, end: until }: Range<u64>,
         max: usize,
         filter: &TagFilter,
     ) -> Result<Fetched<MessageView>> {
@@ -450,13 +494,15 @@ impl Shared {
         if fetched.status != FetchStatus::NoMatch {
             return Ok(fetched);
         }
-        let expected = max.min((high - offset) as usize).min(MESSAGES_EXPECTED);
+        let high = high.min(until);
+        let expected = max.min(high.saturating_sub(offset) as usize).min(MESSAGES_EXPECTED);
         fetched.messages.reserve(expected);
         let mut entries = Vec::with_capacity(ENTRIES.min(max));
         let mut reader = self.core.reader(true);
         while fetched.messages.len() < max && fetched.next_offset < high {
             entries.clear();
             let wanted = ENTRIES.min(max - fetched.messages.len());
+            let wanted = wanted.min((high - fetched.next_offset) as usize);
             if let Err(error) = queue.read(fetched.next_offset, wanted, &mut entries) {
                 return Err(self.queue_damage(error));
             }

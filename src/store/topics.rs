@@ -114,6 +114,16 @@ impl Store {
         shared.topics.note(topic, |known| (known != Some(&config)).then_some(config))
     }
 
+    /// Refuses a topic that nobody has created, where that must be done first.
+    pub(crate) fn check_known(&self, topic: &str) -> Result<()> {
+        let shared = self.shared();
+        check_topic(topic, shared.config.log.long_topics)?;
+        if shared.may_create(topic) || shared.topic(topic)?.is_some() {
+            return Ok(());
+        }
+        Err(Error::UnknownTopic { topic: topic.to_owned() })
+    }
+
     /// What is known of a topic that something is to be put to or consumed from; an unknown one is
     /// created with `queues` queues, if that is allowed.
     pub(crate) fn require_topic(&self, topic: &str, queues: i32) -> Result<TopicConfig> {

@@ -1,7 +1,7 @@
 //! What is built upon a store, is driven by it and ends before it.
 
+use super::Store;
 use super::engine::DELIVERY_THREAD;
-use super::{Inner, Store};
 use crate::error::Result;
 use crate::worker::{Alarm, Next};
 use std::any::Any;

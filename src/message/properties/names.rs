@@ -42,6 +42,8 @@ pub const TIMER_DELAY_SEC: &str = "TIMER_DELAY_SEC";
 pub const TIMER_DELAY_MS: &str = "TIMER_DELAY_MS";
 /// When a message of the timer wheel is due.
 pub const TIMER_DELIVER_MS: &str = "TIMER_DELIVER_MS";
+/// When a message of the timer wheel is taken off it, as RocketMQ has worked it out.
+pub const TIMER_OUT_MS: &str = "TIMER_OUT_MS";
 /// Number of messages in a batch stored as one record.
 pub const INNER_NUM: &str = "INNER_NUM";
 /// Queue offset of the first message in a batch stored as one record.

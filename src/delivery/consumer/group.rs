@@ -1,0 +1,490 @@
+//! What the consumers of a group share: where each queue stands, and who has which message.
+
+use super::ConsumeFrom;
+use super::in_flight::{Again, InFlight, LeaseId, Owner};
+use super::received::Batch;
+use crate::delivery::Delivery;
+use crate::error::{Error, Result};
+use crate::log::{MessageView, TimeBound};
+use crate::message::format::{DEAD_LETTER_TOPIC_PREFIX, RETRY_TOPIC_PREFIX};
+use crate::store::{FetchStatus, Store, TagFilter};
+use parking_lot::{Mutex, RwLock};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// Entries of a queue looked at before others get their turn, where a filter lets none pass.
+const SCAN: u64 = 16 * 1024;
+/// How long a message waits that could be neither handed out nor set aside.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What all consumers of a group agree on.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Agreement {
+    /// In the order in which they were asked for.
+    pub(super) subscriptions: Vec<(String, TagFilter)>,
+    pub(super) mode: Mode,
+    /// How many messages of a queue may be between the first one that is not done with and the last one
+    /// that was taken.
+    pub(super) max_span: usize,
+}
+
+/// How a group consumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Any number of messages of a queue at a time; what fails goes to the retry topic.
+    Concurrent,
+    /// One batch of a queue at a time; what fails holds up its queue.
+    Ordered,
+    /// Every consumer on its own; what fails comes again to the same one.
+    Broadcast { instance: String },
+}
+
+/// A consumer group while it has consumers, or messages that they have not settled.
+pub(super) struct Group {
+    pub(super) store: Store,
+    pub(super) delivery: Arc<Delivery>,
+    pub(super) name: String,
+    pub(super) agreement: Agreement,
+    /// Under which name its offsets are committed.
+    offsets_name: String,
+    /// The retry topic included.
+    topics: Vec<(String, TagFilter)>,
+    queues: RwLock<Found>,
+    /// Counts what makes it worth looking again for messages, but for new ones.
+    changes: AtomicU64,
+    owners: AtomicU64,
+    turn: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Found {
+    queues: Arc<[Arc<Queue>]>,
+    /// How many queues the store had when they were looked for.
+    of: usize,
+}
+
+/// A queue as a group sees it.
+pub(super) struct Queue {
+    topic: usize,
+    id: i32,
+    state: Mutex<InFlight>,
+    /// Where new messages would be taken from; `u64::MAX` while none may be taken. Changes with the state.
+    next: AtomicU64,
+}
+
+/// The groups of a store.
+#[derive(Default)]
+pub(crate) struct Groups {
+    /// By the name of their offsets.
+    live: Mutex<HashMap<String, Weak<Group>>>,
+}
+
+/// How a consumer takes messages.
+#[derive(Debug, Clone)]
+pub(super) struct Terms {
+    pub(super) batch_max: usize,
+    pub(super) consume_timeout: Duration,
+    pub(super) max_reconsume_times: u32,
+}
+
+/// The topic of a group's retries.
+pub(super) fn retry_topic(group: &str) -> String {
+    format!("{RETRY_TOPIC_PREFIX}{group}")
+}
+
+/// The topic of a group's dead letters.
+pub(super) fn dead_letter_topic(group: &str) -> String {
+    format!("{DEAD_LETTER_TOPIC_PREFIX}{group}")
+}
+
+impl Groups {
+    /// The group, as the consumers that it has agree on it.
+    pub(super) fn join(
+        store: &Store,
+        name: &str,
+        agreement: Agreement,
+        from: ConsumeFrom,
+    ) -> Result<Arc<Group>> {
+        let delivery = Delivery::of(store)?;
+        let offsets_name = match &agreement.mode {
+            Mode::Broadcast { instance } => format!("{name}%{instance}"),
+            _ => name.to_owned(),
+        };
+        let mut live = delivery.groups.live.lock();
+        live.retain(|_, group| group.strong_count() > 0);
+        if let Some(group) = live.get(&offsets_name).and_then(Weak::upgrade) {
+            if group.agreement != agreement {
+                let value = format!("{name}: {:?}", agreement.subscriptions);
+                let allowed = "the subscriptions and the mode of the group's other consumers";
+                return Err(Error::Config { field: "subscription", value, allowed });
+            }
+            return Ok(group);
+        }
+        let group = Group::new(store, delivery.clone(), name, offsets_name.clone(), agreement);
+        group.start(from)?;
+        let group = Arc::new(group);
+        live.insert(offsets_name, Arc::downgrade(&group));
+        Ok(group)
+    }
+}
+
+impl Group {
+    fn new(
+        store: &Store,
+        delivery: Arc<Delivery>,
+        name: &str,
+        offsets_name: String,
+        agreement: Agreement,
+    ) -> Self {
+        let mut subscriptions = agreement.subscriptions.clone();
+        if agreement.mode == Mode::Concurrent {
+            subscriptions.push((retry_topic(name), TagFilter::any()));
+        }
+        Self {
+            store: store.clone(),
+            delivery,
+            name: name.to_owned(),
+            offsets_name,
+            topics: subscriptions,
+            agreement,
+            queues: RwLock::default(),
+            changes: AtomicU64::new(0),
+            owners: AtomicU64::new(0),
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    pub(super) fn new_owner(&self) -> Owner {
+        Owner(self.owners.fetch_add(1, SeqCst))
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.store.now()
+    }
+
+    /// Finds out where a group begins that is new, durably.
+    fn start(&self, from: ConsumeFrom) -> Result<()> {
+        let mut placed = false;
+        if from == ConsumeFrom::First || self.store.recovery().damaged_offsets > 0 {
+            // A group that is not known may be one whose offset was damaged.
+            return Ok(());
+        }
+        for (topic, _) in &self.topics {
+            let ids = self.store.queue_ids(topic);
+            let knows = |id: &i32| self.committed(topic, *id).is_some();
+            if ids.iter().chain(&[0]).any(knows) {
+                // Queues that it does not know have come since.
+                continue;
+            }
+            // Where there is no queue yet, whatever comes is new to the group.
+            let ids = if ids.is_empty() { vec![0] } else { ids };
+            for id in ids {
+                let offset = self.offset_from(topic, id, from)?;
+                self.commit(topic, id, offset)?;
+            }
+            placed = true;
+        }
+        // If a power cut could take it back, the next start might begin behind what was put meanwhile.
+        if placed { self.store.flush_offsets() } else { Ok(()) }
+    }
+
+    fn offset_from(&self, topic: &str, id: i32, from: ConsumeFrom) -> Result<u64> {
+        Ok(match from {
+            ConsumeFrom::First => self.store.min_offset(topic, id).unwrap_or(0),
+            ConsumeFrom::Last => self.store.max_offset(topic, id).unwrap_or(0),
+            ConsumeFrom::Timestamp(when) => {
+                self.store.offset_by_time(topic, id, when, TimeBound::Lower)?.unwrap_or(0)
+            }
+        })
+    }
+
+    fn committed(&self, topic: &str, id: i32) -> Option<u64> {
+        self.store.committed_offset(&self.offsets_name, topic, id)
+    }
+
+    fn commit(&self, topic: &str, id: i32, next: u64) -> Result<()> {
+        self.store.commit_offset(&self.offsets_name, topic, id, next)
+    }
+
+    fn topic(&self, queue: &Queue) -> Option<(&str, &TagFilter)> {
+        self.topics.get(queue.topic).map(|(name, filter)| (name.as_str(), filter))
+    }
+
+    /// The queues, with those that have appeared.
+    fn queues(&self) -> Arc<[Arc<Queue>]> {
+        let of = self.store.queue_count();
+        {
+            let found = self.queues.read();
+            if found.of == of {
+                return found.queues.clone();
+            }
+        }
+        let mut found = self.queues.write();
+        let known: HashSet<_> = found.queues.iter().map(|queue| (queue.topic, queue.id)).collect();
+        let mut queues = found.queues.to_vec();
+        for (number, (topic, _)) in self.topics.iter().enumerate() {
+            for id in self.store.queue_ids(topic) {
+                if !known.contains(&(number, id)) {
+                    let floor = self.committed(topic, id).unwrap_or(0);
+                    let state = InFlight::new(floor, self.agreement.mode == Mode::Ordered);
+                    let (state, next) = (Mutex::new(state), AtomicU64::new(floor));
+                    queues.push(Arc::new(Queue { topic: number, id, state, next }));
+                }
+            }
+        }
+        *found = Found { queues: queues.into(), of };
+        found.queues.clone()
+    }
+
+    /// Waits until there may be something to take, at most until `deadline`; whether there may.
+    pub(super) fn wait(&self, seen: u64, deadline: Option<Instant>) -> Result<bool> {
+        if deadline.is_some_and(|deadline| deadline <= self.now()) {
+            return Ok(false);
+        }
+        let queues = self.queues();
+        let due = queues.iter().filter_map(|queue| queue.state.lock().due()).min();
+        let until = [due, deadline].into_iter().flatten().min();
+        let of = self.store.queue_count();
+        let ready = self.store.wait_dispatched(until, || {
+            let new = |queue: &Arc<Queue>| {
+                let next = queue.next.load(SeqCst);
+                self.topic(queue)
+                    .is_some_and(|(topic, _)| self.store.dispatched_end(topic, queue.id) > next)
+            };
+            let changed = self.changes() != seen || self.store.queue_count() != of;
+            (changed || !self.store.is_open() || queues.iter().any(new)).then_some(())
+        });
+        if !self.store.is_open() {
+            return Err(Error::Closed);
+        }
+        Ok(ready.is_some() || due.is_some_and(|due| deadline.is_none_or(|deadline| due < deadline)))
+    }
+
+    /// To be told to [`wait`](Self::wait), from before it was looked for messages.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(SeqCst)
+    }
+
+    /// Lets everyone look again who waits: somebody may get what was not to be had before.
+    pub(super) fn changed(&self) {
+        self.changes.fetch_add(1, SeqCst);
+        self.store.wake_readers();
+    }
+
+    /// Messages of one queue for `owner`, if there are any; the queues take turns.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        owner: Owner,
+        terms: &Arc<Terms>,
+        max: usize,
+    ) -> Result<Option<Batch>> {
+        self.store.catch_up();
+        let queues = self.queues();
+        let first = self.turn.fetch_add(1, SeqCst);
+        let mut failed = None;
+        for number in 0..queues.len() {
+            let Some(queue) = queues.get(first.wrapping_add(number) % queues.len()) else {
+                continue;
+            };
+            match self.take_from(queue, owner, terms, max) {
+                Ok(Some(batch)) => return Ok(Some(batch)),
+                Ok(None) => {}
+                // One queue's damage does not hold up the others.
+                Err(error) => {
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        failed.map_or(Ok(None), Err)
+    }
+
+    fn take_from(
+        self: &Arc<Self>,
+        queue: &Arc<Queue>,
+        owner: Owner,
+        terms: &Arc<Terms>,
+        max: usize,
+    ) -> Result<Option<Batch>> {
+        let now = self.now();
+        let until = now + terms.consume_timeout;
+        let mut state = queue.state.lock();
+        state.expire(now);
+        let floor = state.floor();
+        let mut taken = Ok(None);
+        while let (Ok(None), Some((lease, again))) =
+            (&taken, state.lend_again(max, now, owner, until))
+        {
+            taken = self.fetch_again(queue, &mut state, lease, &again, terms);
+        }
+        if let Ok(None) = taken {
+            taken = self.fetch_new(queue, &mut state, owner, terms, max);
+        }
+        let noted = self.note(queue, &state, floor);
+        self.publish(queue, &state);
+        // What is not handed out goes back, which takes the lock.
+        drop(state);
+        noted.and(taken)
+    }
+
+    /// Messages that nobody had yet.
+    fn fetch_new(
+        self: &Arc<Self>,
+        queue: &Arc<Queue>,
+        state: &mut InFlight,
+        owner: Owner,
+        terms: &Arc<Terms>,
+        max: usize,
+    ) -> Result<Option<Batch>> {
+        let until = self.now() + terms.consume_timeout;
+        let Some((topic, filter)) = self.topic(queue) else { return Ok(None) };
+        loop {
+            let (room, next) = (state.room(self.agreement.max_span), state.next());
+            if room == 0 || self.store.dispatched_end(topic, queue.id) <= next {
+                return Ok(None);
+            }
+            // Nothing in between has to be remembered while nothing is lent.
+            let scan = if state.floor() == next { SCAN.max(room as u64) } else { room as u64 };
+            let offsets = next..next.saturating_add(scan);
+            let max = max.min(room);
+            let found = self.store.get_before(topic, queue.id, offsets, max, filter)?;
+            match found.status {
+                FetchStatus::OffsetTooSmall | FetchStatus::QueueEmpty => {
+                    state.skip_to(found.next_offset);
+                }
+                FetchStatus::Found | FetchStatus::NoMatch => {
+                    let lent = found.messages.iter().map(MessageView::queue_offset);
+                    let lease = state.lend(lent, found.next_offset, owner, until);
+                    if !found.messages.is_empty() {
+                        let messages = found.messages.into_iter().map(|view| (view, 0));
+                        return Ok(Some(self.batch(queue, lease, terms, messages)));
+                    }
+                }
+                _ => {}
+            }
+            if state.next() == next {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Commits the floor if it is not `before` any more.
+    fn note(&self, queue: &Queue, state: &InFlight, before: u64) -> Result<()> {
+        match self.topic(queue) {
+            // Under the lock: a lower floor must not be written after a higher one.
+            Some((topic, _)) if state.floor() != before => {
+                self.commit(topic, queue.id, state.floor())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The messages that went back, but for those that are not kept any more and those that have failed
+    /// too often.
+    fn fetch_again(
+        self: &Arc<Self>,
+        queue: &Arc<Queue>,
+        state: &mut InFlight,
+        lease: LeaseId,
+        again: &[Again],
+        terms: &Arc<Terms>,
+    ) -> Result<Option<Batch>> {
+        let Some((topic, _)) = self.topic(queue) else { return Ok(None) };
+        let mut messages = Vec::with_capacity(again.len());
+        let mut failed = None;
+        for Again { offset, failures } in again.iter().copied() {
+            let any = TagFilter::any();
+            let found = self.store.get_before(topic, queue.id, offset..offset + 1, 1, &any);
+            let buried = match found.map(|found| found.messages.into_iter().next()) {
+                Ok(Some(view)) => {
+                    let times = u32::try_from(view.record().reconsume_times()).unwrap_or(0);
+                    if times.saturating_add(failures) <= terms.max_reconsume_times {
+                        messages.push((view, failures));
+                        continue;
+                    }
+                    self.bury(&view)
+                }
+                // It has expired.
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            match buried {
+                Ok(()) => drop(state.settle(offset, lease)),
+                Err(error) => {
+                    state.give_back(offset, lease, self.now() + PAUSE, false);
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        match failed {
+            Some(error) if messages.is_empty() => Err(error),
+            _ if messages.is_empty() => Ok(None),
+            _ => Ok(Some(self.batch(queue, lease, terms, messages))),
+        }
+    }
+
+    fn batch(
+        self: &Arc<Self>,
+        queue: &Arc<Queue>,
+        lease: LeaseId,
+        terms: &Arc<Terms>,
+        messages: impl IntoIterator<Item = (MessageView, u32)>,
+    ) -> Batch {
+        let (group, queue, terms) = (self.clone(), queue.clone(), terms.clone());
+        Batch::new(Arc::new(Lent { group, queue, terms, lease }), messages)
+    }
+
+    /// Says what may be taken from the queue to those who wait for it.
+    fn publish(&self, queue: &Queue, state: &InFlight) {
+        let next = if state.room(self.agreement.max_span) > 0 { state.next() } else { u64::MAX };
+        if queue.next.swap(next, SeqCst) == u64::MAX && next != u64::MAX {
+            self.changed();
+        }
+    }
+
+    /// What `owner` has goes back at once.
+    pub(super) fn release(&self, owner: Owner) {
+        let (now, queues) = (self.now(), self.queues.read().queues.clone());
+        for queue in queues.iter() {
+            queue.state.lock().release(owner, now);
+        }
+        self.changed();
+    }
+}
+
+/// What the messages of a batch have in common.
+pub(super) struct Lent {
+    pub(super) group: Arc<Group>,
+    queue: Arc<Queue>,
+    pub(super) terms: Arc<Terms>,
+    lease: LeaseId,
+}
+
+impl Lent {
+    /// Whether the message has not been given to somebody else.
+    pub(super) fn holds(&self, offset: u64) -> bool {
+        self.queue.state.lock().is_lent(offset, self.lease)
+    }
+
+    /// Notes that messages are done with and commits how far the group has come; how many were still lent.
+    pub(super) fn settle(&self, offsets: impl Iterator<Item = u64>) -> Result<usize> {
+        let Self { group, queue, lease, .. } = self;
+        let mut state = queue.state.lock();
+        let floor = state.floor();
+        let settled = offsets.filter(|offset| state.settle(*offset, *lease)).count();
+        group.publish(queue, &state);
+        group.note(queue, &state, floor)?;
+        Ok(settled)
+    }
+
+    /// Gives a message back, to come again from `when` on.
+    pub(super) fn give_back(&self, offset: u64, when: Instant, failed: bool) -> bool {
+        let given = self.queue.state.lock().give_back(offset, self.lease, when, failed);
+        if given {
+            self.group.changed();
+        }
+        given
+    }
+}

@@ -1,0 +1,403 @@
+//! Consumers: groups, leases, acknowledgement, and what becomes of messages that could not be handled.
+
+mod dead_letters;
+mod group;
+mod in_flight;
+mod listener;
+mod received;
+mod retry;
+
+pub use dead_letters::DeadLetters;
+pub(crate) use group::Groups;
+pub use listener::{Handled, Listener};
+pub use received::{Batch, Received, Settled};
+
+use crate::error::{Error, Result};
+use crate::store::{Store, TagFilter};
+use group::{Agreement, Group, Mode, Terms, retry_topic};
+use in_flight::Owner;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How long a consumer may hold a message, RocketMQ's `consumeTimeout`.
+const CONSUME_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// RocketMQ's `pullBatchSize`.
+const BATCH_MAX: usize = 32;
+/// RocketMQ's `maxReconsumeTimes`.
+const MAX_RECONSUME_TIMES: u32 = 16;
+/// RocketMQ's `consumeConcurrentlyMaxSpan`.
+const MAX_SPAN: usize = 2000;
+
+/// Where a group begins that has no offset yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum ConsumeFrom {
+    /// With the first message that is kept. The default: nothing that was put is passed over.
+    #[default]
+    First,
+    /// With what is put from now on, RocketMQ's default.
+    Last,
+    /// With the first message stored then or later, in milliseconds since the epoch.
+    Timestamp(i64),
+}
+
+/// How far a group is behind in a queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueLag {
+    /// The topic.
+    pub topic: String,
+    /// The queue.
+    pub queue_id: i32,
+    /// The group is done with everything before this offset.
+    pub next: u64,
+    /// Offset of the next message to come.
+    pub end: u64,
+}
+
+impl QueueLag {
+    /// Messages that the group is not done with.
+    pub fn messages(&self) -> u64 {
+        self.end.saturating_sub(self.next)
+    }
+}
+
+impl Store {
+    /// A consumer of `group`, to be [opened](ConsumerBuilder::open) once it says what it wants.
+    ///
+    /// # Examples
+    /// ```
+    /// # use duralog::{Message, Store, StoreConfig};
+    /// use duralog::TagFilter;
+    /// use std::time::Duration;
+    ///
+    /// # let dir = std::env::temp_dir().join(format!("duralog-doc-consumer-{}", std::process::id()));
+    /// # let store = Store::open(StoreConfig::new(&dir).segment_size(1 << 20))?;
+    /// store.put(Message::new("orders", "paid 42"))?.ok()?;
+    ///
+    /// let consumer = store.consumer("billing").subscribe("orders", TagFilter::any()).open()?;
+    /// for message in consumer.poll(Duration::from_secs(1))? {
+    ///     match std::str::from_utf8(message.body()) {
+    ///         Ok(order) => {
+    ///             assert_eq!(order, "paid 42");
+    ///             message.ack()?;
+    ///         }
+    ///         Err(_) => {
+    ///             message.retry_later()?;
+    ///         }
+    ///     }
+    /// }
+    /// assert_eq!(store.lag("billing").iter().map(|queue| queue.messages()).sum::<u64>(), 0);
+    /// # drop(consumer);
+    /// # store.close()?;
+    /// # std::fs::remove_dir_all(&dir).unwrap();
+    /// # Ok::<(), duralog::Error>(())
+    /// ```
+    pub fn consumer(&self, group: impl Into<String>) -> ConsumerBuilder {
+        ConsumerBuilder {
+            store: self.clone(),
+            group: group.into(),
+            subscriptions: Vec::new(),
+            mode: Mode::Concurrent,
+            from: ConsumeFrom::default(),
+            batch_max: BATCH_MAX,
+            consume_timeout: CONSUME_TIMEOUT,
+            max_reconsume_times: None,
+            max_span: MAX_SPAN,
+        }
+    }
+
+    /// How far a group is behind, by topic and queue, in the queues that it has an offset for: its retries
+    /// and dead letters are among them where there are any.
+    pub fn lag(&self, group: &str) -> Vec<QueueLag> {
+        let known = self.committed_offsets().into_iter().filter(|known| known.group == group);
+        let lag = |known: crate::log::GroupOffset| QueueLag {
+            end: self.max_offset(&known.topic, known.queue_id).unwrap_or(known.next),
+            topic: known.topic,
+            queue_id: known.queue_id,
+            next: known.next,
+        };
+        known.map(lag).collect()
+    }
+
+    /// The dead letters of a group: what its consumers rejected, or failed to handle too often.
+    pub fn dead_letters(&self, group: impl Into<String>) -> DeadLetters {
+        DeadLetters::new(self.clone(), group.into())
+    }
+}
+
+/// What a consumer wants, see [`Store::consumer`].
+#[derive(Debug, Clone)]
+#[must_use = "a consumer gets nothing before it is opened"]
+pub struct ConsumerBuilder {
+    store: Store,
+    group: String,
+    subscriptions: Vec<(String, TagFilter)>,
+    mode: Mode,
+    from: ConsumeFrom,
+    batch_max: usize,
+    consume_timeout: Duration,
+    max_reconsume_times: Option<u32>,
+    max_span: usize,
+}
+
+impl ConsumerBuilder {
+    /// Asks for the messages of a topic that pass `filter`; the others count as handled. The second call
+    /// for a topic replaces the first.
+    pub fn subscribe(mut self, topic: impl Into<String>, filter: TagFilter) -> Self {
+        let topic = topic.into();
+        self.subscriptions.retain(|(known, _)| *known != topic);
+        self.subscriptions.push((topic, filter));
+        self
+    }
+
+    /// One batch of a queue at a time, in the order of the queue: messages of one queue are never handled
+    /// side by side, and one that fails holds up its queue until it is handled, `max_reconsume_times` at
+    /// most if that is set. By default messages of a queue are handled side by side.
+    pub fn ordered(mut self) -> Self {
+        self.mode = Mode::Ordered;
+        self
+    }
+
+    /// Every consumer gets every message, and has offsets of its own under the name `instance`, which is
+    /// to be the same when it comes again. What fails comes again to the same consumer, and what fails too
+    /// often goes to the dead letters of the group.
+    pub fn broadcast(mut self, instance: impl Into<String>) -> Self {
+        self.mode = Mode::Broadcast { instance: instance.into() };
+        self
+    }
+
+    /// Where the group begins in queues of a topic in none of which it has an offset. Default
+    /// [`ConsumeFrom::First`]. A queue that appears later is always begun with its first message.
+    pub fn from(mut self, from: ConsumeFrom) -> Self {
+        self.from = from;
+        self
+    }
+
+    /// How many messages [`poll`](Consumer::poll) returns at most. Default 32; 1 to 1024.
+    pub fn batch_max(mut self, messages: usize) -> Self {
+        self.batch_max = messages;
+        self
+    }
+
+    /// How long a message may be held before it is given to somebody else. Default 15 min; 1 ms to 24 h.
+    pub fn consume_timeout(mut self, timeout: Duration) -> Self {
+        self.consume_timeout = timeout;
+        self
+    }
+
+    /// How often a message comes again before it goes to the dead letters of the group. Default 16, and
+    /// without end where messages are handled in order, as by RocketMQ.
+    pub fn max_reconsume_times(mut self, times: u32) -> Self {
+        self.max_reconsume_times = Some(times);
+        self
+    }
+
+    /// How many messages of a queue may lie between the first that is not handled and the last that was
+    /// given out: a crash makes at most so many come again. Default 2000, RocketMQ's
+    /// `consumeConcurrentlyMaxSpan`; 1 to 1,000,000. All consumers of a group in a process must agree.
+    pub fn max_span(mut self, messages: usize) -> Self {
+        self.max_span = messages;
+        self
+    }
+
+    /// Opens the consumer. Where a group begins that is new is durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a value out of range, for a subscription that the group's other consumers
+    /// in this process do not share, and for a name that no group can have, see
+    /// [`Store::commit_offset`](crate::Store::commit_offset); [`Error::UnknownTopic`] where topics must be
+    /// created first; [`Error::ReadOnly`]; [`Error::Closed`]; and what
+    /// [`Store::commit_offset`](crate::Store::commit_offset) says.
+    pub fn open(self) -> Result<Consumer> {
+        let Self { store, group, subscriptions, mode, from, .. } = self;
+        if store.config().log.read_only {
+            return Err(Error::ReadOnly);
+        }
+        let refused = |field, value: String, allowed| Err(Error::Config { field, value, allowed });
+        if subscriptions.is_empty() {
+            return refused("subscription", "none".to_owned(), "at least one topic");
+        }
+        if !(1..=1024).contains(&self.batch_max) {
+            return refused("batch_max", self.batch_max.to_string(), "1 to 1024");
+        }
+        if !(1..=1_000_000).contains(&self.max_span) {
+            return refused("max_span", self.max_span.to_string(), "1 to 1000000");
+        }
+        let day = Duration::from_secs(24 * 3600);
+        if !(Duration::from_millis(1)..=day).contains(&self.consume_timeout) {
+            return refused(
+                "consume_timeout",
+                format!("{:?}", self.consume_timeout),
+                "1 ms to 24 h",
+            );
+        }
+        for (topic, _) in &subscriptions {
+            store.check_known(topic)?;
+        }
+        let max_reconsume_times = self.max_reconsume_times.unwrap_or(match mode {
+            Mode::Ordered => u32::MAX,
+            _ => MAX_RECONSUME_TIMES,
+        });
+        if mode == Mode::Concurrent {
+            // Also what says that no group can be called so.
+            store.require_topic(&retry_topic(&group), 1)?;
+        }
+        let agreement = Agreement { subscriptions, mode, max_span: self.max_span };
+        let group = Groups::join(&store, &group, agreement, from)?;
+        let owner = group.new_owner();
+        let terms = Terms {
+            batch_max: self.batch_max,
+            consume_timeout: self.consume_timeout,
+            max_reconsume_times,
+        };
+        let member = Member { group, owner, terms: Arc::new(terms), gone: AtomicBool::new(false) };
+        Ok(Consumer { member: Arc::new(member) })
+    }
+}
+
+/// A member of a consumer group.
+///
+/// All consumers of a group in a process take their messages from the same queues: whoever asks first gets
+/// what is there, and what one of them does not settle comes to another. Cheap to clone, and usable from any
+/// number of threads; the last clone that goes gives back what it holds.
+#[derive(Clone)]
+pub struct Consumer {
+    member: Arc<Member>,
+}
+
+struct Member {
+    group: Arc<Group>,
+    owner: Owner,
+    terms: Arc<Terms>,
+    gone: AtomicBool,
+}
+
+impl Consumer {
+    /// The group's name.
+    pub fn group(&self) -> &str {
+        &self.member.group.name
+    }
+
+    /// Messages of one queue, up to `batch_max` of them; blocks up to `timeout` until there are any. Empty
+    /// if there was none in time. The queues take turns.
+    ///
+    /// The messages are on lease for `consume_timeout`, see [`Received`].
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if the store or this consumer is closed, or gets closed meanwhile; those of
+    /// [`Store::get`], for a queue that cannot be read, once the others have nothing more to give;
+    /// those of [`Store::commit_offset`] where messages were passed over or have expired, and those of
+    /// [`Store::put`] where one was to become a dead letter.
+    pub fn poll(&self, timeout: Duration) -> Result<Batch> {
+        self.poll_max(self.member.terms.batch_max, timeout)
+    }
+
+    /// The same with another limit: at most `max` messages.
+    ///
+    /// # Errors
+    /// As [`poll`](Self::poll).
+    pub fn poll_max(&self, max: usize, timeout: Duration) -> Result<Batch> {
+        self.poll_until(max, timeout, || false)
+    }
+
+    /// How many messages one worker takes: what it has not come to is not to be had by others.
+    fn messages_at_a_time(&self) -> usize {
+        let Member { group, terms, .. } = &*self.member;
+        if group.agreement.mode == Mode::Ordered { terms.batch_max } else { 1 }
+    }
+
+    /// The same; ends also when `stop` says so, which is asked whenever the group may have messages.
+    fn poll_until(&self, max: usize, timeout: Duration, stop: impl Fn() -> bool) -> Result<Batch> {
+        let Member { group, owner, terms, gone } = &*self.member;
+        if max == 0 {
+            return Ok(Batch::default());
+        }
+        // A deadline too far away to be told is none.
+        let deadline = group.now().checked_add(timeout);
+        loop {
+            if gone.load(Ordering::SeqCst) || !group.store.is_open() {
+                return Err(Error::Closed);
+            }
+            let seen = group.changes();
+            if let Some(batch) = group.take(*owner, terms, max)? {
+                return Ok(batch);
+            }
+            if stop() || !group.wait(seen, deadline)? {
+                return Ok(Batch::default());
+            }
+        }
+    }
+
+    /// Hands messages to `handle` on `workers` threads until the listener is closed.
+    ///
+    /// What `handle` returns says what becomes of a message; one for which it fails or panics comes again
+    /// later, as [`Received::retry_later`] says. Nothing is committed before the handler is done. If a
+    /// message cannot be set aside, because the disk is full, it stays on lease and comes again when that
+    /// runs out.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for no workers or more than 1024; [`Error::Io`] if a thread cannot be started.
+    ///
+    /// # Examples
+    /// ```
+    /// # use duralog::{Message, Store, StoreConfig};
+    /// use duralog::TagFilter;
+    /// use duralog::delivery::Handled;
+    ///
+    /// # let dir = std::env::temp_dir().join(format!("duralog-doc-listener-{}", std::process::id()));
+    /// # let store = Store::open(StoreConfig::new(&dir).segment_size(1 << 20))?;
+    /// let (done, answers) = std::sync::mpsc::channel();
+    /// let consumer = store.consumer("billing").subscribe("orders", TagFilter::any()).open()?;
+    /// let listener = consumer.listen(2, move |message| {
+    ///     let order = String::from_utf8(message.body().to_vec())?;
+    ///     done.send(order)?;
+    ///     Ok(Handled::Done)
+    /// })?;
+    /// store.put(Message::new("orders", "paid 42"))?.ok()?;
+    /// assert_eq!(answers.recv().unwrap(), "paid 42");
+    /// listener.close()?;
+    /// # store.close()?;
+    /// # std::fs::remove_dir_all(&dir).unwrap();
+    /// # Ok::<(), duralog::Error>(())
+    /// ```
+    pub fn listen<F>(&self, workers: usize, handle: F) -> Result<Listener>
+    where
+        F: Fn(&Received) -> std::result::Result<Handled, Box<dyn std::error::Error>>
+            + Send
+            + Sync
+            + 'static,
+    {
+        Listener::start(self, workers, Arc::new(handle))
+    }
+
+    /// Gives back what the consumer holds, and ends it and all its clones: others of the group get it at
+    /// once.
+    pub fn close(&self) {
+        self.member.leave();
+    }
+}
+
+impl Member {
+    fn leave(&self) {
+        if !self.gone.swap(true, Ordering::SeqCst) {
+            self.group.release(self.owner);
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer")
+            .field("group", &self.member.group.name)
+            .field("agreement", &self.member.group.agreement)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,258 @@
+//! A message in the hands of a consumer.
+
+use super::group::Lent;
+use super::retry;
+use crate::error::Result;
+use crate::log::MessageView;
+use crate::message::names;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// What became of a message that was settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Settled {
+    /// It counts: the group is done with the message.
+    Done,
+    /// It does not: the lease had run out and the message was given out again, or it was settled before.
+    /// Whoever has it now says what becomes of it.
+    LeaseLost,
+}
+
+/// A message that a consumer has on lease.
+///
+/// It is to be settled: by [`ack`](Self::ack), [`retry_later`](Self::retry_later) or
+/// [`reject`](Self::reject). One that is dropped unsettled comes again at once; one that is held, when
+/// `consume_timeout` has passed. The message itself is read in place, and keeps its segment in memory.
+pub struct Received {
+    lent: Arc<Lent>,
+    view: MessageView,
+    failures: u32,
+    settled: AtomicBool,
+}
+
+impl Received {
+    /// The topic it was put to. For one that comes again that is the topic it had at first, not that of
+    /// the group's retries.
+    pub fn topic(&self) -> &str {
+        let record = self.view.record();
+        let first = record.properties().get(names::RETRY_TOPIC);
+        first.filter(|_| retry::is_retry(record.topic())).unwrap_or(record.topic())
+    }
+
+    /// The queue it lies in, of the topic that it lies in: see [`view`](Self::view).
+    pub fn queue_id(&self) -> i32 {
+        self.view.record().queue_id()
+    }
+
+    /// Its position in that queue, counted from 0.
+    pub fn queue_offset(&self) -> u64 {
+        self.view.queue_offset()
+    }
+
+    /// The body.
+    pub fn body(&self) -> &[u8] {
+        self.view.body()
+    }
+
+    /// The tag.
+    pub fn tags(&self) -> Option<&str> {
+        self.view.record().tags()
+    }
+
+    /// The keys, separated by spaces.
+    pub fn keys(&self) -> Option<&str> {
+        self.view.record().keys()
+    }
+
+    /// The producer's own id of the message: the same, however often it comes.
+    pub fn unique_key(&self) -> Option<&str> {
+        self.view.record().unique_key()
+    }
+
+    /// The value of a property.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.view.record().properties().get(name)
+    }
+
+    /// How often the group has failed to handle it, as far as is known: retries survive a crash, leases
+    /// that ran out do not.
+    pub fn reconsume_times(&self) -> u32 {
+        let times = u32::try_from(self.view.record().reconsume_times()).unwrap_or(0);
+        times.saturating_add(self.failures)
+    }
+
+    /// Whether it has not been given to somebody else and was not settled. In order, one that failed takes
+    /// those with it that came behind it: they are not to be handled before it.
+    pub fn is_on_lease(&self) -> bool {
+        !self.is_settled() && self.lent.holds(self.queue_offset())
+    }
+
+    /// The record, as it lies in the store.
+    pub fn view(&self) -> &MessageView {
+        &self.view
+    }
+
+    /// Says that the message is handled. The group's offset moves over it once everything before it in
+    /// its queue is handled, too; that survives a kill when this returns, and a power cut as
+    /// [`Store::commit_offset`](crate::Store::commit_offset) says.
+    ///
+    /// # Errors
+    /// As [`Store::commit_offset`](crate::Store::commit_offset). The message counts as handled for as
+    /// long as the group has consumers, and comes again after that.
+    pub fn ack(&self) -> Result<Settled> {
+        if self.is_settled() {
+            return Ok(Settled::LeaseLost);
+        }
+        let counted = self.lent.settle(std::iter::once(self.queue_offset()))?;
+        self.settled.store(true, Ordering::Relaxed);
+        Ok(if counted > 0 { Settled::Done } else { Settled::LeaseLost })
+    }
+
+    /// Says that the message could not be handled, and is to come again later: 10 s, 30 s, 1 min and so
+    /// on, longer each time, up to 2 h. After `max_reconsume_times` it goes to the dead letters of the
+    /// group.
+    ///
+    /// The message goes to the group's retry topic, as by RocketMQ, and is done with here once the copy
+    /// is as safe as the store's settings ask. A group that consumes in order, or each consumer for
+    /// itself, makes no copy: the message stays, and in order it holds up its queue, for 1 s each time.
+    ///
+    /// # Errors
+    /// Those of [`Store::put`](crate::Store::put), and [`Error::NotOk`](crate::Error::NotOk) if the copy
+    /// is not known to be as safe as asked. The message stays on lease then, and the call may be made
+    /// again.
+    pub fn retry_later(&self) -> Result<Settled> {
+        self.set_aside(retry::Fate::Later)
+    }
+
+    /// The same with a delay of the caller's choice, at least 1 ms; in steps of RocketMQ's levels where
+    /// one fits.
+    ///
+    /// # Errors
+    /// As [`retry_later`](Self::retry_later), and for a delay longer than messages may be delayed.
+    pub fn retry_after(&self, delay: Duration) -> Result<Settled> {
+        self.set_aside(retry::Fate::After(delay))
+    }
+
+    /// Says that the message will never be handled: it goes to the dead letters of the group, see
+    /// [`Store::dead_letters`](crate::Store::dead_letters).
+    ///
+    /// # Errors
+    /// As [`retry_later`](Self::retry_later).
+    pub fn reject(&self) -> Result<Settled> {
+        self.set_aside(retry::Fate::Dead)
+    }
+
+    fn set_aside(&self, fate: retry::Fate) -> Result<Settled> {
+        if !self.is_on_lease() {
+            return Ok(Settled::LeaseLost);
+        }
+        let group = &self.lent.group;
+        let max = self.lent.terms.max_reconsume_times;
+        let settled = match group.plan(&self.view, self.reconsume_times(), max, fate) {
+            retry::Plan::InPlace(delay) => {
+                let when = group.now() + delay;
+                self.lent.give_back(self.queue_offset(), when, true)
+            }
+            retry::Plan::Copy(copy) => {
+                group.put_copy(copy)?;
+                self.lent.settle(std::iter::once(self.queue_offset()))? > 0
+            }
+        };
+        self.settled.store(true, Ordering::Relaxed);
+        Ok(if settled { Settled::Done } else { Settled::LeaseLost })
+    }
+
+    /// Leaves it on lease until that runs out.
+    pub(super) fn keep(&self) {
+        self.settled.store(true, Ordering::Relaxed);
+    }
+
+    fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        if !self.is_settled() {
+            // Nobody can settle it any more.
+            let now = self.lent.group.now();
+            self.lent.give_back(self.queue_offset(), now, false);
+        }
+    }
+}
+
+impl fmt::Debug for Received {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Received")
+            .field("topic", &self.topic())
+            .field("queue_id", &self.queue_id())
+            .field("queue_offset", &self.queue_offset())
+            .field("reconsume_times", &self.reconsume_times())
+            .field("body_len", &self.body().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Messages of one queue, in their order; none if there was nothing in time.
+#[derive(Debug, Default)]
+pub struct Batch {
+    messages: Vec<Received>,
+}
+
+impl Batch {
+    pub(super) fn new(
+        lent: Arc<Lent>,
+        messages: impl IntoIterator<Item = (MessageView, u32)>,
+    ) -> Self {
+        let received = |(view, failures)| Received {
+            lent: lent.clone(),
+            view,
+            failures,
+            settled: AtomicBool::new(false),
+        };
+        Self { messages: messages.into_iter().map(received).collect() }
+    }
+
+    /// Says that all messages are handled that are not settled yet, as [`Received::ack`] for each, but
+    /// with one commit; how many counted.
+    ///
+    /// # Errors
+    /// As [`Received::ack`].
+    pub fn ack(&self) -> Result<usize> {
+        let Some(Received { lent, .. }) = self.messages.first() else { return Ok(0) };
+        let open = || self.messages.iter().filter(|message| !message.is_settled());
+        let counted = lent.settle(open().map(Received::queue_offset))?;
+        open().for_each(|message| message.settled.store(true, Ordering::Relaxed));
+        Ok(counted)
+    }
+}
+
+impl Deref for Batch {
+    type Target = [Received];
+
+    fn deref(&self) -> &[Received] {
+        &self.messages
+    }
+}
+
+impl IntoIterator for Batch {
+    type Item = Received;
+    type IntoIter = std::vec::IntoIter<Received>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.messages.into_iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a Batch {
+    type Item = &'a Received;
+    type IntoIter = std::slice::Iter<'a, Received>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.messages.iter()
+    }
+}

@@ -1,0 +1,119 @@
+//! What happens to messages that could not be handled.
+
+use super::group::{Group, Mode, dead_letter_topic, retry_topic};
+use crate::error::Result;
+use crate::log::MessageView;
+use crate::message::format::{DELAY_LEVELS_MS, RETRY_TOPIC_PREFIX};
+use crate::message::{Message, RecordRef, names};
+use std::time::Duration;
+
+/// The level of a message's first retry.
+const FIRST_LEVEL: u32 = 3;
+/// How long a message that failed holds up its queue, where it does.
+const SUSPEND: Duration = Duration::from_secs(1);
+
+/// What a consumer wants.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Fate {
+    Later,
+    After(Duration),
+    Dead,
+}
+
+/// What is done about it.
+pub(super) enum Plan {
+    /// The message stays where it is and comes again after so long.
+    InPlace(Duration),
+    /// This is stored, and the message is done with.
+    Copy(Message),
+}
+
+/// Whether a topic is that of a group's retries.
+pub(super) fn is_retry(topic: &str) -> bool {
+    topic.starts_with(RETRY_TOPIC_PREFIX)
+}
+
+/// The delay of a level of RocketMQ's, the first of which is 1.
+fn delay_of(level: u32) -> Duration {
+    let last = DELAY_LEVELS_MS.len() - 1;
+    let millis = DELAY_LEVELS_MS.get((level.max(1) as usize - 1).min(last));
+    Duration::from_millis(millis.map_or(0, |millis| millis.unsigned_abs()))
+}
+
+/// The level that delays by exactly so long.
+fn level_of(delay: Duration) -> Option<u32> {
+    let level = DELAY_LEVELS_MS.iter().position(|millis| delay.as_millis() as i64 == *millis)?;
+    u32::try_from(level + 1).ok()
+}
+
+impl Group {
+    /// What to do about a message that its consumers have failed to handle `failures` times before.
+    pub(super) fn plan(&self, view: &MessageView, failures: u32, max: u32, fate: Fate) -> Plan {
+        let record = view.record();
+        let level = FIRST_LEVEL.saturating_add(failures);
+        match (fate, &self.agreement.mode) {
+            (Fate::Dead, _) => Plan::Copy(self.dead_letter(&record)),
+            // Those are counted here, and set aside when they are to come again.
+            (Fate::Later, Mode::Ordered) => Plan::InPlace(SUSPEND),
+            (Fate::Later, Mode::Broadcast { .. }) => Plan::InPlace(delay_of(level)),
+            (Fate::After(delay), Mode::Ordered | Mode::Broadcast { .. }) => Plan::InPlace(delay),
+            _ if failures >= max => Plan::Copy(self.dead_letter(&record)),
+            (Fate::Later, _) => Plan::Copy(self.retry(&record, failures).delay_level(level)),
+            (Fate::After(delay), _) => {
+                let retry = self.retry(&record, failures);
+                Plan::Copy(match level_of(delay) {
+                    Some(level) => retry.delay_level(level),
+                    None => retry.property(names::TIMER_DELAY_MS, delay.as_millis().to_string()),
+                })
+            }
+        }
+    }
+
+    /// Stores what takes a message's place; it is as safe as the store's settings ask when this returns.
+    pub(super) fn put_copy(&self, copy: Message) -> Result<()> {
+        self.delivery.put(&self.store, copy).map(|_| ())
+    }
+
+    /// Sets a message aside that was given out in vain too often.
+    pub(super) fn bury(&self, view: &MessageView) -> Result<()> {
+        self.put_copy(self.dead_letter(&view.record()))
+    }
+
+    fn retry(&self, record: &RecordRef<'_>, failures: u32) -> Message {
+        let times = i32::try_from(failures.saturating_add(1)).unwrap_or(i32::MAX);
+        self.copy(record, retry_topic(&self.name)).reconsume_times(times)
+    }
+
+    fn dead_letter(&self, record: &RecordRef<'_>) -> Message {
+        let times = record.reconsume_times().saturating_add(1);
+        let copy = self.copy(record, dead_letter_topic(&self.name)).reconsume_times(times);
+        let topic = copy.get(names::RETRY_TOPIC).unwrap_or(record.topic()).to_owned();
+        let origin = copy.get(names::ORIGIN_MESSAGE_ID).map(str::to_owned);
+        let copy = copy.property(names::DLQ_ORIGIN_TOPIC, topic);
+        match origin {
+            Some(id) => copy.property(names::DLQ_ORIGIN_MESSAGE_ID, id),
+            None => copy,
+        }
+    }
+
+    /// The message, for one of the group's own topics, with what says where it came from at first.
+    fn copy(&self, record: &RecordRef<'_>, topic: String) -> Message {
+        // How it was delayed before is done with.
+        let gone = [
+            names::DELAY,
+            names::TIMER_DELAY_SEC,
+            names::TIMER_DELAY_MS,
+            names::TIMER_DELIVER_MS,
+            names::TIMER_OUT_MS,
+        ];
+        let mut copy =
+            gone.iter().fold(Message::copy_of(record, topic), |copy, name| copy.without(name));
+        if copy.get(names::RETRY_TOPIC).is_none() {
+            copy = copy.property(names::RETRY_TOPIC, record.topic());
+        }
+        if copy.get(names::ORIGIN_MESSAGE_ID).is_none() {
+            copy = copy.property(names::ORIGIN_MESSAGE_ID, record.message_id().to_string());
+        }
+        copy.wait(false)
+    }
+}

@@ -1,0 +1,625 @@
+//! Consumers: who gets which message, what becomes of it, and how far a group comes.
+
+use duralog::clock::ManualClock;
+use duralog::delivery::{ConsumeFrom, Consumer, Handled, Settled};
+use duralog::disk::{Cut, SimDisk};
+use duralog::{Environment, Error, Message, Next, Store, StoreConfig, StoreWorker, TagFilter};
+use std::collections::BTreeSet;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+const DIR: &str = "/store";
+const NOW: Duration = Duration::ZERO;
+const LONG: Duration = Duration::from_secs(60);
+const LEASE: Duration = Duration::from_secs(15 * 60);
+
+fn config() -> StoreConfig {
+    let mut config = StoreConfig::new(DIR).segment_size(64 << 10);
+    config.consume_queue_file_size = 20 * 64;
+    config.index_enable = false;
+    config
+}
+
+/// A store whose time stands still unless it is told to pass.
+struct World {
+    disk: SimDisk,
+    clock: Arc<ManualClock>,
+    store: Store,
+}
+
+impl World {
+    fn new() -> Self {
+        let (disk, clock) = (SimDisk::new(1), Arc::new(ManualClock::new(1_700_000_000_000)));
+        let store = Self::open(&disk, &clock);
+        Self { disk, clock, store }
+    }
+
+    fn open(disk: &SimDisk, clock: &Arc<ManualClock>) -> Store {
+        let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();
+        Store::open_in(config(), environment).unwrap()
+    }
+
+    fn kill(&mut self) {
+        self.disk = self.disk.kill();
+        self.store = Self::open(&self.disk, &self.clock);
+    }
+
+    fn put_to(&self, topic: &str, queue: i32, body: &str) -> u64 {
+        self.put(Message::new(topic, body).queue(queue))
+    }
+
+    fn put(&self, message: Message) -> u64 {
+        let ticket = self.store.submit(message).unwrap();
+        for worker in [StoreWorker::Upkeep, StoreWorker::Flush] {
+            while self.store.step(worker) == Next::Now {}
+        }
+        ticket.wait().unwrap().ok().unwrap().queue_offset
+    }
+
+    fn fill(&self, count: u64) {
+        for n in 0..count {
+            self.put_to("orders", 0, &n.to_string());
+        }
+    }
+
+    fn consumer(&self) -> Consumer {
+        self.store.consumer("billing").subscribe("orders", TagFilter::any()).open().unwrap()
+    }
+
+    fn ordered(&self) -> Consumer {
+        let builder = self.store.consumer("billing").subscribe("orders", TagFilter::any());
+        builder.ordered().open().unwrap()
+    }
+
+    fn committed(&self) -> Option<u64> {
+        self.store.committed_offset("billing", "orders", 0)
+    }
+}
+
+fn bodies(batch: &[duralog::delivery::Received]) -> Vec<String> {
+    batch.iter().map(|one| String::from_utf8_lossy(one.body()).into_owned()).collect()
+}
+
+#[test]
+fn a_message_is_given_out_once_and_committed_when_it_is_acknowledged() {
+    let mut world = World::new();
+    world.fill(3);
+    let (ann, bob) = (world.consumer(), world.consumer());
+    let batch = ann.poll_max(2, NOW).unwrap();
+    assert_eq!(bodies(&batch), ["0", "1"]);
+    assert_eq!(bodies(&bob.poll(NOW).unwrap()), ["2"]);
+    assert_eq!(world.committed(), None);
+    assert_eq!(batch[1].ack().unwrap(), Settled::Done);
+    assert_eq!(world.committed(), None, "the first one is not handled");
+    assert_eq!(batch[0].ack().unwrap(), Settled::Done);
+    assert_eq!(world.committed(), Some(2));
+    assert_eq!(batch[0].ack().unwrap(), Settled::LeaseLost);
+    drop((batch, ann, bob));
+    world.kill();
+    assert_eq!(bodies(&world.consumer().poll(NOW).unwrap()), ["2"]);
+}
+
+#[test]
+fn a_batch_is_acknowledged_at_once() {
+    let world = World::new();
+    world.fill(5);
+    let consumer = world.consumer();
+    let batch = consumer.poll(NOW).unwrap();
+    assert_eq!(batch[1].ack().unwrap(), Settled::Done);
+    assert_eq!(batch.ack().unwrap(), 4);
+    assert_eq!(batch.ack().unwrap(), 0);
+    assert_eq!(world.committed(), Some(5));
+    assert!(consumer.poll(NOW).unwrap().is_empty());
+    assert_eq!(consumer.poll(NOW).unwrap().ack().unwrap(), 0);
+}
+
+#[test]
+fn what_is_held_too_long_comes_to_somebody_else() {
+    let world = World::new();
+    world.fill(2);
+    let (ann, bob) = (world.consumer(), world.consumer());
+    let held = ann.poll(NOW).unwrap();
+    world.clock.advance(LEASE - Duration::from_millis(1));
+    assert!(bob.poll(NOW).unwrap().is_empty());
+    world.clock.advance(Duration::from_millis(1));
+    let again = bob.poll(NOW).unwrap();
+    assert_eq!(bodies(&again), ["0"], "what was not handled in time comes alone");
+    assert_eq!(again[0].reconsume_times(), 1);
+    assert_eq!(held[0].ack().unwrap(), Settled::LeaseLost);
+    assert_eq!(held[0].reject().unwrap(), Settled::LeaseLost);
+    assert_eq!(world.committed(), None);
+    assert_eq!(again[0].ack().unwrap(), Settled::Done);
+    assert_eq!(world.committed(), Some(1));
+    assert_eq!(world.store.dead_letters("billing").count(), 0);
+}
+
+#[test]
+fn what_is_dropped_comes_again_at_once() {
+    let world = World::new();
+    world.fill(2);
+    let consumer = world.consumer();
+    for _ in 0..50 {
+        let batch = consumer.poll(NOW).unwrap();
+        assert_eq!(bodies(&batch), ["0", "1"]);
+        assert_eq!(batch[0].reconsume_times(), 0, "nobody said that it cannot be handled");
+    }
+}
+
+#[test]
+fn a_consumer_that_closes_gives_back_what_it_holds() {
+    let world = World::new();
+    world.fill(2);
+    let (ann, bob) = (world.consumer(), world.consumer());
+    let held = ann.poll(NOW).unwrap();
+    assert!(bob.poll(NOW).unwrap().is_empty());
+    ann.close();
+    assert_eq!(held[0].ack().unwrap(), Settled::LeaseLost);
+    assert_eq!(bodies(&bob.poll(NOW).unwrap()), ["0", "1"]);
+    assert!(matches!(ann.poll(NOW), Err(Error::Closed)));
+}
+
+#[test]
+fn a_message_that_is_never_handled_in_time_becomes_a_dead_letter() {
+    let world = World::new();
+    world.put(Message::new("orders", "poison").key("k").tag("t"));
+    let builder = world.store.consumer("billing").subscribe("orders", TagFilter::any());
+    let consumer = builder.max_reconsume_times(16).open().unwrap();
+    let mut given_out = 0;
+    loop {
+        let batch = consumer.poll(NOW).unwrap();
+        if batch.is_empty() {
+            break;
+        }
+        assert_eq!(batch[0].reconsume_times(), given_out);
+        given_out += 1;
+        std::mem::forget(batch);
+        world.clock.advance(LEASE);
+    }
+    assert_eq!(given_out, 17, "once, and again sixteen times");
+    assert_eq!(world.committed(), Some(1));
+    let letters = world.store.dead_letters("billing");
+    let list = letters.list(10).unwrap();
+    let record = list[0].record();
+    assert_eq!((record.topic(), record.body()), ("%DLQ%billing", &b"poison"[..]));
+    assert_eq!((record.keys(), record.tags()), (Some("k"), Some("t")));
+    assert_eq!(record.properties().get("DLQ_ORIGIN_TOPIC"), Some("orders"));
+    assert_eq!(record.properties().get("RETRY_TOPIC"), Some("orders"));
+    let origin = world.store.get_at(0).unwrap().unwrap().record().message_id().to_string();
+    assert_eq!(record.properties().get("DLQ_ORIGIN_MESSAGE_ID"), Some(&*origin));
+}
+
+#[test]
+fn rejected_messages_are_dead_letters_until_they_are_sent_back_or_given_up() {
+    let mut world = World::new();
+    world.fill(3);
+    let consumer = world.consumer();
+    for message in consumer.poll(NOW).unwrap() {
+        assert_eq!(message.reject().unwrap(), Settled::Done);
+        assert_eq!(message.reject().unwrap(), Settled::LeaseLost);
+    }
+    assert_eq!(world.committed(), Some(3));
+    drop(consumer);
+    world.kill();
+    let letters = world.store.dead_letters("billing");
+    assert_eq!(letters.count(), 3);
+    assert_eq!(letters.redrive(1).unwrap(), 1);
+    assert_eq!(letters.redrive_to_topic(1).unwrap(), 1);
+    assert_eq!(letters.discard(10).unwrap(), 1);
+    assert_eq!(letters.redrive(10).unwrap(), 0);
+    assert_eq!(letters.count(), 0);
+    let other = world.store.consumer("shipping").subscribe("orders", TagFilter::any());
+    let other = other.from(ConsumeFrom::First).open().unwrap();
+    assert_eq!(bodies(&other.poll(NOW).unwrap()), ["0", "1", "2", "1"]);
+    let consumer = world.consumer();
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        for message in consumer.poll(NOW).unwrap() {
+            assert_eq!(message.topic(), "orders");
+            assert_eq!(message.reconsume_times(), 0);
+            seen.push(String::from_utf8(message.body().to_vec()).unwrap());
+            message.ack().unwrap();
+        }
+    }
+    seen.sort();
+    assert_eq!(seen, ["0", "1"]);
+    drop((consumer, other));
+    world.kill();
+    assert_eq!(world.store.dead_letters("billing").count(), 0);
+}
+
+#[test]
+fn a_filter_passes_over_what_it_does_not_want() {
+    let world = World::new();
+    for n in 0..1000 {
+        let tag = if n % 500 == 3 { "paid" } else { "placed" };
+        world.put(Message::new("orders", n.to_string()).tag(tag));
+    }
+    let filter = TagFilter::of(["paid"]);
+    let builder = world.store.consumer("billing").subscribe("orders", filter);
+    let consumer = builder.max_span(10).open().unwrap();
+    let batch = consumer.poll(NOW).unwrap();
+    assert_eq!(bodies(&batch), ["3", "503"], "nothing between them is in the way");
+    assert_eq!(world.committed(), Some(3));
+    assert_eq!(batch[0].ack().unwrap(), Settled::Done);
+    assert_eq!(world.committed(), Some(503));
+    assert!(consumer.poll(NOW).unwrap().is_empty());
+    batch.ack().unwrap();
+    assert!(consumer.poll(NOW).unwrap().is_empty());
+    assert_eq!(world.committed(), Some(1000));
+}
+
+#[test]
+fn a_message_that_hangs_holds_up_its_queue_at_the_span_and_no_sooner() {
+    let world = World::new();
+    world.fill(10);
+    world.put_to("orders", 1, "other");
+    let builder = world.store.consumer("billing").subscribe("orders", TagFilter::any());
+    let consumer = builder.max_span(4).batch_max(1).open().unwrap();
+    let mut held = Vec::new();
+    let mut got = Vec::new();
+    for _ in 0..8 {
+        let batch = consumer.poll(NOW).unwrap();
+        got.extend(bodies(&batch));
+        held.extend(batch);
+    }
+    got.sort();
+    assert_eq!(got, ["0", "1", "2", "3", "other"]);
+    let first = held.iter().position(|one| one.body() == b"0").unwrap();
+    held.swap_remove(first).ack().unwrap();
+    assert_eq!(bodies(&consumer.poll(NOW).unwrap()), ["4"]);
+}
+
+#[test]
+fn in_order_a_queue_has_one_batch_out_and_what_fails_holds_it_up() {
+    let world = World::new();
+    world.fill(5);
+    world.put_to("orders", 1, "other");
+    let (ann, bob) = (world.ordered(), world.ordered());
+    let mut first = ann.poll_max(3, NOW).unwrap();
+    if bodies(&first) == ["other"] {
+        first = ann.poll_max(3, NOW).unwrap();
+    }
+    assert_eq!(bodies(&first), ["0", "1", "2"]);
+    assert!(!bodies(&bob.poll(NOW).unwrap()).contains(&"3".to_owned()));
+    assert_eq!(first[0].ack().unwrap(), Settled::Done);
+    assert_eq!(first[1].retry_later().unwrap(), Settled::Done);
+    assert_eq!(first[2].ack().unwrap(), Settled::LeaseLost, "it is to come behind 1");
+    drop(first);
+    let of_queue_0 = |consumer: &Consumer| {
+        let batch = consumer.poll(NOW).unwrap();
+        (batch.first().is_some_and(|one| one.queue_id() == 0)).then_some(batch)
+    };
+    assert!((0..4).all(|_| of_queue_0(&bob).is_none()), "it waits for a second");
+    world.clock.advance(Duration::from_secs(1));
+    let again = (0..4).find_map(|_| of_queue_0(&bob)).unwrap();
+    assert_eq!(bodies(&again), ["1"]);
+    assert_eq!(again[0].reconsume_times(), 1);
+    again.ack().unwrap();
+    let rest = (0..4).find_map(|_| of_queue_0(&ann)).unwrap();
+    assert_eq!(bodies(&rest), ["2"]);
+    rest.ack().unwrap();
+    let rest = (0..4).find_map(|_| of_queue_0(&ann)).unwrap();
+    assert_eq!(bodies(&rest), ["3", "4"]);
+}
+
+#[test]
+fn where_all_get_everything_each_has_its_own_offsets() {
+    let mut world = World::new();
+    world.fill(2);
+    let open = |world: &World, instance: &str| {
+        let builder = world.store.consumer("billing").subscribe("orders", TagFilter::any());
+        builder.broadcast(instance).max_reconsume_times(1).open().unwrap()
+    };
+    let (ann, bob) = (open(&world, "ann"), open(&world, "bob"));
+    assert_eq!(ann.poll(NOW).unwrap().ack().unwrap(), 2);
+    let batch = bob.poll(NOW).unwrap();
+    assert_eq!(bodies(&batch), ["0", "1"]);
+    assert_eq!(batch[0].retry_later().unwrap(), Settled::Done);
+    assert_eq!(batch[1].ack().unwrap(), Settled::Done);
+    drop((batch, ann, bob));
+    world.kill();
+    let (ann, bob) = (open(&world, "ann"), open(&world, "bob"));
+    assert!(ann.poll(NOW).unwrap().is_empty());
+    let batch = bob.poll(NOW).unwrap();
+    assert_eq!(bodies(&batch), ["0", "1"], "1 lies behind one that is not handled");
+    batch[1].ack().unwrap();
+    batch[0].retry_after(Duration::from_secs(5)).unwrap();
+    drop(batch);
+    assert!(bob.poll(NOW).unwrap().is_empty());
+    world.clock.advance(Duration::from_secs(5));
+    assert_eq!(bob.poll(NOW).unwrap()[0].retry_later().unwrap(), Settled::Done);
+    world.clock.advance(LONG);
+    assert!(bob.poll(NOW).unwrap().is_empty());
+    assert_eq!(world.store.dead_letters("billing").count(), 1);
+}
+
+#[test]
+fn a_new_group_begins_where_it_says_and_remembers_that() {
+    let mut world = World::new();
+    world.fill(3);
+    world.clock.advance(LONG);
+    let then = 1_700_000_000_000 + 60_000;
+    world.put_to("orders", 0, "3");
+    let open = |world: &World, group: &str, from| {
+        let builder = world.store.consumer(group).subscribe("orders", TagFilter::any());
+        builder.from(from).open().unwrap()
+    };
+    for (group, from, expected) in [
+        ("first", ConsumeFrom::First, &["0", "1", "2", "3"][..]),
+        ("timed", ConsumeFrom::Timestamp(then), &["3"][..]),
+        ("last", ConsumeFrom::Last, &[][..]),
+    ] {
+        let consumer = open(&world, group, from);
+        assert_eq!(bodies(&consumer.poll(NOW).unwrap()), expected, "{group}");
+    }
+    // A power cut right after it began: what comes now is not passed over.
+    world.disk = world.disk.cut_power(Cut::losing_all());
+    world.store = World::open(&world.disk, &world.clock);
+    world.put_to("orders", 0, "4");
+    world.put_to("orders", 7, "5");
+    let consumer = open(&world, "last", ConsumeFrom::Last);
+    let mut got = bodies(&consumer.poll(NOW).unwrap());
+    got.extend(bodies(&consumer.poll(NOW).unwrap()));
+    got.sort();
+    assert_eq!(got, ["4", "5"], "a new queue begins with its first message");
+}
+
+#[test]
+fn a_group_that_came_before_its_topic_gets_everything() {
+    let mut world = World::new();
+    let builder = world.store.consumer("billing").subscribe("orders", TagFilter::any());
+    drop(builder.from(ConsumeFrom::Last).open().unwrap());
+    world.fill(1);
+    world.put_to("orders", 3, "other");
+    world.kill();
+    let builder = world.store.consumer("billing").subscribe("orders", TagFilter::any());
+    let consumer = builder.from(ConsumeFrom::Last).open().unwrap();
+    let mut got = bodies(&consumer.poll(NOW).unwrap());
+    got.extend(bodies(&consumer.poll(NOW).unwrap()));
+    got.sort();
+    assert_eq!(got, ["0", "other"]);
+}
+
+#[test]
+fn consumers_of_a_group_agree_on_what_it_wants() {
+    let world = World::new();
+    let subscribe = |topic: &str, filter| world.store.consumer("billing").subscribe(topic, filter);
+    let first = subscribe("orders", TagFilter::any()).open().unwrap();
+    let others = [
+        subscribe("payments", TagFilter::any()),
+        subscribe("orders", TagFilter::of(["paid"])),
+        subscribe("orders", TagFilter::any()).ordered(),
+        subscribe("orders", TagFilter::any()).max_span(7),
+    ];
+    for other in others {
+        assert!(matches!(other.open(), Err(Error::Config { field: "subscription", .. })));
+    }
+    subscribe("orders", TagFilter::any()).batch_max(1).open().unwrap();
+    drop(first);
+    subscribe("orders", TagFilter::of(["paid"])).open().unwrap();
+}
+
+#[test]
+fn what_no_consumer_can_want_is_refused_by_name() {
+    let world = World::new();
+    let builder = || world.store.consumer("billing").subscribe("orders", TagFilter::any());
+    let refused = |opened: duralog::Result<Consumer>| match opened {
+        Err(Error::Config { field, .. }) => field,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(world.store.consumer("billing").open()), "subscription");
+    assert_eq!(refused(builder().batch_max(0).open()), "batch_max");
+    assert_eq!(refused(builder().max_span(0).open()), "max_span");
+    assert_eq!(refused(builder().consume_timeout(Duration::ZERO).open()), "consume_timeout");
+    assert!(matches!(
+        world.store.consumer("no/group").subscribe("orders", TagFilter::any()).open(),
+        Err(Error::InvalidMessage(_))
+    ));
+    let mut config = config();
+    config.auto_create_topic = false;
+    let store = Store::open_in(config, Environment::on(SimDisk::new(2).shared())).unwrap();
+    assert!(matches!(
+        store.consumer("billing").subscribe("orders", TagFilter::any()).open(),
+        Err(Error::UnknownTopic { .. })
+    ));
+}
+
+#[test]
+fn on_a_full_disk_a_message_cannot_be_rejected_and_stays_on_lease() {
+    let mut config = config();
+    config.log.segment_size = 16 << 10;
+    let disk = SimDisk::new(3);
+    let store = Store::open_in(config, Environment::on(disk.shared())).unwrap();
+    store.put(Message::new("orders", vec![7; 2000])).unwrap().ok().unwrap();
+    let consumer = store.consumer("billing").subscribe("orders", TagFilter::any()).open().unwrap();
+    let batch = consumer.poll(LONG).unwrap();
+    disk.set_capacity(disk.used());
+    // Until the log has no room left.
+    let full = loop {
+        if let Err(error) = store.put(Message::new("filler", vec![7; 2000])) {
+            break error;
+        }
+    };
+    assert!(full.is_retryable(), "{full}");
+    let refused = batch[0].reject().unwrap_err();
+    assert!(refused.is_retryable(), "{refused}");
+    assert!(consumer.poll(NOW).unwrap().is_empty(), "it is still on lease");
+    disk.set_capacity(u64::MAX);
+    let rejected = loop {
+        match batch[0].reject() {
+            Ok(settled) => break settled,
+            Err(error) => assert!(error.is_retryable(), "{error}"),
+        }
+    };
+    assert_eq!(rejected, Settled::Done);
+    assert_eq!(store.dead_letters("billing").count(), 1);
+}
+
+#[test]
+fn lag_says_how_far_a_group_is_behind() {
+    let world = World::new();
+    world.fill(5);
+    let consumer = world.consumer();
+    let batch = consumer.poll_max(2, NOW).unwrap();
+    batch.ack().unwrap();
+    let lag = world.store.lag("billing");
+    assert_eq!(lag.len(), 1);
+    assert_eq!((&*lag[0].topic, lag[0].queue_id, lag[0].next, lag[0].end), ("orders", 0, 2, 5));
+    assert_eq!(lag[0].messages(), 3);
+    assert!(world.store.lag("shipping").is_empty());
+}
+
+/// A store with threads and a clock that runs.
+fn running() -> (SimDisk, Store) {
+    let disk = SimDisk::new(1);
+    let store = Store::open_in(config(), Environment::on(disk.shared())).unwrap();
+    (disk, store)
+}
+
+fn put(store: &Store, queue: i32, body: &str) {
+    store.put(Message::new("orders", body).queue(queue)).unwrap().ok().unwrap();
+}
+
+#[test]
+fn a_waiting_consumer_is_woken_by_new_messages_new_queues_and_what_goes_back() {
+    let (_disk, store) = running();
+    let open = || store.consumer("billing").subscribe("orders", TagFilter::any()).open().unwrap();
+    let (ann, bob) = (open(), open());
+    let (told, heard) = mpsc::channel();
+    let waiter = std::thread::spawn(move || {
+        loop {
+            match bob.poll(LONG) {
+                Ok(batch) => told.send(batch).unwrap(),
+                Err(error) => break error,
+            }
+        }
+    });
+    put(&store, 0, "first");
+    let first = heard.recv().unwrap();
+    assert_eq!(bodies(&first), ["first"]);
+    put(&store, 5, "second");
+    let second = heard.recv().unwrap();
+    assert_eq!(bodies(&second), ["second"]);
+    drop(first);
+    let first = heard.recv().unwrap();
+    assert_eq!(bodies(&first), ["first"]);
+    drop(second);
+    let second = heard.recv().unwrap();
+    assert_eq!(bodies(&second), ["second"]);
+    drop((ann, first, second));
+    store.close().unwrap();
+    assert!(matches!(waiter.join().unwrap(), Error::Closed));
+}
+
+#[test]
+fn a_listener_settles_each_message_as_its_handler_says() {
+    let (_disk, store) = running();
+    for body in ["good", "bad", "dead", "panics"] {
+        put(&store, 0, body);
+    }
+    let builder = store.consumer("billing").subscribe("orders", TagFilter::any());
+    let consumer = builder.ordered().max_reconsume_times(1).open().unwrap();
+    let (seen, heard) = mpsc::channel();
+    let listener = consumer
+        .listen(3, move |message| {
+            let body = String::from_utf8(message.body().to_vec())?;
+            let again = message.reconsume_times() > 0;
+            seen.send((body.clone(), again))?;
+            match (&*body, again) {
+                ("good", _) => Ok(Handled::Done),
+                ("bad", false) => Ok(Handled::RetryAfter(Duration::from_millis(1))),
+                ("bad", true) => Ok(Handled::Done),
+                ("dead", _) => Ok(Handled::Reject),
+                _ => panic!("as it is meant to"),
+            }
+        })
+        .unwrap();
+    let expected =
+        [("good", false), ("bad", false), ("bad", true), ("dead", false), ("panics", false)];
+    for (body, again) in expected {
+        assert_eq!(heard.recv().unwrap(), (body.to_owned(), again));
+    }
+    assert_eq!(heard.recv_timeout(LONG).unwrap(), ("panics".to_owned(), true));
+    // The second panic is the last: the poison goes to the dead letters, a second later.
+    while store.dead_letters("billing").count() < 2 {
+        std::thread::yield_now();
+    }
+    assert!(listener.trouble().is_none());
+    listener.close().unwrap();
+    assert_eq!(store.committed_offset("billing", "orders", 0), Some(4));
+}
+
+#[test]
+fn side_by_side_every_message_is_handled_once() {
+    let (_disk, store) = running();
+    let count = 2000;
+    for n in 0..count {
+        drop(store.submit(Message::new("orders", n.to_string()).queue(n % 4)).unwrap());
+    }
+    store.flush().unwrap();
+    let consumers: Vec<_> = (0..3)
+        .map(|_| store.consumer("billing").subscribe("orders", TagFilter::any()).open().unwrap())
+        .collect();
+    let handled = Arc::new(Mutex::new(Vec::new()));
+    let (told, heard) = mpsc::channel();
+    let listeners: Vec<_> = consumers
+        .iter()
+        .map(|consumer| {
+            let (handled, told) = (handled.clone(), told.clone());
+            let handle = move |message: &duralog::delivery::Received| {
+                handled.lock().unwrap().push(String::from_utf8(message.body().to_vec())?);
+                told.send(())?;
+                Ok(Handled::Done)
+            };
+            consumer.listen(4, handle).unwrap()
+        })
+        .collect();
+    (0..count).for_each(|_| heard.recv_timeout(LONG).unwrap());
+    listeners.into_iter().for_each(|listener| listener.close().unwrap());
+    let handled = handled.lock().unwrap();
+    assert_eq!(handled.len(), count as usize);
+    assert_eq!(handled.iter().collect::<BTreeSet<_>>().len(), count as usize);
+    let lag: u64 = store.lag("billing").iter().map(|queue| queue.messages()).sum();
+    assert_eq!(lag, 0);
+}
+
+#[test]
+fn a_handler_that_hangs_past_its_lease_does_not_keep_the_message() {
+    let (_disk, store) = running();
+    put(&store, 0, "hangs");
+    let builder = store.consumer("billing").subscribe("orders", TagFilter::any());
+    let consumer = builder.consume_timeout(Duration::from_millis(20)).open().unwrap();
+    let (release, hold) = mpsc::channel::<()>();
+    let hold = Mutex::new(hold);
+    let (seen, heard) = mpsc::channel();
+    let listener = consumer
+        .listen(2, move |message| {
+            seen.send(message.reconsume_times())?;
+            if message.reconsume_times() == 0 {
+                let _ = hold.lock().unwrap().recv();
+            }
+            Ok(Handled::Done)
+        })
+        .unwrap();
+    assert_eq!(heard.recv_timeout(LONG).unwrap(), 0);
+    assert_eq!(heard.recv_timeout(LONG).unwrap(), 1);
+    while store.committed_offset("billing", "orders", 0) != Some(1) {
+        std::thread::yield_now();
+    }
+    drop(release);
+    listener.close().unwrap();
+}
+
+#[test]
+fn a_listener_ends_while_nothing_comes() {
+    let (_disk, store) = running();
+    let consumer = store.consumer("billing").subscribe("orders", TagFilter::any()).open().unwrap();
+    let listener = consumer.listen(4, |_| Ok(Handled::Done)).unwrap();
+    let started = Instant::now();
+    listener.close().unwrap();
+    assert!(started.elapsed() < LONG, "it was stopped, not waited for");
+    let listener = consumer.listen(1, |_| Ok(Handled::Done)).unwrap();
+    store.close().unwrap();
+    drop(listener);
+}
