@@ -4,17 +4,20 @@
 //! topics, or an offset of a consumer group.
 
 mod consumer;
+mod observer;
 
 pub use consumer::{
     Batch, ConsumeFrom, Consumer, ConsumerBuilder, DeadLetters, Handled, Listener, QueueLag,
     Received, Settled,
 };
+pub use observer::{Event, Verdict, Watch};
 
 use crate::error::Result;
 use crate::message::Message;
 use crate::store::{Acknowledged, Store, Upper};
 use crate::worker::{Alarm, Next};
 use consumer::Groups;
+use observer::Observers;
 use std::any::Any;
 use std::sync::Arc;
 
@@ -23,6 +26,7 @@ use std::sync::Arc;
 pub(crate) struct Delivery {
     alarm: Alarm,
     groups: Groups,
+    observers: Observers,
 }
 
 impl Delivery {
@@ -47,8 +51,7 @@ impl Delivery {
 impl Upper for Delivery {
     fn step(&self, store: &Store) -> Next {
         // Each part looks again when the bell rings: who brings work shows it first, then rings.
-        let parts = || Next::Idle;
-        let _ = store;
+        let parts = || self.observers.step(store);
         match parts() {
             Next::Now => Next::Now,
             _ => {

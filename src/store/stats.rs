@@ -3,7 +3,7 @@
 use super::retention::RetentionStats;
 use super::{PutStatus, Shared, Store};
 use crate::clock::Clock;
-use crate::disk::FileSystemKind;
+use crate::disk::{DiskSpace, FileSystemKind};
 use crate::error::Error;
 use crate::log::progress::{Line, thread_number};
 use crate::log::{AppendCounts, Watermarks};
@@ -239,6 +239,22 @@ impl Health {
 }
 
 impl Store {
+    /// How many puts ended so: in the order of [`PutStatus`].
+    pub(crate) fn put_statuses(&self) -> [u64; 4] {
+        self.shared().stats.statuses()
+    }
+
+    /// The failure after which nothing is written any more.
+    pub(crate) fn latched(&self) -> Option<Arc<Error>> {
+        self.shared().core.progress.latched().cloned()
+    }
+
+    /// What the file system has left, where that can be told.
+    pub(crate) fn disk_space(&self) -> Option<DiskSpace> {
+        let core = &self.shared().core;
+        core.disk.space(core.directory().root()).ok()
+    }
+
     /// What the store has done since it was opened, and how far it is.
     pub fn stats(&self) -> Stats {
         self.shared().collect()

@@ -3,7 +3,7 @@
 use super::ConsumeFrom;
 use super::in_flight::{Again, InFlight, LeaseId, Owner};
 use super::received::Batch;
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, Event};
 use crate::error::{Error, Result};
 use crate::log::{MessageView, TimeBound};
 use crate::message::format::{DEAD_LETTER_TOPIC_PREFIX, RETRY_TOPIC_PREFIX};
@@ -268,6 +268,13 @@ impl Group {
         self.changes.load(SeqCst)
     }
 
+    /// Tells whoever asked to hear of what happens.
+    pub(super) fn tell(&self, event: &Event<'_>) {
+        if self.delivery.observers.some() {
+            self.delivery.observers.tell(event);
+        }
+    }
+
     /// Lets everyone look again who waits: somebody may get what was not to be had before.
     pub(super) fn changed(&self) {
         self.changes.fetch_add(1, SeqCst);
@@ -313,19 +320,23 @@ impl Group {
         let mut state = queue.state.lock();
         state.expire(now);
         let floor = state.floor();
+        let mut buried = Vec::new();
         let mut taken = Ok(None);
         while let (Ok(None), Some((lease, again))) =
             (&taken, state.lend_again(max, now, owner, until))
         {
-            taken = self.fetch_again(queue, &mut state, lease, &again, terms);
+            taken = self.fetch_again(queue, &mut state, (lease, &again), terms, &mut buried);
         }
         if let Ok(None) = taken {
             taken = self.fetch_new(queue, &mut state, owner, terms, max);
         }
         let noted = self.note(queue, &state, floor);
         self.publish(queue, &state);
-        // What is not handed out goes back, which takes the lock.
+        // What is not handed out goes back, which takes the lock; and a stranger's code may.
         drop(state);
+        for message in &buried {
+            self.tell(&Event::DeadLetter { group: &self.name, message });
+        }
         noted.and(taken)
     }
 
@@ -387,9 +398,9 @@ impl Group {
         self: &Arc<Self>,
         queue: &Arc<Queue>,
         state: &mut InFlight,
-        lease: LeaseId,
-        again: &[Again],
+        (lease, again): (LeaseId, &[Again]),
         terms: &Arc<Terms>,
+        buried: &mut Vec<MessageView>,
     ) -> Result<Option<Batch>> {
         let Some((topic, _)) = self.topic(queue) else { return Ok(None) };
         let mut messages = Vec::with_capacity(again.len());
@@ -397,20 +408,20 @@ impl Group {
         for Again { offset, failures } in again.iter().copied() {
             let any = TagFilter::any();
             let found = self.store.get_before(topic, queue.id, offset..offset + 1, 1, &any);
-            let buried = match found.map(|found| found.messages.into_iter().next()) {
+            let settled = match found.map(|found| found.messages.into_iter().next()) {
                 Ok(Some(view)) => {
                     let times = u32::try_from(view.record().reconsume_times()).unwrap_or(0);
                     if times.saturating_add(failures) <= terms.max_reconsume_times {
                         messages.push((view, failures));
                         continue;
                     }
-                    self.bury(&view)
+                    self.bury(&view).map(|()| buried.push(view))
                 }
                 // It has expired.
                 Ok(None) => Ok(()),
                 Err(error) => Err(error),
             };
-            match buried {
+            match settled {
                 Ok(()) => drop(state.settle(offset, lease)),
                 Err(error) => {
                     state.give_back(offset, lease, self.now() + PAUSE, false);
@@ -433,7 +444,8 @@ impl Group {
         messages: impl IntoIterator<Item = (MessageView, u32)>,
     ) -> Batch {
         let (group, queue, terms) = (self.clone(), queue.clone(), terms.clone());
-        Batch::new(Arc::new(Lent { group, queue, terms, lease }), messages)
+        let since = self.now();
+        Batch::new(Arc::new(Lent { group, queue, terms, lease, since }), messages)
     }
 
     /// Says what may be taken from the queue to those who wait for it.
@@ -460,6 +472,7 @@ pub(super) struct Lent {
     queue: Arc<Queue>,
     pub(super) terms: Arc<Terms>,
     lease: LeaseId,
+    pub(super) since: Instant,
 }
 
 impl Lent {
@@ -468,15 +481,21 @@ impl Lent {
         self.queue.state.lock().is_lent(offset, self.lease)
     }
 
-    /// Notes that messages are done with and commits how far the group has come; how many were still lent.
-    pub(super) fn settle(&self, offsets: impl Iterator<Item = u64>) -> Result<usize> {
+    /// Notes that messages are done with and commits how far the group has come; whether each was still
+    /// lent.
+    pub(super) fn settle(&self, offsets: impl Iterator<Item = u64>) -> Result<Vec<bool>> {
         let Self { group, queue, lease, .. } = self;
         let mut state = queue.state.lock();
         let floor = state.floor();
-        let settled = offsets.filter(|offset| state.settle(*offset, *lease)).count();
+        let settled = offsets.map(|offset| state.settle(offset, *lease)).collect();
         group.publish(queue, &state);
         group.note(queue, &state, floor)?;
         Ok(settled)
+    }
+
+    /// The same for one message.
+    pub(super) fn settle_one(&self, offset: u64) -> Result<bool> {
+        Ok(self.settle(std::iter::once(offset))?.contains(&true))
     }
 
     /// Gives a message back, to come again from `when` on.

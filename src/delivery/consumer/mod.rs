@@ -12,7 +12,9 @@ pub(crate) use group::Groups;
 pub use listener::{Handled, Listener};
 pub use received::{Batch, Received, Settled};
 
+use super::Event;
 use crate::error::{Error, Result};
+use crate::log::GroupOffset;
 use crate::store::{Store, TagFilter};
 use group::{Agreement, Group, Mode, Terms, retry_topic};
 use in_flight::Owner;
@@ -63,6 +65,15 @@ impl QueueLag {
     }
 }
 
+/// How far all groups are behind, by group, topic and queue.
+pub(super) fn lags(store: &Store) -> impl Iterator<Item = (String, QueueLag)> {
+    store.committed_offsets().into_iter().map(|known| {
+        let end = store.max_offset(&known.topic, known.queue_id).unwrap_or(known.next);
+        let GroupOffset { group, topic, queue_id, next } = known;
+        (group, QueueLag { topic, queue_id, next, end })
+    })
+}
+
 impl Store {
     /// A consumer of `group`, to be [opened](ConsumerBuilder::open) once it says what it wants.
     ///
@@ -111,14 +122,8 @@ impl Store {
     /// How far a group is behind, by topic and queue, in the queues that it has an offset for: its retries
     /// and dead letters are among them where there are any.
     pub fn lag(&self, group: &str) -> Vec<QueueLag> {
-        let known = self.committed_offsets().into_iter().filter(|known| known.group == group);
-        let lag = |known: crate::log::GroupOffset| QueueLag {
-            end: self.max_offset(&known.topic, known.queue_id).unwrap_or(known.next),
-            topic: known.topic,
-            queue_id: known.queue_id,
-            next: known.next,
-        };
-        known.map(lag).collect()
+        let of_group = lags(self).filter(|(known, _)| known == group);
+        of_group.map(|(_, queue)| queue).collect()
     }
 
     /// The dead letters of a group: what its consumers rejected, or failed to handle too often.
@@ -322,6 +327,11 @@ impl Consumer {
             }
             let seen = group.changes();
             if let Some(batch) = group.take(*owner, terms, max)? {
+                if group.delivery.observers.some() {
+                    for message in &batch {
+                        group.tell(&Event::Delivered { group: &group.name, message });
+                    }
+                }
                 return Ok(batch);
             }
             if stop() || !group.wait(seen, deadline)? {

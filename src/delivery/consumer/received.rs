@@ -2,6 +2,7 @@
 
 use super::group::Lent;
 use super::retry;
+use crate::delivery::{Event, Verdict};
 use crate::error::Result;
 use crate::log::MessageView;
 use crate::message::names;
@@ -106,9 +107,20 @@ impl Received {
         if self.is_settled() {
             return Ok(Settled::LeaseLost);
         }
-        let counted = self.lent.settle(std::iter::once(self.queue_offset()))?;
+        let counted = self.lent.settle_one(self.queue_offset())?;
+        Ok(self.settled_as(Verdict::Acked, counted))
+    }
+
+    fn settled_as(&self, verdict: Verdict, counted: bool) -> Settled {
         self.settled.store(true, Ordering::Relaxed);
-        Ok(if counted > 0 { Settled::Done } else { Settled::LeaseLost })
+        let settled = if counted { Settled::Done } else { Settled::LeaseLost };
+        let group = &self.lent.group;
+        if group.delivery.observers.some() {
+            let held = group.now().saturating_duration_since(self.lent.since);
+            let (group_name, message) = (&*group.name, self);
+            group.tell(&Event::Settled { group: group_name, message, verdict, settled, held });
+        }
+        settled
     }
 
     /// Says that the message could not be handled, and is to come again later: 10 s, 30 s, 1 min and so
@@ -151,18 +163,26 @@ impl Received {
         }
         let group = &self.lent.group;
         let max = self.lent.terms.max_reconsume_times;
-        let settled = match group.plan(&self.view, self.reconsume_times(), max, fate) {
+        let counted = match group.plan(&self.view, self.reconsume_times(), max, fate) {
             retry::Plan::InPlace(delay) => {
                 let when = group.now() + delay;
                 self.lent.give_back(self.queue_offset(), when, true)
             }
             retry::Plan::Copy(copy) => {
+                let is_dead = retry::is_dead_letter(copy.topic());
                 group.put_copy(copy)?;
-                self.lent.settle(std::iter::once(self.queue_offset()))? > 0
+                if is_dead {
+                    let (group_name, message) = (&*group.name, &self.view);
+                    group.tell(&Event::DeadLetter { group: group_name, message });
+                }
+                self.lent.settle_one(self.queue_offset())?
             }
         };
-        self.settled.store(true, Ordering::Relaxed);
-        Ok(if settled { Settled::Done } else { Settled::LeaseLost })
+        let verdict = match fate {
+            retry::Fate::Dead => Verdict::Rejected,
+            retry::Fate::Later | retry::Fate::After(_) => Verdict::RetriedLater,
+        };
+        Ok(self.settled_as(verdict, counted))
     }
 
     /// Leaves it on lease until that runs out.
@@ -224,10 +244,13 @@ impl Batch {
     /// As [`Received::ack`].
     pub fn ack(&self) -> Result<usize> {
         let Some(Received { lent, .. }) = self.messages.first() else { return Ok(0) };
-        let open = || self.messages.iter().filter(|message| !message.is_settled());
-        let counted = lent.settle(open().map(Received::queue_offset))?;
-        open().for_each(|message| message.settled.store(true, Ordering::Relaxed));
-        Ok(counted)
+        let open: Vec<_> = self.messages.iter().filter(|message| !message.is_settled()).collect();
+        let settled = lent.settle(open.iter().map(|message| message.queue_offset()))?;
+        let mut acked = 0;
+        for (message, counted) in open.into_iter().zip(settled) {
+            acked += usize::from(message.settled_as(Verdict::Acked, counted) == Settled::Done);
+        }
+        Ok(acked)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::group::{Group, Mode, dead_letter_topic, retry_topic};
 use crate::error::Result;
 use crate::log::MessageView;
-use crate::message::format::{DELAY_LEVELS_MS, RETRY_TOPIC_PREFIX};
+use crate::message::format::{DEAD_LETTER_TOPIC_PREFIX, DELAY_LEVELS_MS, RETRY_TOPIC_PREFIX};
 use crate::message::{Message, RecordRef, names};
 use std::time::Duration;
 
@@ -31,6 +31,11 @@ pub(super) enum Plan {
 /// Whether a topic is that of a group's retries.
 pub(super) fn is_retry(topic: &str) -> bool {
     topic.starts_with(RETRY_TOPIC_PREFIX)
+}
+
+/// Whether a topic is that of a group's dead letters.
+pub(super) fn is_dead_letter(topic: &str) -> bool {
+    topic.starts_with(DEAD_LETTER_TOPIC_PREFIX)
 }
 
 /// The delay of a level of RocketMQ's, the first of which is 1.

@@ -1,0 +1,174 @@
+//! What is told of messages, and of what needs attention.
+
+use duralog::clock::ManualClock;
+use duralog::delivery::{Event, Watch};
+use duralog::disk::{Fault, SimDisk, SyncFailure};
+use duralog::{
+    Environment, Error, Message, Next, Store, StoreConfig, StoreWorker, TagFilter, Threshold,
+};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const NOW: Duration = Duration::ZERO;
+
+struct World {
+    disk: SimDisk,
+    clock: Arc<ManualClock>,
+    store: Store,
+    told: Arc<Mutex<Vec<String>>>,
+}
+
+impl World {
+    fn new(watch: impl FnOnce(Watch) -> Watch) -> Self {
+        let (disk, clock) = (SimDisk::new(1), Arc::new(ManualClock::new(1_700_000_000_000)));
+        let mut config = StoreConfig::new("/store").segment_size(64 << 10);
+        config.index_enable = false;
+        let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();
+        let store = Store::open_in(config, environment).unwrap();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let noted = told.clone();
+        let tell = move |event: &Event<'_>| noted.lock().unwrap().push(line(event));
+        store.observe(watch(Watch::new(tell))).unwrap();
+        Self { disk, clock, store, told }
+    }
+
+    fn put(&self, body: &str) -> Result<(), Error> {
+        let ticket = self.store.submit(Message::new("orders", body))?;
+        for worker in [StoreWorker::Upkeep, StoreWorker::Flush] {
+            while self.store.step(worker) == Next::Now {}
+        }
+        ticket.wait()?.ok().map(|_| ())
+    }
+
+    /// A second passes, and somebody looks; what was told by then.
+    fn look(&self) -> Vec<String> {
+        self.clock.advance(Duration::from_secs(1));
+        while self.store.step(StoreWorker::Delivery) == Next::Now {}
+        self.told()
+    }
+
+    fn told(&self) -> Vec<String> {
+        std::mem::take(&mut self.told.lock().unwrap())
+    }
+}
+
+fn line(event: &Event<'_>) -> String {
+    let text = |body: &[u8]| String::from_utf8_lossy(body).into_owned();
+    match event {
+        Event::Delivered { group, message } => {
+            format!("{group} gets {}", text(message.body()))
+        }
+        Event::Settled { group, message, verdict, settled, held, .. } => {
+            let body = text(message.body());
+            format!("{group} {verdict:?} {body} after {} s: {settled:?}", held.as_secs())
+        }
+        Event::DeadLetter { group, message } => {
+            format!("{group} cannot handle {}", text(message.body()))
+        }
+        Event::Lag { group, queue } => format!("{group} lags by {}", queue.messages()),
+        Event::DiskOver { available } => format!("{available} bytes left"),
+        Event::Failed { error } => format!("failed: {error}"),
+        Event::NotOk { status, puts } => format!("{puts} {status}"),
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_way_of_a_message_is_told() {
+    let world = World::new(|watch| watch);
+    for body in ["good", "bad", "late"] {
+        world.put(body).unwrap();
+    }
+    let builder = world.store.consumer("billing").subscribe("orders", TagFilter::any());
+    let consumer = builder.max_reconsume_times(0).open().unwrap();
+    let batch = consumer.poll(NOW).unwrap();
+    assert_eq!(world.told(), ["billing gets good", "billing gets bad", "billing gets late"]);
+    world.clock.advance(Duration::from_secs(2));
+    batch[0].ack().unwrap();
+    batch[1].reject().unwrap();
+    assert_eq!(
+        world.told(),
+        [
+            "billing Acked good after 2 s: Done",
+            "billing cannot handle bad",
+            "billing Rejected bad after 2 s: Done"
+        ]
+    );
+    world.clock.advance(Duration::from_secs(15 * 60));
+    assert!(consumer.poll(NOW).unwrap().is_empty());
+    assert_eq!(world.told(), ["billing cannot handle late"]);
+    assert_eq!(batch.ack().unwrap(), 0);
+    assert_eq!(world.told(), ["billing Acked late after 902 s: LeaseLost"]);
+}
+
+#[test]
+fn a_group_that_falls_behind_is_told_once_until_it_has_caught_up() {
+    let world = World::new(|watch| watch.lag_over(2));
+    for n in 0..3 {
+        world.put(&n.to_string()).unwrap();
+    }
+    world.store.commit_offset("billing", "orders", 0, 0).unwrap();
+    assert_eq!(world.look(), ["billing lags by 3"]);
+    assert!(world.look().is_empty());
+    world.store.commit_offset("billing", "orders", 0, 1).unwrap();
+    assert!(world.look().is_empty());
+    world.put("3").unwrap();
+    assert_eq!(world.look(), ["billing lags by 3"]);
+}
+
+#[test]
+fn a_disk_that_fills_is_told_once_until_it_has_room() {
+    let world = World::new(|watch| watch.disk_over(Threshold::FreeBytes(1 << 20)));
+    assert!(world.look().is_empty());
+    world.disk.set_capacity(world.disk.used() + 1000);
+    assert_eq!(world.look(), ["1000 bytes left"]);
+    assert!(world.look().is_empty());
+    world.disk.set_capacity(u64::MAX);
+    assert!(world.look().is_empty());
+    world.disk.set_capacity(world.disk.used());
+    assert_eq!(world.look(), ["0 bytes left"]);
+}
+
+#[test]
+fn a_failed_sync_is_told_once() {
+    let world = World::new(|watch| watch);
+    world.disk.inject(Fault::sync(SyncFailure::KeepNew));
+    assert!(world.put("x").is_err());
+    let told = world.look();
+    assert_eq!(told.len(), 1);
+    assert!(told[0].starts_with("failed: "), "{told:?}");
+    assert!(world.look().is_empty());
+}
+
+#[test]
+fn puts_that_are_not_safe_in_time_are_told() {
+    let world = World::new(|watch| watch);
+    for _ in 0..3 {
+        let ticket = world.store.submit(Message::new("orders", "x")).unwrap();
+        world.clock.advance(Duration::from_secs(5));
+        assert!(ticket.wait_timeout(NOW).unwrap().is_some_and(|put| put.ok().is_err()));
+    }
+    assert_eq!(world.look(), ["3 FLUSH_DISK_TIMEOUT"]);
+    assert!(world.look().is_empty());
+}
+
+#[test]
+fn one_that_panics_hears_on_and_others_hear_too() {
+    let world = World::new(|watch| watch);
+    world.store.observe(Watch::new(|_| panic!("as it is meant to"))).unwrap();
+    let heard = Arc::new(Mutex::new(0));
+    let counted = heard.clone();
+    world.store.observe(Watch::new(move |_| *counted.lock().unwrap() += 1)).unwrap();
+    world.put("x").unwrap();
+    let builder = world.store.consumer("billing").subscribe("orders", TagFilter::any());
+    builder.open().unwrap().poll(NOW).unwrap().ack().unwrap();
+    assert_eq!(*heard.lock().unwrap(), 2);
+    assert_eq!(world.told().len(), 2);
+}
+
+#[test]
+fn a_watch_that_never_looks_is_refused() {
+    let world = World::new(|watch| watch);
+    let refused = world.store.observe(Watch::new(|_| ()).interval(Duration::ZERO));
+    assert!(matches!(refused, Err(Error::Config { field: "interval", .. })));
+}
