@@ -156,6 +156,18 @@ pub enum InvalidMessage {
     EmptyBatch,
     /// The draft was made for a log with another layout of records.
     ForeignDraft,
+    /// A property that says when a message is to be delivered is no number.
+    DeliveryTime {
+        /// What it says.
+        value: String,
+    },
+    /// A message is to be delivered later than a message may be.
+    DelayTooLong {
+        /// How far ahead, in milliseconds.
+        delay_ms: i64,
+        /// How far ahead it may be, in milliseconds.
+        max_ms: i64,
+    },
     /// The queue has no offset left: a record of another program claims one near the largest there
     /// can be. Use another queue.
     QueueFull {
@@ -442,6 +454,12 @@ impl fmt::Display for InvalidMessage {
             Self::MixedBatch => f.write_str("the messages of a batch must share topic and queue"),
             Self::EmptyBatch => f.write_str("a batch needs at least one message"),
             Self::ForeignDraft => f.write_str("the draft was made for the layout of another log"),
+            Self::DeliveryTime { value } => {
+                write!(f, "{value:?} is no time of delivery: give milliseconds as a number")
+            }
+            Self::DelayTooLong { delay_ms, max_ms } => {
+                write!(f, "delivery in {delay_ms} ms is too far ahead, {max_ms} ms are the most")
+            }
             Self::QueueFull { queue_id } => {
                 write!(f, "queue {queue_id} has no offset left, use another queue")
             }

@@ -189,6 +189,93 @@ fn a_message_that_is_never_handled_in_time_becomes_a_dead_letter() {
     assert_eq!(record.properties().get("DLQ_ORIGIN_MESSAGE_ID"), Some(&*origin));
 }
 
+/// Lets time pass, and what is due be delivered.
+fn pass(world: &World, seconds: u64) {
+    world.clock.advance(Duration::from_secs(seconds));
+    for _ in 0..3 {
+        for worker in [StoreWorker::Delivery, StoreWorker::Upkeep, StoreWorker::Flush] {
+            while world.store.step(worker) == Next::Now {}
+        }
+    }
+}
+
+#[test]
+fn a_message_that_is_retried_comes_again_later_and_later_until_it_is_a_dead_letter() {
+    let mut world = World::new();
+    world.put(Message::new("orders", "poison").queue(2).key("k").tag("t").wait(false));
+    let delays = [10, 30, 60, 120, 180, 240, 300, 360, 420, 480, 540, 600, 1200, 1800, 3600, 7200];
+    let mut consumer = world.consumer();
+    for (times, delay) in delays.into_iter().enumerate() {
+        let batch = consumer.poll(NOW).unwrap();
+        assert_eq!(bodies(&batch), ["poison"], "{times}");
+        let message = &batch[0];
+        assert_eq!((message.topic(), message.reconsume_times()), ("orders", times as u32));
+        assert_eq!((message.keys(), message.tags()), (Some("k"), Some("t")));
+        if times == 3 {
+            let origin = message.get("ORIGIN_MESSAGE_ID").unwrap();
+            assert_eq!(
+                origin,
+                world.store.get_at(0).unwrap().unwrap().record().message_id().to_string()
+            );
+        }
+        assert_eq!(message.retry_later().unwrap(), Settled::Done);
+        assert_eq!(message.ack().unwrap(), Settled::LeaseLost);
+        drop(batch);
+        if times % 5 == 1 {
+            drop(consumer);
+            world.kill();
+            consumer = world.consumer();
+        }
+        pass(&world, delay - 1);
+        assert!(consumer.poll(NOW).unwrap().is_empty(), "{delay} s are not over");
+        pass(&world, 1);
+    }
+    let batch = consumer.poll(NOW).unwrap();
+    assert_eq!(batch[0].reconsume_times(), 16);
+    assert_eq!(world.store.dead_letters("billing").count(), 0);
+    assert_eq!(batch[0].retry_later().unwrap(), Settled::Done);
+    pass(&world, 7200);
+    assert!(consumer.poll(NOW).unwrap().is_empty());
+    let letters = world.store.dead_letters("billing");
+    assert_eq!(letters.list(2).unwrap()[0].record().reconsume_times(), 17);
+    assert_eq!(letters.count(), 1);
+
+    // Sent back, it has all its retries again.
+    assert_eq!(letters.redrive(1).unwrap(), 1);
+    let batch = consumer.poll(NOW).unwrap();
+    assert_eq!((batch[0].topic(), batch[0].reconsume_times()), ("orders", 0));
+    batch[0].retry_later().unwrap();
+    pass(&world, 10);
+    assert_eq!(consumer.poll(NOW).unwrap()[0].reconsume_times(), 1);
+}
+
+#[test]
+fn a_consumer_chooses_when_a_message_comes_again() {
+    let world = World::new();
+    world.fill(2);
+    let consumer = world.consumer();
+    let batch = consumer.poll(NOW).unwrap();
+    batch[0].retry_after(Duration::from_secs(5)).unwrap();
+    batch[1].retry_after(Duration::from_millis(7500)).unwrap();
+    assert_eq!(world.committed(), Some(2));
+    pass(&world, 4);
+    assert!(consumer.poll(NOW).unwrap().is_empty());
+    pass(&world, 1);
+    assert_eq!(bodies(&consumer.poll(NOW).unwrap()), ["0"]);
+    pass(&world, 2);
+    let again = consumer.poll(NOW).unwrap();
+    assert_eq!(bodies(&again), ["0"], "it was dropped");
+    again.ack().unwrap();
+    assert!(consumer.poll(NOW).unwrap().is_empty());
+    pass(&world, 1);
+    assert_eq!(bodies(&consumer.poll(NOW).unwrap()), ["1"]);
+    world.fill(1);
+    let message =
+        consumer.poll(NOW).unwrap().into_iter().find(|one| one.view().topic() == "orders");
+    let far = message.unwrap().retry_after(Duration::from_secs(365 * 24 * 3600));
+    assert!(matches!(far, Err(Error::InvalidMessage(_))), "{far:?}");
+}
+
 #[test]
 fn rejected_messages_are_dead_letters_until_they_are_sent_back_or_given_up() {
     let mut world = World::new();
@@ -454,6 +541,24 @@ fn on_a_full_disk_a_message_cannot_be_rejected_and_stays_on_lease() {
     };
     assert_eq!(rejected, Settled::Done);
     assert_eq!(store.dead_letters("billing").count(), 1);
+}
+
+#[test]
+fn a_message_that_waits_for_no_disk_is_set_aside_by_one_that_does() {
+    let disk = SimDisk::new(4);
+    let config = config().sync_flush_timeout(Duration::from_millis(50));
+    let store = Store::open_in(config, Environment::on(disk.shared())).unwrap();
+    store.put(Message::new("orders", "x").wait(false)).unwrap().ok().unwrap();
+    store.flush().unwrap();
+    let consumer = store.consumer("billing").subscribe("orders", TagFilter::any()).open().unwrap();
+    let batch = consumer.poll(LONG).unwrap();
+    disk.hang_syncs(true);
+    assert!(matches!(batch[0].retry_later(), Err(Error::NotOk(_))));
+    assert!(matches!(batch[0].reject(), Err(Error::NotOk(_))));
+    assert_eq!(store.committed_offset("billing", "orders", 0), None, "it is still here");
+    disk.hang_syncs(false);
+    assert_eq!(batch[0].retry_later().unwrap(), Settled::Done);
+    assert_eq!(store.committed_offset("billing", "orders", 0), Some(1));
 }
 
 #[test]

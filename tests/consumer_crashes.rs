@@ -27,6 +27,9 @@ struct Counts {
     crashes: usize,
     buried: usize,
     expired: usize,
+    retried: usize,
+    /// Came through the retry topic.
+    late: usize,
 }
 
 struct World {
@@ -207,8 +210,20 @@ impl World {
         }
     }
 
+    /// Notes that a message is done with in its queue.
+    fn note(&mut self, message: &Received) {
+        if message.view().topic() == "orders" {
+            let (_, settled) = self.settled.entry(message.queue_id()).or_default();
+            settled.insert(message.queue_offset());
+        }
+    }
+
     /// What may be given out at all.
     fn check(&mut self, message: &Received) {
+        if message.view().topic() != "orders" {
+            self.counts.late += 1;
+            return;
+        }
         let (queue, offset) = (message.queue_id(), message.queue_offset());
         let seed = self.seed;
         let prefix = self.prefix(queue);
@@ -244,21 +259,26 @@ impl World {
         let settled = match action {
             0 => message.reject(),
             1 => return drop(message),
-            2 if self.ordered => message.retry_later(),
+            2 => message.retry_later(),
             _ => message.ack(),
         };
-        let in_place = action == 2 && self.ordered;
-        if action > 2 || (action == 2 && !self.ordered) {
+        if action > 2 {
             // Handled, whether the answer is lost or not.
             self.done.insert(id_of(&message));
         }
         match settled {
-            Ok(Settled::Done) if !in_place => {
+            Ok(Settled::Done) if action == 2 => {
+                self.counts.retried += 1;
+                if !self.ordered {
+                    // Done with here.
+                    self.note(&message);
+                }
+            }
+            Ok(Settled::Done) => {
                 self.counts.handled += 1;
                 self.counts.buried += usize::from(action == 0);
                 self.done.insert(id_of(&message));
-                let (_, settled) = self.settled.entry(message.queue_id()).or_default();
-                settled.insert(message.queue_offset());
+                self.note(&message);
             }
             Ok(_) => {}
             Err(error) => {
@@ -267,6 +287,18 @@ impl World {
                 drop(message);
                 self.failed(&error);
             }
+        }
+    }
+
+    /// Delivers what is due.
+    fn deliver(&self) -> duralog::Result<()> {
+        for worker in [StoreWorker::Upkeep, StoreWorker::Delivery, StoreWorker::Flush] {
+            while self.store().step(worker) == Next::Now {}
+        }
+        while self.store().step(StoreWorker::Delivery) == Next::Now {}
+        match self.store().health().latched {
+            Some(first) => Err(duralog::Error::Latched { first }),
+            None => Ok(()),
         }
     }
 
@@ -290,11 +322,17 @@ impl World {
                     self.failed(&error);
                 }
             }
+            15 | 16 => {
+                self.clock.advance(Duration::from_secs(self.rng.below(20)));
+                if let Err(error) = self.deliver() {
+                    self.failed(&error);
+                }
+            }
             4 if self.consumers.len() > 1 => {
                 self.consumers.pop();
             }
             5..15 => self.put(),
-            15..24 => self.poll(),
+            17..25 => self.poll(),
             _ => self.settle(),
         }
     }
@@ -312,6 +350,11 @@ impl World {
         let consumer = builder.open().expect("a sound disk");
         let mut idle = 0;
         while idle < 2 * QUEUES {
+            if idle == 0 {
+                // Whatever is to come later comes now.
+                self.clock.advance(Duration::from_secs(3 * 3600));
+                self.deliver().expect("a sound disk");
+            }
             let batch = consumer.poll(NOW).expect("a sound disk");
             idle = if batch.is_empty() { idle + 1 } else { 0 };
             for message in &batch {
@@ -354,13 +397,24 @@ fn nothing_is_passed_over_whatever_crashes() {
         total.crashes += counts.crashes;
         total.buried += counts.buried;
         total.expired += counts.expired;
+        total.retried += counts.retried;
+        total.late += counts.late;
     }
     println!(
-        "{} put, {} handled, {} of them again, {} rejected, {} held too long, {} crashes",
-        total.put, total.handled, total.again, total.buried, total.expired, total.crashes
+        "{} put, {} handled, {} of them again, {} rejected, {} held too long, {} sent to be retried, \
+         {} came from there, {} crashes",
+        total.put,
+        total.handled,
+        total.again,
+        total.buried,
+        total.expired,
+        total.retried,
+        total.late,
+        total.crashes
     );
     if only.is_none() {
         assert!(total.crashes > 1000 && total.again > 100);
         assert!(total.buried > 100 && total.expired > 100);
+        assert!(total.retried > 100 && total.late > 100);
     }
 }

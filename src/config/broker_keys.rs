@@ -20,7 +20,8 @@ const COMPACTION: &str = "compaction topics are not supported";
 const CONTROLLER: &str = "there is no controller";
 const CRC_WHERE_WRITTEN: &str =
     "record checksums are demanded of every record this crate wrote them into, and of no other";
-const DELAY: &str = "delayed messages are not supported yet";
+const DELAY: &str = "delay levels, and how brokers are told of them, are RocketMQ's defaults";
+const DELAY_LEVELS: &str = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h";
 const DELIVERY: &str = "consumers are not supported yet";
 const DLEDGER: &str = "the DLedger commit log is not supported";
 const INDEX_REBUILT: &str = "what a crash takes of the index is always rebuilt from the log";
@@ -49,7 +50,9 @@ const REPLICATION: &str =
 const ROCKSDB: &str = "nothing is kept in RocksDB";
 const STATS: &str = "`Store::stats` says how the store is doing";
 const THREADS: &str = "the store has a few threads of fixed purpose and no queues of requests";
-const TIMER: &str = "the timer wheel is not supported";
+const TIMER: &str = "timed messages are delivered from their topic: there is no wheel of files";
+const TIMER_ALWAYS: &str = "timed messages are always delivered";
+const TIMER_MAX: &str = "a message may be timed three days ahead";
 const TOPICS: &str = "a topic and its queues come with their first message";
 const TOPIC_LEN: &str = "topics have at most 127 bytes, those of retries 255";
 const TRANSACTIONS: &str = "transactional messages are not supported yet";
@@ -271,7 +274,7 @@ const KEYS: &[(&str, Kind, Rule)] = &[
     ("flushConsumeQueueThoroughInterval", Int, No(QUEUE_FLUSH)),
     ("flushConsumerOffsetHistoryInterval", Int, No(DELIVERY)),
     ("flushConsumerOffsetInterval", Int, Set(broker_conf::offset_interval)),
-    ("flushDelayOffsetInterval", Long, No(DELAY)),
+    ("flushDelayOffsetInterval", Long, Only("10000", DELAY)),
     ("flushDiskType", Text, Set(broker_conf::flush_type)),
     ("flushIntervalCommitLog", Int, Set(broker_conf::interval)),
     ("flushIntervalConsumeQueue", Int, No(QUEUE_FLUSH)),
@@ -345,7 +348,7 @@ const KEYS: &[(&str, Kind, Rule)] = &[
     ("maxTransferCountOnMessageInMemory", Int, No(READ_ARGS)),
     ("memTableFlushInterval", Long, No(ROCKSDB)),
     ("memTableFlushIntervalMs", Long, No(ROCKSDB)),
-    ("messageDelayLevel", Text, No(DELAY)),
+    ("messageDelayLevel", Text, Only(DELAY_LEVELS, DELAY)),
     ("messageIndexEnable", Bool, Set(broker_conf::index_enable)),
     ("messageIndexSafe", Bool, Only("true", INDEX_REBUILT)),
     ("messageStorePlugIn", Text, No(BROKER)),
@@ -486,7 +489,7 @@ const KEYS: &[(&str, Kind, Rule)] = &[
     ("timerFlushIntervalMs", Int, No(TIMER)),
     ("timerGetMessageThreadNum", Int, No(TIMER)),
     ("timerInterceptDelayLevel", Bool, No(TIMER)),
-    ("timerMaxDelaySec", Int, No(TIMER)),
+    ("timerMaxDelaySec", Int, Only("259200", TIMER_MAX)),
     ("timerMetricSmallThreshold", Int, No(TIMER)),
     ("timerPrecisionMs", Int, No(TIMER)),
     ("timerProgressLogIntervalMs", Int, No(TIMER)),
@@ -494,7 +497,7 @@ const KEYS: &[(&str, Kind, Rule)] = &[
     ("timerRollWindowSlot", Int, No(TIMER)),
     ("timerSkipUnknownError", Bool, No(TIMER)),
     ("timerStopEnqueue", Bool, No(TIMER)),
-    ("timerWheelEnable", Bool, Only("false", TIMER)),
+    ("timerWheelEnable", Bool, Only("true", TIMER_ALWAYS)),
     ("topicQueueLockNum", Int, No(LOCKING)),
     ("totalReplicas", Int, Only("1", REPLICATION)),
     ("traceOn", Bool, No(STATS)),

@@ -4,17 +4,19 @@
 //! topics, or an offset of a consumer group.
 
 mod consumer;
+mod delay;
 mod observer;
 
 pub use consumer::{
     Batch, ConsumeFrom, Consumer, ConsumerBuilder, DeadLetters, Handled, Listener, QueueLag,
     Received, Settled,
 };
+pub use delay::{Cancelled, DelayHandle, DelayStats};
 pub use observer::{Event, Verdict, Watch};
 
 use crate::error::Result;
 use crate::message::Message;
-use crate::store::{Acknowledged, Store, Upper};
+use crate::store::{Acknowledged, Ending, Store, Upper};
 use crate::worker::{Alarm, Next};
 use consumer::Groups;
 use observer::Observers;
@@ -24,9 +26,10 @@ use std::sync::Arc;
 /// What one store has above it: shared by all its producers and consumers.
 #[derive(Default)]
 pub(crate) struct Delivery {
-    alarm: Alarm,
+    alarm: Arc<Alarm>,
     groups: Groups,
     observers: Observers,
+    delay: delay::Delay,
 }
 
 impl Delivery {
@@ -38,20 +41,20 @@ impl Delivery {
         store.start_upper()?;
         Ok(delivery)
     }
-}
 
-impl Delivery {
-    /// Puts a message of the store's own making, whatever it says about waiting; it is as safe as the
-    /// store's settings ask.
+    /// Puts a message of the store's own making, now or to where it waits until it is due, whatever it says
+    /// about waiting for disk and replicas; it is as safe as the store's settings ask.
     fn put(&self, store: &Store, message: Message) -> Result<Acknowledged> {
-        store.put_safely(message)
+        let put = store.put_safely(delay::routed(message, store.clock().unix_millis())?)?;
+        self.alarm.ring();
+        Ok(put)
     }
 }
 
 impl Upper for Delivery {
     fn step(&self, store: &Store) -> Next {
         // Each part looks again when the bell rings: who brings work shows it first, then rings.
-        let parts = || self.observers.step(store);
+        let parts = || self.observers.step(store).or_sooner(self.delay.step(store, &self.alarm));
         match parts() {
             Next::Now => Next::Now,
             _ => {
@@ -67,5 +70,9 @@ impl Upper for Delivery {
 
     fn alarm(&self) -> &Alarm {
         &self.alarm
+    }
+
+    fn end(&self, ending: &Ending<'_>) {
+        self.delay.end(ending, &self.alarm);
     }
 }

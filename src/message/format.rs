@@ -36,6 +36,13 @@ pub const PROPERTIES_LEN_MAX: usize = i16::MAX as usize;
 pub const SCHEDULE_TOPIC: &str = "SCHEDULE_TOPIC_XXXX";
 /// The topic in which RocketMQ 5 keeps messages that are to be delivered at a time of their own.
 pub const TIMER_TOPIC: &str = "rmq_sys_wheel_timer";
+/// The topic that says which messages of the timer wheel are done with; RocketMQ has no such topic.
+pub const TIMER_DONE_TOPIC: &str = "rmq_sys_wheel_timer_done";
+/// The consumer group whose offsets tell how far delayed messages are delivered; RocketMQ has no such
+/// group.
+pub const DELAY_GROUP: &str = "CID_RMQ_SYS_DURALOG_DELAY";
+/// RocketMQ's default `timerMaxDelaySec`, in milliseconds: how far ahead a message may be timed.
+pub const TIMER_DELAY_MAX_MS: i64 = 3 * 24 * 60 * 60 * 1_000;
 /// The topic in which RocketMQ keeps the half messages of transactions.
 pub const HALF_TOPIC: &str = "RMQ_SYS_TRANS_HALF_TOPIC";
 /// The topic that says which half messages are done with.
@@ -48,6 +55,12 @@ pub fn is_system_topic(topic: &str) -> bool {
     topic == SCHEDULE_TOPIC
         || topic == CHECKED_IN_VAIN_TOPIC
         || topic.get(..8).is_some_and(|prefix| prefix.eq_ignore_ascii_case("rmq_sys_"))
+}
+
+/// Whether delayed messages wait in a topic.
+#[inline]
+pub(crate) fn is_delay_topic(topic: &str) -> bool {
+    topic.len() == SCHEDULE_TOPIC.len() && (topic == SCHEDULE_TOPIC || topic == TIMER_TOPIC)
 }
 
 /// Ends a property's name.
@@ -86,6 +99,7 @@ pub const DELAY_LEVELS_MS: [i64; 18] = {
 };
 
 const _: () = {
+    assert!(SCHEDULE_TOPIC.len() == TIMER_TOPIC.len());
     assert!(HEADER_SIZE_MIN == 5 * 4 + 2 * 8 + 4 + 2 * 8 + 2 * HOST_V4_SIZE + 4 + 8 + 4);
     assert!(HEADER_SIZE_MAX == 112);
     assert!(RECORD_SIZE_MIN == 91);

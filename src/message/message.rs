@@ -5,6 +5,7 @@ use super::properties::{Properties, PropertiesRef, names};
 use super::record::RecordRef;
 use super::sys_flag::SysFlag;
 use crate::error::InvalidMessage;
+use std::time::Duration;
 
 /// A message to be put: topic, body, properties, and what RocketMQ keeps beside them.
 ///
@@ -141,11 +142,47 @@ impl Message {
         self.property(names::WAIT, if wait { "true" } else { "false" })
     }
 
-    /// Asks for delivery to be delayed by one of RocketMQ's levels, the first of which is 1. Stored, but
-    /// not acted on by this version: the message can be read at once.
+    /// Asks for delivery to be delayed by one of RocketMQ's levels, the first of which is 1, see
+    /// [`DELAY_LEVELS_MS`](super::format::DELAY_LEVELS_MS); a level beyond the last counts as the last, 0
+    /// as none. Takes the place of [`deliver_at`](Self::deliver_at) and [`delay`](Self::delay).
+    ///
+    /// Acted on by [`Store::submit_delayed`](crate::Store::submit_delayed) and by who puts through it;
+    /// [`Store::put`](crate::Store::put) stores it as it is, and the message can be read at once.
     #[must_use]
     pub fn delay_level(self, level: u32) -> Self {
-        self.property(names::DELAY, level.to_string())
+        self.timed().property(names::DELAY, level.to_string())
+    }
+
+    /// Asks for delivery at a time, in milliseconds since 1970: never before, and at once if it has
+    /// passed. At most [`TIMER_DELAY_MAX_MS`](super::format::TIMER_DELAY_MAX_MS) ahead. Takes the place of
+    /// [`delay_level`](Self::delay_level) and [`delay`](Self::delay); acted on as a level is.
+    #[must_use]
+    pub fn deliver_at(self, timestamp_ms: i64) -> Self {
+        self.timed().property(names::TIMER_DELIVER_MS, timestamp_ms.to_string())
+    }
+
+    /// Asks for delivery to be delayed by `delay`, rounded up to milliseconds and counted from the put. At
+    /// most [`TIMER_DELAY_MAX_MS`](super::format::TIMER_DELAY_MAX_MS). Takes the place of
+    /// [`delay_level`](Self::delay_level) and [`deliver_at`](Self::deliver_at); acted on as a level is.
+    #[must_use]
+    pub fn delay(self, delay: Duration) -> Self {
+        let millis = delay.as_nanos().div_ceil(1_000_000);
+        let millis = i64::try_from(millis).unwrap_or(i64::MAX);
+        self.timed().property(names::TIMER_DELAY_MS, millis.to_string())
+    }
+
+    /// Without whatever delayed it before: what was delivered still says when it was due.
+    fn timed(mut self) -> Self {
+        for name in [
+            names::DELAY,
+            names::TIMER_DELAY_SEC,
+            names::TIMER_DELAY_MS,
+            names::TIMER_DELIVER_MS,
+            names::TIMER_OUT_MS,
+        ] {
+            self.properties.remove(name);
+        }
+        self
     }
 
     /// Sets when the producer made the message, in milliseconds since 1970.
@@ -242,13 +279,6 @@ impl Message {
             .reconsume_times(record.reconsume_times())
     }
 
-    /// The same message without a property.
-    pub(crate) fn without(mut self, name: &str) -> Self {
-        self.properties.remove(name);
-        self.waits = self.properties_ref().waits();
-        self
-    }
-
     /// The same message, whose put waits whatever its property says.
     pub(crate) fn waiting(mut self) -> Self {
         self.waits = true;
@@ -266,6 +296,21 @@ impl Message {
             invalid: self.invalid.clone(),
             ..*self
         }
+    }
+
+    /// The same message for another topic and queue.
+    pub(crate) fn moved_to(mut self, topic: impl Into<String>, queue_id: i32) -> Self {
+        (self.topic, self.queue_id) = (topic.into(), queue_id);
+        self
+    }
+
+    /// The same message without some properties.
+    pub(crate) fn without(mut self, names: &[&str]) -> Self {
+        for name in names {
+            self.properties.remove(name);
+        }
+        self.waits = self.properties_ref().waits();
+        self
     }
 
     /// The first property that was refused.

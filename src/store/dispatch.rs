@@ -8,7 +8,7 @@ use crate::error::{Corruption, Error, Result};
 use crate::log::{
     BrokerCheckpoint, BrokerTimes, Hole, KeyIndex, Located, QueueEntry, QueueTable, RecoveryReport,
 };
-use crate::message::format::RECORD_SIZE_MIN;
+use crate::message::format::{RECORD_SIZE_MIN, is_delay_topic};
 use crate::message::{RecordCheck, RecordRef};
 use crate::worker::{Alarm, Next};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,6 +34,8 @@ pub(super) struct Dispatcher {
     worked: bool,
     /// The last attempt failed.
     failed: bool,
+    /// A delayed message was dispatched of which nobody has been told.
+    delayed: bool,
 }
 
 /// When the queues were last made durable.
@@ -199,7 +201,10 @@ impl Shared {
         // Over a blank, too: the offset behind a record is where the next one is looked for.
         let mut reached = from;
         for _ in 0..BATCH {
-            let dispatched = records.next_with(|located| self.dispatch(located));
+            let dispatched = records.next_with(|located| {
+                dispatcher.delayed |= is_delay_topic(located.record.topic());
+                self.dispatch(located)
+            });
             let Some(dispatched) = dispatched else { break };
             match dispatched.flatten() {
                 Ok(()) => {}
@@ -229,6 +234,9 @@ impl Shared {
             return progress.visible_alarm().sleep_unless(|| progress.visible() > until);
         }
         progress.set_dispatched(records.offset());
+        if std::mem::take(&mut dispatcher.delayed) {
+            self.upper.ring();
+        }
         if std::mem::take(&mut dispatcher.failed) {
             self.stats.queue_work(QueueWork::Dispatch, None);
         }

@@ -155,6 +155,7 @@ impl Engine {
             }
         };
         let core = &self.shared.core;
+        self.shared.end_upper();
         core.close_appends();
         core.progress.wake_all();
         // One deadline for all: a disk that hangs is waited for once.

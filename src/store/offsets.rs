@@ -6,7 +6,8 @@ use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::log::directory::Directory;
 use crate::log::{GroupOffset, GroupOffsets, RecoveryReport};
-use crate::tables::{ConsumerOffsets, Source, Tables};
+use crate::message::format::{DELAY_GROUP, SCHEDULE_TOPIC};
+use crate::tables::{ConsumerOffsets, DelayOffsets, Source, Tables};
 use crate::worker::{Alarm, Next};
 use parking_lot::{Condvar, Mutex};
 use std::path::Path;
@@ -72,6 +73,7 @@ impl Offsets {
             }
             Err(error) => return Err(error),
         };
+        self.import_delays(&end)?;
         match known {
             Some((theirs, crc)) if !self.table.knows_export(crc) => {
                 report.imported_offsets = self.import(&theirs)?;
@@ -96,6 +98,30 @@ impl Offsets {
             }
         }
         Ok(count)
+    }
+
+    /// Takes over which delayed messages a broker has delivered.
+    fn import_delays(&self, end: impl Fn(&str, i32) -> u64) -> Result<()> {
+        let theirs = match self.brokers.load::<DelayOffsets>() {
+            Ok(loaded) => loaded.table,
+            // Messages come twice then.
+            Err(Error::Corrupt { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for (level, next) in theirs.iter() {
+            let (Ok(next), Some(queue_id)) = (u64::try_from(next), level.checked_sub(1)) else {
+                continue;
+            };
+            // Behind the end there is nothing that it can have delivered.
+            let next = next.min(end(SCHEDULE_TOPIC, queue_id));
+            if queue_id >= 0 && self.table.get(DELAY_GROUP, SCHEDULE_TOPIC, queue_id) < Some(next) {
+                match self.table.import(DELAY_GROUP, SCHEDULE_TOPIC, queue_id, next) {
+                    Err(Error::DiskFull { .. }) => {}
+                    imported => imported?,
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Where all groups are: as brokers were told, and what has moved since.
@@ -141,6 +167,11 @@ impl Offsets {
         // What is written of the export itself does not count as a change.
         self.exported.store(written, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// Notes how far a group is, unasked: the store is closing.
+    pub(super) fn commit(&self, group: &str, topic: &str, queue_id: i32, next: u64) -> Result<()> {
+        self.table.commit(group, topic, queue_id, next)
     }
 
     /// Puts a copy into the directory of another store.

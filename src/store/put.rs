@@ -183,7 +183,12 @@ impl Store {
 
 impl Shared {
     #[inline]
-    fn place_one(&self, message: &Message, may_wait: bool, blocking: bool) -> Result<Pending> {
+    pub(super) fn place_one(
+        &self,
+        message: &Message,
+        may_wait: bool,
+        blocking: bool,
+    ) -> Result<Pending> {
         let draft = Draft::new(message, self.core.layout())?;
         self.place(std::slice::from_ref(&draft), may_wait, blocking)
     }

@@ -27,7 +27,7 @@ pub(crate) struct Meters {
     statuses: [Line<[AtomicU64; 4]>; SHARDS],
     put_nanos: [AtomicU64; BUCKETS],
     put_nanos_max: AtomicU64,
-    queue_errors: Mutex<[Option<Error>; 6]>,
+    queue_errors: Mutex<[Option<Error>; 7]>,
     skipped_records: AtomicU64,
 }
 
@@ -44,6 +44,8 @@ pub(super) enum QueueWork {
     Expire,
     /// Brokers could not be told of consumer offsets.
     Export,
+    /// Delayed messages that are due could not be delivered.
+    Delay,
 }
 
 impl Default for Meters {
@@ -216,7 +218,8 @@ pub struct Health {
     pub latched: Option<Arc<Error>>,
     /// The consume queues or the key index cannot be written or made durable at the moment, or have to
     /// be rebuilt, or what has expired cannot be deleted: nothing is lost, but readers may lag and the
-    /// next open takes longer.
+    /// next open takes longer. Or delayed messages cannot be delivered:
+    /// [`delay_stats`](Store::delay_stats) tells how many.
     pub queue_error: Option<Error>,
     /// How long the sync that is under way has taken so far, if there is one: a disk that hangs shows
     /// here first.

@@ -1,12 +1,19 @@
 //! What is built upon a store, is driven by it and ends before it.
 
-use super::Store;
 use super::engine::DELIVERY_THREAD;
-use crate::error::Result;
+use super::stats::QueueWork;
+use super::{Shared, Store, Ticket};
+use crate::clock::Clock;
+use crate::environment::{Environment, Threads};
+use crate::error::{Error, InvalidMessage, Result};
+use crate::message::{Draft, Message};
+use crate::replication::Role;
+use crate::tables::Tables;
 use crate::worker::{Alarm, Next};
 use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
 
 /// A wing above the store.
 pub(crate) trait Upper: Any + Send + Sync {
@@ -15,15 +22,75 @@ pub(crate) trait Upper: Any + Send + Sync {
 
     /// Rung when a step has something to do before it asked to be called again.
     fn alarm(&self) -> &Alarm;
+
+    /// Notes how far it is while the store still takes that; no step does anything after it.
+    fn end(&self, ending: &Ending<'_>);
 }
 
 /// Where a store keeps it: the first one that is asked for stays.
 #[derive(Default)]
 pub(super) struct UpperSlot(OnceLock<Arc<dyn Upper>>);
 
+impl UpperSlot {
+    /// Wakes it, if it is there.
+    pub(super) fn ring(&self) {
+        if let Some(upper) = self.0.get() {
+            upper.alarm().ring();
+        }
+    }
+}
+
 impl fmt::Debug for UpperSlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("UpperSlot").field(&self.0.get().is_some()).finish()
+    }
+}
+
+/// A store that is being closed, as its wing sees it: nobody else has anything from it any more.
+pub(crate) struct Ending<'a> {
+    shared: &'a Arc<Shared>,
+    /// Until when it may take.
+    pub(crate) until: Instant,
+}
+
+impl Ending<'_> {
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.shared.core.clock
+    }
+
+    /// Whether what was put becomes durable by itself.
+    pub(crate) fn has_threads(&self) -> bool {
+        self.shared.threaded
+    }
+
+    /// Makes durable what was put, where no thread does.
+    pub(crate) fn flush(&self) {
+        if !self.shared.threaded {
+            let core = &self.shared.core;
+            // Whoever waits is told by the latch.
+            let _ = core.write().and_then(|()| core.sync().map(drop));
+        }
+    }
+
+    /// The last things to be put.
+    pub(crate) fn submit(&self, message: &Message) -> Result<Ticket> {
+        let pending = self.shared.place_one(message, false, false)?;
+        Ok(Ticket::new(self.shared.clone(), pending))
+    }
+
+    /// As [`Store::commit_offset`], for what was read from the queue.
+    pub(crate) fn commit_offset(
+        &self,
+        group: &str,
+        topic: &str,
+        queue_id: i32,
+        next: u64,
+    ) -> Result<()> {
+        self.shared.offsets.commit(group, topic, queue_id, next)
+    }
+
+    pub(crate) fn tables(&self) -> Tables {
+        self.shared.broker_tables()
     }
 }
 
@@ -48,5 +115,72 @@ impl Store {
     pub(super) fn upper_step(&self) -> Next {
         let upper = self.shared().upper.0.get().cloned();
         upper.map_or(Next::Idle, |upper| upper.step(self))
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.shared().core.clock
+    }
+
+    /// Whether this process may put: not to a store that is only read, nor to another node's log.
+    pub(crate) fn takes_puts(&self) -> bool {
+        let shared = self.shared();
+        !shared.config.log.read_only && shared.role != Role::Replica
+    }
+
+    /// Whether the queues hold whatever was visible when this was asked.
+    pub(crate) fn is_caught_up(&self) -> bool {
+        let progress = &self.shared().core.progress;
+        let visible = progress.visible();
+        self.shared().catch_up();
+        progress.dispatched() >= visible
+    }
+
+    /// Whether replicas have confirmed what lies before `end`, though nobody waited for it.
+    pub(crate) fn is_confirmed(&self, end: u64) -> bool {
+        let watermarks = self.shared().core.progress.watermarks();
+        watermarks.confirmed >= end && (watermarks.durable >= end || !self.shared().is_sync())
+    }
+
+    /// What a put of `message` would be refused for.
+    pub(crate) fn check_message(&self, message: &Message) -> Result<()> {
+        let shared = self.shared();
+        let draft = Draft::new(message, shared.core.layout())?;
+        let (queue_id, limit) = (draft.queue_id(), shared.config.max_queues_per_topic);
+        if queue_id >= limit {
+            return Err(Error::InvalidMessage(InvalidMessage::QueueId { queue_id, limit }));
+        }
+        if shared.config.auto_create_topic {
+            Ok(())
+        } else {
+            shared.check_topic(draft.topic(), queue_id)
+        }
+    }
+
+    /// The tables that brokers read.
+    pub(crate) fn tables(&self) -> Tables {
+        self.shared().broker_tables()
+    }
+
+    /// Notes why delayed messages are not delivered, or that they are.
+    pub(crate) fn note_delays(&self, error: Option<Error>) {
+        self.shared().stats.queue_work(QueueWork::Delay, error);
+    }
+}
+
+impl Shared {
+    fn broker_tables(&self) -> Tables {
+        let core = &self.core;
+        let threads = if self.threaded { Threads::Own } else { Threads::Stepped };
+        let environment =
+            Environment { disk: core.disk.clone(), clock: core.clock.clone(), threads };
+        Tables::new_in(core.directory().root(), environment)
+    }
+
+    /// Lets what is built upon the store end, as far as that does not take long.
+    pub(super) fn end_upper(self: &Arc<Self>) {
+        if let Some(upper) = self.upper.0.get() {
+            let until = self.core.clock.now() + self.core.config.close_timeout / 4;
+            upper.end(&Ending { shared: self, until });
+        }
     }
 }

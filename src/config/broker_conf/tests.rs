@@ -213,7 +213,7 @@ fn what_happens_anyway_is_told_from_what_cannot_be() {
         assert!(!reason(&format!("{key}={never}")).is_empty());
     }
     assert!(reason("haFlowControlEnable=true").contains("PrimaryOptions"));
-    assert!(reason("messageDelayLevel=1s 5s").contains("not supported yet"));
+    assert!(reason("messageDelayLevel=1s 5s").contains("defaults"));
 }
 
 #[test]

@@ -98,7 +98,7 @@ impl DeadLetters {
                 self.store.topic(topic).ok().flatten().map_or(1, |topic| topic.write_queue_nums);
             let queue = record.queue_offset() % i64::from(queues.max(1));
             fresh(record, topic)
-                .without(names::RETRY_TOPIC)
+                .without(&[names::RETRY_TOPIC])
                 .queue(i32::try_from(queue).unwrap_or(0))
         })
     }
@@ -155,8 +155,7 @@ fn origin<'a>(record: &RecordRef<'a>) -> &'a str {
 /// The message as it was before its group failed to handle it.
 fn fresh(record: &RecordRef<'_>, topic: impl Into<String>) -> Message {
     Message::copy_of(record, topic)
-        .without(names::DLQ_ORIGIN_TOPIC)
-        .without(names::DLQ_ORIGIN_MESSAGE_ID)
+        .without(&[names::DLQ_ORIGIN_TOPIC, names::DLQ_ORIGIN_MESSAGE_ID])
         .reconsume_times(0)
 }
 

@@ -111,8 +111,7 @@ impl Group {
             names::TIMER_DELIVER_MS,
             names::TIMER_OUT_MS,
         ];
-        let mut copy =
-            gone.iter().fold(Message::copy_of(record, topic), |copy, name| copy.without(name));
+        let mut copy = Message::copy_of(record, topic).without(&gone);
         if copy.get(names::RETRY_TOPIC).is_none() {
             copy = copy.property(names::RETRY_TOPIC, record.topic());
         }

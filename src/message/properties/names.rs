@@ -42,8 +42,10 @@ pub const TIMER_DELAY_SEC: &str = "TIMER_DELAY_SEC";
 pub const TIMER_DELAY_MS: &str = "TIMER_DELAY_MS";
 /// When a message of the timer wheel is due.
 pub const TIMER_DELIVER_MS: &str = "TIMER_DELIVER_MS";
-/// When a message of the timer wheel is taken off it, as RocketMQ has worked it out.
+/// When a message of the timer wheel is due, as RocketMQ's wheel counts: whole seconds.
 pub const TIMER_OUT_MS: &str = "TIMER_OUT_MS";
+/// Which message of the timer wheel is cancelled: its topic, `+` and its `UNIQ_KEY`.
+pub const TIMER_DELETE_UNIQUE_KEY: &str = "TIMER_DEL_UNIQKEY";
 /// Number of messages in a batch stored as one record.
 pub const INNER_NUM: &str = "INNER_NUM";
 /// Queue offset of the first message in a batch stored as one record.

@@ -1,0 +1,147 @@
+#![cfg(feature = "sim")]
+
+use crate::clock::{Clock, ManualClock};
+use crate::delivery::{DelayHandle, Delivery};
+use crate::disk::SimDisk;
+use crate::{Environment, Message, Next, Store, StoreConfig, StoreWorker};
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+struct World {
+    disk: SimDisk,
+    clock: Arc<ManualClock>,
+    soon_max: usize,
+    store: Store,
+}
+
+impl World {
+    fn new(soon_max: usize) -> Self {
+        let (disk, clock) = (SimDisk::new(1), Arc::new(ManualClock::new(1_700_000_000_000)));
+        let store = Self::open(&disk, &clock, soon_max);
+        Self { disk, clock, soon_max, store }
+    }
+
+    fn open(disk: &SimDisk, clock: &Arc<ManualClock>, soon_max: usize) -> Store {
+        let mut config = StoreConfig::new("/store").segment_size(64 << 10);
+        config.index_enable = false;
+        let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();
+        let store = Store::open_in(config, environment).unwrap();
+        Delivery::of(&store).unwrap().delay.keep_in_memory(soon_max);
+        store
+    }
+
+    fn reopen(&mut self) {
+        self.disk = self.disk.kill();
+        self.store = Self::open(&self.disk, &self.clock, self.soon_max);
+    }
+
+    fn work(&self) {
+        for round in 0.. {
+            assert!(round < 10_000, "delivery does not come to rest");
+            let background = [StoreWorker::Upkeep, StoreWorker::Flush, StoreWorker::Dispatch];
+            background.map(|worker| while self.store.step(worker) == Next::Now {});
+            let steps = [0, 1].map(|_| self.store.step(StoreWorker::Delivery));
+            if steps != [Next::Now; 2] && !steps.contains(&Next::Now) {
+                while self.store.step(StoreWorker::Offsets) == Next::Now {}
+                let in_flight = self.store.stats().watermarks;
+                if in_flight.durable == in_flight.appended {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn now(&self) -> i64 {
+        self.clock.unix_millis()
+    }
+
+    fn delivered(&self) -> Vec<usize> {
+        let number = |body: Vec<u8>| String::from_utf8(body).unwrap().parse::<usize>().unwrap();
+        let (mut found, mut at) = (Vec::new(), 0);
+        loop {
+            let fetched = self.store.get("orders", 0, at, 1_000).unwrap();
+            if fetched.messages.is_empty() {
+                return found;
+            }
+            at = fetched.next_offset;
+            found.extend(fetched.messages.into_iter().map(|message| number(message.body)));
+        }
+    }
+}
+
+struct Sent {
+    due: i64,
+    is_cancelled: bool,
+    handle: DelayHandle,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Send(i64),
+    Cancel(prop::sample::Index),
+    Advance(u64),
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        10 => (1..2_000i64).prop_map(Step::Send),
+        // Many that are due at once.
+        4 => (0..4i64).prop_map(|n| Step::Send(1 + n * 300)),
+        2 => any::<prop::sample::Index>().prop_map(Step::Cancel),
+        3 => (0..250u64).prop_map(Step::Advance),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
+    #[test]
+    fn whatever_waits_comes_when_it_is_due_however_little_is_kept_in_memory(
+        soon_max in prop_oneof![2..40usize, Just(1 << 20)],
+        steps in proptest::collection::vec(step(), 1..120),
+    ) {
+        let mut world = World::new(soon_max);
+        let mut sent: Vec<Sent> = Vec::new();
+        let mut reopened = false;
+        let end = [Step::Advance(3_000), Step::Advance(0)];
+        for step in steps.into_iter().chain(end) {
+            match step {
+                Step::Send(delay) => {
+                    // Whole tens, so that many have the same time.
+                    let due = (world.now() + delay + 9) / 10 * 10;
+                    let message = Message::new("orders", sent.len().to_string()).deliver_at(due);
+                    let (_, handle) = world.store.submit_delayed(message).unwrap();
+                    sent.push(Sent { due, is_cancelled: false, handle: handle.unwrap() });
+                }
+                Step::Cancel(which) if !sent.is_empty() => {
+                    let sent = which.get_mut(&mut sent);
+                    sent.is_cancelled |= world.store.submit_cancel(&sent.handle).unwrap().is_some();
+                }
+                Step::Cancel(_) => {}
+                Step::Advance(millis) => {
+                    world.work();
+                    world.clock.advance(Duration::from_millis(millis));
+                }
+                Step::Reopen => {
+                    world.work();
+                    reopened = true;
+                    world.reopen();
+                }
+            }
+            world.work();
+            let now = world.now();
+            let expected: BTreeSet<usize> = (0..sent.len())
+                .filter(|&n| sent[n].due <= now && !sent[n].is_cancelled)
+                .collect();
+            let found = world.delivered();
+            prop_assert!(reopened || found.len() == expected.len(), "twice: {found:?}");
+            prop_assert_eq!(BTreeSet::from_iter(found), expected);
+        }
+        let stats = world.store.delay_stats().unwrap();
+        prop_assert_eq!((stats.pending_timers, stats.undeliverable), (0, 0));
+    }
+}
