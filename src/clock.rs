@@ -30,6 +30,20 @@ pub(crate) fn local_millis(clock: &dyn Clock, unix_millis: i64) -> i64 {
     unix_millis.saturating_add(clock.utc_offset_seconds(unix_millis).saturating_mul(1000))
 }
 
+/// The date of a day counted from 1970-01-01, in the Gregorian calendar.
+pub(crate) fn civil_from_days(days: i64) -> (i64, i64, i64) {
+    // Years that begin in March have their leap day at the end; 400 of them are an era.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (era * 400 + year_of_era + carry, month, day)
+}
+
 /// The operating system's clocks.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct SystemClock;

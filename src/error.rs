@@ -1,5 +1,6 @@
 //! Everything that can go wrong, as values a caller can match on.
 
+use crate::message::Compression;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, io};
@@ -176,6 +177,29 @@ pub enum InvalidMessage {
     },
 }
 
+/// Why a body cannot be compressed or decompressed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CodecError {
+    /// This build of duralog has not the feature that it takes.
+    Missing {
+        /// The feature of the crate.
+        feature: &'static str,
+    },
+    /// RocketMQ has given the type in the record no meaning, or a newer one has.
+    Unknown,
+    /// More bytes come out than are allowed.
+    TooLong {
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// The bytes are not what the codec makes, or end too early.
+    Malformed {
+        /// What the codec says.
+        what: String,
+    },
+}
+
 /// An operation failed. Each variant says what state it left behind.
 ///
 /// Errors are cheap to clone: one failed sync answers every waiter with the same error.
@@ -309,6 +333,23 @@ pub enum Error {
         /// The topic.
         topic: String,
     },
+    /// Nobody may put to the topic: it is one that RocketMQ keeps for itself, or what `topics.json` says
+    /// of it allows no writing. Nothing was stored.
+    TopicNotWritable {
+        /// The topic.
+        topic: String,
+    },
+    /// A [`Producer`](crate::delivery::Producer) gave up. What `error` says of the message holds:
+    /// [`is_unknown`](Self::is_unknown) tells whether a copy may be stored, which then has this key.
+    SendFailed {
+        /// How often it was attempted.
+        attempts: u32,
+        /// The id of the message, the first one's for a batch; [`Store::query`](crate::Store::query)
+        /// finds it by that.
+        unique_key: String,
+        /// Why: what the last attempt met, or the first one that may have left a copy.
+        error: Arc<Error>,
+    },
     /// An offset to commit lies behind the end of its queue: messages to come would be passed over. Nothing
     /// was committed.
     OffsetOutOfRange {
@@ -319,6 +360,13 @@ pub enum Error {
     },
     /// The offsets of consumer groups were not durable in time. Nothing has failed: the sync goes on.
     OffsetsNotDurable,
+    /// A body cannot be compressed or decompressed. What is stored is as it was put.
+    Codec {
+        /// How the body is or was to be compressed.
+        compression: Compression,
+        /// What is wrong.
+        what: CodecError,
+    },
     /// A background thread did not stop in time: it hangs in the operating system. What was put is as
     /// safe as its `PutOk` said; the thread is left behind, and with it the lock of the store.
     CloseTimeout {
@@ -343,7 +391,7 @@ impl Error {
     /// are written, a segment that is ready, a replicator that takes puts again, a sync that ends.
     pub fn is_retryable(&self) -> bool {
         matches!(
-            self,
+            self.cause(),
             Self::DiskFull { .. }
                 | Self::Full
                 | Self::SegmentNotReady { .. }
@@ -355,7 +403,15 @@ impl Error {
 
     /// Whether the message of the failed put may be stored nonetheless.
     pub fn is_unknown(&self) -> bool {
-        matches!(self, Self::Unknown { .. } | Self::NotOk(_))
+        matches!(self.cause(), Self::Unknown { .. } | Self::NotOk(_))
+    }
+
+    /// What a [`SendFailed`](Self::SendFailed) is about; any other error itself.
+    pub fn cause(&self) -> &Self {
+        match self {
+            Self::SendFailed { error, .. } => error.cause(),
+            other => other,
+        }
     }
 }
 
@@ -556,6 +612,17 @@ impl fmt::Display for Error {
             Self::UnknownTopic { topic } => {
                 write!(f, "there is no topic {topic:?}, and topics are not created by puts here")
             }
+            Self::TopicNotWritable { topic } => write!(
+                f,
+                "nobody may put to topic {topic:?}: RocketMQ keeps it for itself, or its `perm` in \
+                 topics.json forbids it"
+            ),
+            Self::SendFailed { attempts: 1, unique_key, error } => {
+                write!(f, "message {unique_key} was not sent: {error}")
+            }
+            Self::SendFailed { attempts, unique_key, error } => {
+                write!(f, "message {unique_key} was not sent in {attempts} attempts: {error}")
+            }
             Self::OffsetOutOfRange { offset, end } => write!(
                 f,
                 "the queue ends at {end}: committing {offset} would pass over messages to come"
@@ -568,6 +635,17 @@ impl fmt::Display for Error {
                 "only the bytes before {durable} are durable yet, not those before {wanted}; the disk \
                  is slow, the sync goes on"
             ),
+            Self::Codec { compression, what } => match what {
+                CodecError::Missing { feature } => write!(
+                    f,
+                    "{compression:?} takes the feature `{feature}` of duralog, which this build lacks"
+                ),
+                CodecError::Unknown => write!(f, "compression {compression:?} is not known"),
+                CodecError::TooLong { max } => {
+                    write!(f, "the {compression:?} body holds more than the {max} bytes allowed")
+                }
+                CodecError::Malformed { what } => write!(f, "no {compression:?} body: {what}"),
+            },
             Self::CloseTimeout { thread } => {
                 write!(
                     f,
@@ -587,6 +665,7 @@ impl std::error::Error for Error {
         match self {
             Self::Io { source, .. } => Some(&**source),
             Self::Latched { first } | Self::Unknown { first, .. } => Some(&**first),
+            Self::SendFailed { error, .. } => Some(&**error),
             _ => None,
         }
     }

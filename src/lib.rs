@@ -68,6 +68,8 @@
 //!   loses what was not synced; `clock::ManualClock`, a clock that moves only when told to;
 //!   `replication::ScriptedReplica` and `ReplicaBehaviour`, a replica that confirms, delays, refuses or
 //!   is away.
+//! * `zlib`, `lz4`, `zstd`, off by default: what producers compress large bodies with, and consumers
+//!   decompress. The last one builds a C library.
 
 #![deny(missing_docs)]
 
@@ -93,7 +95,7 @@ pub use config::{
 };
 pub use disk::SyncMethod;
 pub use environment::{Environment, Threads};
-pub use error::{Corruption, Error, InvalidMessage, IoOp, Result};
+pub use error::{CodecError, Corruption, Error, InvalidMessage, IoOp, Result};
 pub use log::{
     ClampedOffset, GroupOffset, MessageView, Reached, RecoveryReport, TimeBound, Watermarks,
 };

@@ -7,8 +7,12 @@ mod temp;
 use duralog::{FlushMode, Message, PutStatus, Store, StoreConfig};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use temp::TempDir;
+
+/// One test at a time: some count what the whole process does.
+static ALONE: Mutex<()> = Mutex::new(());
 
 static EVERYWHERE: AtomicU64 = AtomicU64::new(0);
 
@@ -82,11 +86,41 @@ fn allocations(mode: FlushMode) -> (u64, u64) {
 
 #[test]
 fn ten_thousand_puts_allocate_nothing() {
+    let _alone = ALONE.lock().expect("no other test failed");
     for (by_the_producer, by_everyone) in
         [FlushMode::async_default(), FlushMode::sync()].map(allocations)
     {
         assert_eq!(by_the_producer, 0);
         // Background work may still grow a buffer to a size it had not reached before.
         assert!(by_everyone < 10, "{by_everyone} allocations for 10,000 puts");
+    }
+}
+
+/// Allocations of a thread that sends 10,000 messages which are made already, each with an id or without.
+fn allocations_of_sends(with_id: bool) -> u64 {
+    let dir = TempDir::in_memory();
+    let config = StoreConfig::new(dir.path()).segment_size(64 << 20);
+    let store = Store::open(config.flush_mode(FlushMode::async_default())).expect("it opens");
+    let producer = store.producer("orders-service").open().expect("a producer");
+    let message = |n: usize| {
+        let message = Message::new("orders", vec![7; 100]).tag("paid").sharding_key("customer-7");
+        if with_id { message.unique_key(format!("{n}")) } else { message }
+    };
+    let messages = |count: usize| (0..count).map(message).collect::<Vec<_>>();
+    messages(20_000).into_iter().for_each(|message| drop(producer.send(message).expect("sent")));
+    let messages = messages(10_000);
+    let before = HERE.get();
+    messages.into_iter().for_each(|message| drop(producer.send(message).expect("sent")));
+    let counted = HERE.get() - before;
+    store.close().expect("the store closes");
+    counted
+}
+
+#[test]
+fn a_send_allocates_what_the_id_takes_and_nothing_else() {
+    let _alone = ALONE.lock().expect("no other test failed");
+    // The properties grow by the id that a message gets; an id that it brings is kept for the answer.
+    for with_id in [false, true] {
+        assert_eq!(allocations_of_sends(with_id), 10_000);
     }
 }

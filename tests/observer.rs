@@ -102,6 +102,28 @@ fn the_way_of_a_message_is_told() {
 }
 
 #[test]
+fn what_producers_send_is_told() {
+    let (told, heard) = std::sync::mpsc::channel();
+    let disk = SimDisk::new(2);
+    let mut config = StoreConfig::new("/store").segment_size(64 << 10);
+    config.log.max_message_size = 1000;
+    let store = Store::open_in(config, Environment::on(disk.shared())).unwrap();
+    let tell = move |event: &Event<'_>| match event {
+        Event::Sent { sent } => told.send(sent.unique_key().to_owned()).unwrap(),
+        Event::NotSent { error } => told.send(error.to_string()).unwrap(),
+        _ => {}
+    };
+    store.observe(Watch::new(tell)).unwrap();
+    let producer = store.producer("shop").open().unwrap();
+    let sent = producer.send(Message::new("orders", "x")).unwrap();
+    assert_eq!(heard.recv().unwrap(), sent.unique_key());
+    let sent = producer.send_async(Message::new("orders", "x")).unwrap().wait().unwrap();
+    assert_eq!(heard.recv().unwrap(), sent.unique_key());
+    let refused = producer.send(Message::new("orders", vec![0; 2000])).unwrap_err();
+    assert_eq!(heard.recv().unwrap(), refused.to_string());
+}
+
+#[test]
 fn a_group_that_falls_behind_is_told_once_until_it_has_caught_up() {
     let world = World::new(|watch| watch.lag_over(2));
     for n in 0..3 {

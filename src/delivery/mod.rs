@@ -6,6 +6,7 @@
 mod consumer;
 mod delay;
 mod observer;
+mod producer;
 
 pub use consumer::{
     Batch, ConsumeFrom, Consumer, ConsumerBuilder, DeadLetters, Handled, Listener, QueueLag,
@@ -13,6 +14,7 @@ pub use consumer::{
 };
 pub use delay::{Cancelled, DelayHandle, DelayStats};
 pub use observer::{Event, Verdict, Watch};
+pub use producer::{Producer, ProducerBuilder, SendTicket, Sent};
 
 use crate::error::Result;
 use crate::message::Message;
@@ -45,7 +47,8 @@ impl Delivery {
     /// Puts a message of the store's own making, now or to where it waits until it is due, whatever it says
     /// about waiting for disk and replicas; it is as safe as the store's settings ask.
     fn put(&self, store: &Store, message: Message) -> Result<Acknowledged> {
-        let put = store.put_safely(delay::routed(message, store.clock().unix_millis())?)?;
+        let delayed = delay::asks_to_wait(&message);
+        let put = store.put_safely(if delayed { store.routed(message)? } else { message })?;
         self.alarm.ring();
         Ok(put)
     }

@@ -1,6 +1,6 @@
 //! What happens to messages, and what needs somebody's attention, told to whoever asked to hear of it.
 
-use super::{QueueLag, Received, Settled};
+use super::{QueueLag, Received, Sent, Settled};
 use crate::config::Threshold;
 use crate::error::{Error, Result};
 use crate::log::MessageView;
@@ -34,6 +34,16 @@ pub enum Verdict {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
+    /// A producer sent a message, or a batch: it is told where the first one lies.
+    Sent {
+        /// What the producer answered.
+        sent: &'a Sent,
+    },
+    /// A producer gave up a message. One that was sent without waiting for an answer is not told of.
+    NotSent {
+        /// What the producer answered, the message's id included.
+        error: &'a Error,
+    },
     /// A consumer was given a message.
     Delivered {
         /// The group.

@@ -12,7 +12,7 @@
 use super::broker_checkpoint::BrokerCheckpoint;
 use super::directory::Directory;
 use super::index_file::{Geometry, Header, IndexFile};
-use crate::clock::{Clock, local_millis};
+use crate::clock::{Clock, civil_from_days, local_millis};
 use crate::disk::{Disk, OpenAccess};
 use crate::error::{IoContext, IoOp, Result};
 use crate::message::{RecordRef, Transaction, index_hash, names};
@@ -578,20 +578,6 @@ fn name_of(local_millis: i64) -> u64 {
     let date = (year * 100 + month) * 100 + day;
     let clock = (seconds / 3600 * 100 + seconds / 60 % 60) * 100 + seconds % 60;
     u64::try_from((date * 1_000_000 + clock) * 1000 + millis).unwrap_or(0)
-}
-
-/// The date of a day counted from 1970-01-01, in the Gregorian calendar.
-fn civil_from_days(days: i64) -> (i64, i64, i64) {
-    // Years that begin in March have their leap day at the end; 400 of them are an era.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (era * 400 + year_of_era + carry, month, day)
 }
 
 #[cfg(test)]

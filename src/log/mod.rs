@@ -26,7 +26,7 @@ mod queue_entry;
 mod queue_offsets;
 mod queue_table;
 mod queues;
-mod quick_hash;
+pub(crate) mod quick_hash;
 mod recovery;
 mod segment;
 mod view;

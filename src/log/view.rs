@@ -1,7 +1,9 @@
 //! A record in a mapped segment, held.
 
 use crate::disk::Region;
+use crate::error::Result;
 use crate::message::{Parts, RecordRef, StoredMessage, queue_offset};
+use std::borrow::Cow;
 use std::fmt;
 
 /// A stored message, read in place.
@@ -53,6 +55,15 @@ impl MessageView {
     /// The body.
     pub fn body(&self) -> &[u8] {
         self.parts.body(self.bytes())
+    }
+
+    /// The body as its producer gave it: decompressed, if it is stored compressed. Takes memory for `max`
+    /// bytes and some buffers at most; a body that is stored as it was is given whatever its length.
+    ///
+    /// # Errors
+    /// As [`StoredMessage::decoded_body`].
+    pub fn decoded_body(&self, max: usize) -> Result<Cow<'_, [u8]>> {
+        self.record().decoded_body(max)
     }
 
     /// The topic.

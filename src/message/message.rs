@@ -23,6 +23,8 @@ pub struct Message {
     topic: String,
     body: Vec<u8>,
     queue_id: i32,
+    /// Whether anyone has said which: a producer chooses one otherwise.
+    queue_chosen: bool,
     /// Never holds a `__CRC32#`.
     properties: Properties,
     /// The first property that was refused: a builder has no other way to say so.
@@ -48,12 +50,14 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message for queue 0 of `topic`.
+    /// A message for `topic`: for its queue 0, unless a queue is chosen, or a
+    /// [`Producer`](crate::delivery::Producer) chooses one.
     pub fn new(topic: impl Into<String>, body: impl Into<Vec<u8>>) -> Self {
         Self {
             topic: topic.into(),
             body: body.into(),
             queue_id: 0,
+            queue_chosen: false,
             properties: Properties::new(),
             invalid: None,
             waits: true,
@@ -113,11 +117,21 @@ impl Message {
         self
     }
 
-    /// Chooses the queue: 0 or more, and below `StoreConfig::max_queues_per_topic`.
+    /// Chooses the queue: 0 or more, and below `StoreConfig::max_queues_per_topic`. A
+    /// [`Producer`](crate::delivery::Producer) keeps to it.
     #[must_use]
     pub fn queue(mut self, queue_id: i32) -> Self {
         self.queue_id = queue_id;
+        self.queue_chosen = true;
         self
+    }
+
+    /// Lets a [`Producer`](crate::delivery::Producer) put all messages with this key into the same
+    /// queue, in which they stay in order; RocketMQ's property `__SHARDINGKEY`. Means nothing to
+    /// [`Store::put`](crate::Store::put).
+    #[must_use]
+    pub fn sharding_key(self, key: impl AsRef<str>) -> Self {
+        self.property(names::SHARDING_KEY, key)
     }
 
     /// Sets the application's own number.
@@ -283,6 +297,33 @@ impl Message {
     pub(crate) fn waiting(mut self) -> Self {
         self.waits = true;
         self
+    }
+
+    /// The same message, whose put does not wait, whatever its property says.
+    pub(crate) fn not_waiting(mut self) -> Self {
+        self.waits = false;
+        self
+    }
+
+    /// The queue, if anyone has chosen it.
+    pub(crate) fn chosen_queue(&self) -> Option<i32> {
+        self.queue_chosen.then_some(self.queue_id)
+    }
+
+    /// Puts it into a queue that nobody has chosen for good.
+    pub(crate) fn set_queue(&mut self, queue_id: i32) {
+        self.queue_id = queue_id;
+    }
+
+    /// Adds a property that it does not have, given as it is written: name, 1, value, 2.
+    pub(crate) fn add_entry(&mut self, entry: &[u8]) {
+        self.properties.append(PropertiesRef::new(entry));
+    }
+
+    /// Replaces the body by what it is when compressed.
+    pub(crate) fn set_compressed(&mut self, body: Vec<u8>, bits: SysFlag) {
+        self.body = body;
+        self.sys_flag = self.sys_flag.with(bits);
     }
 
     /// The same message with another body and other properties.

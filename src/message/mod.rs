@@ -8,6 +8,7 @@
 //! a value or a [`Corruption`](crate::Corruption), and what decodes encodes to the same bytes.
 
 mod batch;
+mod compression;
 mod crc;
 mod draft;
 mod filler;

@@ -20,7 +20,7 @@ pub enum Transaction {
     Rollback,
 }
 
-/// How a producer compressed a body. The store neither compresses nor decompresses.
+/// How a producer compressed a body. The store itself neither compresses nor decompresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Compression {

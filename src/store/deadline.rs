@@ -1,10 +1,12 @@
 //! Wakes tasks whose deadline passes while nothing else happens.
 
-use super::Shared;
+use super::{Shared, Store};
+use crate::log::progress::{Group, Need, Seat};
 use crate::worker::{Doorbell, Next};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 /// Deadlines are kept this apart, so that many tickets share one.
@@ -66,6 +68,34 @@ impl Deadlines {
             pending.origin = None;
         }
         (expired, pending.first())
+    }
+}
+
+impl Store {
+    /// Ready when it is `until`, or when nothing will come of waiting any more: the store has closed or
+    /// latched. `seat` is where the waker stays meanwhile.
+    pub(crate) fn poll_until(
+        &self,
+        until: Instant,
+        context: &Context<'_>,
+        seat: &mut Option<Seat>,
+    ) -> Poll<()> {
+        let (shared, now) = (self.shared(), self.shared().core.clock.now());
+        if now >= until {
+            return Poll::Ready(());
+        }
+        if seat.is_none() {
+            shared.deadlines.add(now, until);
+        }
+        // What no put waits for: only the deadlines, which wake everyone, and the end wake this one.
+        let need = Need { durable: true, confirmed: false };
+        let waker = context.waker();
+        match shared.core.progress.poll(u64::MAX, need, Group(0), waker, seat) {
+            Some(_) => Poll::Ready(()),
+            // Looked at once more with the waker in place.
+            None if shared.core.clock.now() >= until => Poll::Ready(()),
+            None => Poll::Pending,
+        }
     }
 }
 

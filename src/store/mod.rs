@@ -25,6 +25,7 @@ pub use ticket::Ticket;
 pub(crate) use upper::{Ending, Upper};
 pub use verify::VerifyReport;
 
+use crate::clock::Clock;
 use crate::config::{FlushMode, StoreConfig, Visibility};
 use crate::disk::Disk;
 use crate::environment::{Environment, Threads};
@@ -288,6 +289,16 @@ impl Store {
     /// What the store's clock says.
     pub(crate) fn now(&self) -> Instant {
         self.shared().core.clock.now()
+    }
+
+    /// Whether both are one store.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    /// What time it is here.
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.shared().core.clock
     }
 
     fn shared(&self) -> &Arc<Shared> {

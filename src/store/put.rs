@@ -10,7 +10,7 @@ use crate::replication::{Confirmation, Refusal, Role};
 use crate::worker::Next;
 use std::borrow::Borrow;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A message that has its place, and what its put waits for.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +47,27 @@ pub(crate) enum Outlook {
     Open { need: Need, until: Instant },
 }
 
+/// How long a put may take.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// Whether it may wait for its place.
+    may_wait: bool,
+    /// How long for its place, and for the page cache.
+    patience: Duration,
+    /// When it is to be answered, should its own deadlines be later.
+    until: Option<Instant>,
+    /// Whether a thread waits for the answer from the start.
+    blocking: bool,
+}
+
+impl Pace {
+    /// The same, answered by `until`. It is `now`.
+    fn by(self, now: Instant, until: Instant) -> Self {
+        let left = until.saturating_duration_since(now);
+        Self { patience: self.patience.min(left), until: Some(until), ..self }
+    }
+}
+
 impl Store {
     /// Stores `message` and waits until it is as safe as the store's settings ask.
     ///
@@ -68,7 +89,7 @@ impl Store {
         let shared = self.shared();
         let started =
             shared.stats.sample_start(&*shared.core.clock, shared.core.progress.appended());
-        let pending = shared.place_one(message.borrow(), true, true)?;
+        let pending = shared.place_one(message.borrow(), shared.usual_pace(true, true))?;
         let result = shared.wait(&pending);
         shared.stats.sample_end(&*shared.core.clock, started);
         shared.counted(result)
@@ -86,6 +107,45 @@ impl Store {
         let ticket = self.try_submit(message)?;
         self.flush()?;
         ticket.wait()?.ok()
+    }
+
+    /// [`put`](Self::put) or [`put_batch`](Self::put_batch), answered by `until` at the latest: with the
+    /// status reached by then, whatever the settings say. It is `now`.
+    pub(crate) fn put_by<M: Borrow<Message>>(
+        &self,
+        messages: &[M],
+        now: Instant,
+        until: Instant,
+    ) -> Result<PutResult> {
+        let shared = self.shared();
+        let pace = shared.usual_pace(true, true).by(now, until);
+        let pending = shared.place_all(messages, pace)?;
+        shared.counted(shared.wait(&pending))
+    }
+
+    /// Refuses what no put would do: one to a store that is closed, read or a replica.
+    pub(crate) fn check_takes_puts(&self) -> Result<()> {
+        let shared = self.shared();
+        shared.check_open()?;
+        if shared.config.log.read_only {
+            return Err(Error::ReadOnly);
+        }
+        shared.check_role()
+    }
+
+    /// [`submit`](Self::submit) or [`try_submit`](Self::try_submit) with a ticket that is answered by
+    /// `until` at the latest. It is `now`.
+    pub(crate) fn submit_by<M: Borrow<Message>>(
+        &self,
+        messages: &[M],
+        may_wait: bool,
+        now: Instant,
+        until: Instant,
+    ) -> Result<Ticket> {
+        let shared = self.shared();
+        let pace = shared.usual_pace(may_wait, false).by(now, until);
+        let pending = shared.place_all(messages, pace)?;
+        Ok(Ticket::new(shared.clone(), pending))
     }
 
     /// Stores messages of one topic and queue next to each other, with consecutive queue offsets, and
@@ -111,7 +171,7 @@ impl Store {
     /// [`Error::TooLarge`] also if the batch does not fit a segment.
     pub fn put_batch<M: Borrow<Message>>(&self, messages: &[M]) -> Result<PutResult> {
         let shared = self.shared();
-        let pending = shared.place_batch(messages, true, true)?;
+        let pending = shared.place_batch(messages, shared.usual_pace(true, true))?;
         shared.counted(shared.wait(&pending))
     }
 
@@ -143,7 +203,7 @@ impl Store {
     /// As [`put`](Self::put).
     pub fn submit(&self, message: impl Borrow<Message>) -> Result<Ticket> {
         let shared = self.shared();
-        let pending = shared.place_one(message.borrow(), true, false)?;
+        let pending = shared.place_one(message.borrow(), shared.usual_pace(true, false))?;
         Ok(Ticket::new(shared.clone(), pending))
     }
 
@@ -153,7 +213,7 @@ impl Store {
     /// As [`put_batch`](Self::put_batch).
     pub fn submit_batch<M: Borrow<Message>>(&self, messages: &[M]) -> Result<Ticket> {
         let shared = self.shared();
-        let pending = shared.place_batch(messages, true, false)?;
+        let pending = shared.place_batch(messages, shared.usual_pace(true, false))?;
         Ok(Ticket::new(shared.clone(), pending))
     }
 
@@ -163,7 +223,7 @@ impl Store {
     /// As [`put_batch`](Self::put_batch) and [`try_submit`](Self::try_submit).
     pub fn try_submit_batch<M: Borrow<Message>>(&self, messages: &[M]) -> Result<Ticket> {
         let shared = self.shared();
-        let pending = shared.place_batch(messages, false, false)?;
+        let pending = shared.place_batch(messages, shared.usual_pace(false, false))?;
         Ok(Ticket::new(shared.clone(), pending))
     }
 
@@ -176,39 +236,54 @@ impl Store {
     /// [`Error::SegmentNotReady`] where it would wait for a segment.
     pub fn try_submit(&self, message: impl Borrow<Message>) -> Result<Ticket> {
         let shared = self.shared();
-        let pending = shared.place_one(message.borrow(), false, false)?;
+        let pending = shared.place_one(message.borrow(), shared.usual_pace(false, false))?;
         Ok(Ticket::new(shared.clone(), pending))
     }
 }
 
 impl Shared {
     #[inline]
-    pub(super) fn place_one(
-        &self,
-        message: &Message,
-        may_wait: bool,
-        blocking: bool,
-    ) -> Result<Pending> {
-        let draft = Draft::new(message, self.core.layout())?;
-        self.place(std::slice::from_ref(&draft), may_wait, blocking)
+    fn usual_pace(&self, may_wait: bool, blocking: bool) -> Pace {
+        let patience = self.core.config.put_timeout;
+        Pace { may_wait, patience, until: None, blocking }
     }
 
-    fn place_batch<M: Borrow<Message>>(
-        &self,
-        messages: &[M],
-        may_wait: bool,
-        blocking: bool,
-    ) -> Result<Pending> {
-        let layout = self.core.layout();
-        let drafts = messages.iter().map(|message| Draft::new(message.borrow(), layout));
-        let drafts = drafts.collect::<Result<Vec<_>>>()?;
-        self.place(&drafts, may_wait, blocking)
+    /// A place for a message, or none: it waits for nothing.
+    pub(super) fn place_at_once(&self, message: &Message) -> Result<Pending> {
+        self.place_one(message, self.usual_pace(false, false))
     }
 
     #[inline]
-    fn place(&self, drafts: &[Draft<'_>], may_wait: bool, blocking: bool) -> Result<Pending> {
-        let patience =
-            if may_wait { Patience::For(self.core.config.put_timeout) } else { Patience::None };
+    fn place_all<M: Borrow<Message>>(&self, messages: &[M], pace: Pace) -> Result<Pending> {
+        match messages {
+            [message] => self.place_one(message.borrow(), pace),
+            _ => self.place_batch(messages, pace),
+        }
+    }
+
+    #[inline]
+    fn place_one(&self, message: &Message, pace: Pace) -> Result<Pending> {
+        let draft = Draft::new(message, self.core.layout())?;
+        self.place(std::slice::from_ref(&draft), pace)
+    }
+
+    fn check_role(&self) -> Result<()> {
+        match self.role {
+            Role::Replica => Err(Error::Refused(Refusal::NotPrimary)),
+            _ => Ok(()),
+        }
+    }
+
+    fn place_batch<M: Borrow<Message>>(&self, messages: &[M], pace: Pace) -> Result<Pending> {
+        let layout = self.core.layout();
+        let drafts = messages.iter().map(|message| Draft::new(message.borrow(), layout));
+        let drafts = drafts.collect::<Result<Vec<_>>>()?;
+        self.place(&drafts, pace)
+    }
+
+    #[inline]
+    fn place(&self, drafts: &[Draft<'_>], pace: Pace) -> Result<Pending> {
+        let patience = if pace.may_wait { Patience::For(pace.patience) } else { Patience::None };
         let Some((first, others)) = drafts.split_first() else {
             return Err(Error::InvalidMessage(InvalidMessage::EmptyBatch));
         };
@@ -220,9 +295,7 @@ impl Shared {
             let limit = self.config.max_queues_per_topic;
             return Err(Error::InvalidMessage(InvalidMessage::QueueId { queue_id, limit }));
         }
-        if self.role == Role::Replica {
-            return Err(Error::Refused(Refusal::NotPrimary));
-        }
+        self.check_role()?;
         if !self.config.auto_create_topic {
             self.check_topic(topic, queue_id)?;
         }
@@ -239,11 +312,12 @@ impl Shared {
             confirmed: waits && confirmation == Confirmation::Awaited,
         };
         let (flush_deadline, replica_deadline) = self.deadlines_of(need);
-        let appended = self.core.append(drafts, patience, blocking && need.durable)?;
+        let sooner = |deadline: Instant| pace.until.map_or(deadline, |until| until.min(deadline));
+        let appended = self.core.append(drafts, patience, pace.blocking && need.durable)?;
         self.core.wake_flusher();
         if !need.durable {
             // A success is never only in this process's memory.
-            self.write_through(&appended)?;
+            self.write_through(&appended, pace.patience)?;
         }
         Ok(Pending {
             appended,
@@ -251,8 +325,8 @@ impl Shared {
             message_id: self.message_id(&appended, first),
             need,
             replicas_available: confirmation != Confirmation::OutOfReach || !waits,
-            flush_deadline,
-            replica_deadline,
+            flush_deadline: flush_deadline.map(sooner),
+            replica_deadline: replica_deadline.map(sooner),
         })
     }
 
@@ -277,12 +351,12 @@ impl Shared {
     }
 
     #[inline]
-    fn write_through(&self, appended: &Appended) -> Result<()> {
+    fn write_through(&self, appended: &Appended, patience: Duration) -> Result<()> {
         if self.core.progress.written() >= appended.end {
             return Ok(());
         }
         let physical_offset = appended.physical_offset;
-        match self.core.write_within(self.core.config.put_timeout) {
+        match self.core.write_within(patience) {
             // Whoever took the bytes along has written them by now; if the time was up, the answer
             // says so.
             Ok(_) => Ok(()),

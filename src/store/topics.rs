@@ -8,17 +8,24 @@ use crate::message::format::{DEAD_LETTER_TOPIC_PREFIX, RETRY_TOPIC_PREFIX, is_sy
 use crate::tables::{Tables, TopicConfig, TopicTable};
 use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What `topics.json` says, read when someone first asks: who only puts and gets does not need it.
 #[derive(Debug)]
 pub(super) struct Topics {
     tables: Tables,
     known: RwLock<Option<TopicTable>>,
+    /// How often one was noted, for those who remember what they have read.
+    noted: AtomicU64,
 }
 
 impl Topics {
     pub(super) fn new(root: &Path, environment: Environment) -> Self {
-        Self { tables: Tables::new_in(root, environment), known: RwLock::new(None) }
+        Self {
+            tables: Tables::new_in(root, environment),
+            known: RwLock::new(None),
+            noted: AtomicU64::new(0),
+        }
     }
 
     fn read(&self) -> Result<MappedRwLockReadGuard<'_, TopicTable>> {
@@ -54,6 +61,7 @@ impl Topics {
         // What is not durable is not known either.
         self.tables.save(&mut changed)?;
         *table = changed;
+        self.noted.fetch_add(1, Ordering::Release);
         Ok(())
     }
 }
@@ -140,6 +148,11 @@ impl Store {
             self.create_topic(topic, config.clone())?;
         }
         Ok(config)
+    }
+
+    /// A number that grows whenever a topic is created or changed.
+    pub(crate) fn topics_version(&self) -> u64 {
+        self.shared().topics.noted.load(Ordering::Acquire)
     }
 
     /// The ids of a topic's queues that hold or held something, sorted.

@@ -74,7 +74,7 @@ impl Ending<'_> {
 
     /// The last things to be put.
     pub(crate) fn submit(&self, message: &Message) -> Result<Ticket> {
-        let pending = self.shared.place_one(message, false, false)?;
+        let pending = self.shared.place_at_once(message)?;
         Ok(Ticket::new(self.shared.clone(), pending))
     }
 
@@ -115,10 +115,6 @@ impl Store {
     pub(super) fn upper_step(&self) -> Next {
         let upper = self.shared().upper.0.get().cloned();
         upper.map_or(Next::Idle, |upper| upper.step(self))
-    }
-
-    pub(crate) fn clock(&self) -> &dyn Clock {
-        &*self.shared().core.clock
     }
 
     /// Whether this process may put: not to a store that is only read, nor to another node's log.

@@ -62,6 +62,14 @@ fn waiting_in(message: Message, topic: &str, queue_id: i32) -> Result<Message> {
         .moved_to(topic, queue_id))
 }
 
+/// Whether a message may be one that is to be delivered later. It may turn out not to be.
+pub(crate) fn asks_to_wait(message: &Message) -> bool {
+    let properties = message.properties_ref();
+    let asks =
+        [names::DELAY, names::TIMER_DELAY_SEC, names::TIMER_DELAY_MS, names::TIMER_DELIVER_MS];
+    properties.iter_raw().any(|(name, _)| asks.iter().any(|ask| ask.as_bytes() == name))
+}
+
 /// Half messages are delayed when they are committed, if at all.
 fn may_wait(message: &Message) -> bool {
     let is_half = match message.sys_flag.transaction() {

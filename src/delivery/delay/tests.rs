@@ -41,7 +41,7 @@ impl World {
         for round in 0.. {
             assert!(round < 10_000, "delivery does not come to rest");
             let background = [StoreWorker::Upkeep, StoreWorker::Flush, StoreWorker::Dispatch];
-            background.map(|worker| while self.store.step(worker) == Next::Now {});
+            background.into_iter().for_each(|worker| while self.store.step(worker) == Next::Now {});
             let steps = [0, 1].map(|_| self.store.step(StoreWorker::Delivery));
             if steps != [Next::Now; 2] && !steps.contains(&Next::Now) {
                 while self.store.step(StoreWorker::Offsets) == Next::Now {}

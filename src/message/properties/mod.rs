@@ -177,15 +177,14 @@ impl Properties {
         if !readable(name) || !readable(value) {
             return Err(InvalidMessage::Property { name: name.to_owned() });
         }
-        let place = match self.view().find(name, 0) {
-            Some(place) => place,
-            None => {
-                self.terminate();
-                self.bytes.len()..self.bytes.len()
-            }
+        let entry = [name.as_bytes(), &[NAME_END], value.as_bytes(), &[VALUE_END]];
+        let Some(place) = self.view().find(name, 0) else {
+            self.terminate();
+            self.bytes.reserve(name.len() + value.len() + 2);
+            entry.into_iter().for_each(|part| self.bytes.extend_from_slice(part));
+            return Ok(());
         };
         let next = place.start + name.len() + value.len() + 2;
-        let entry = [name.as_bytes(), &[NAME_END], value.as_bytes(), &[VALUE_END]];
         self.bytes.splice(place, entry.into_iter().flatten().copied());
         self.remove_from(name, next);
         Ok(())

@@ -10,6 +10,8 @@ pub const WAIT: &str = "WAIT";
 pub const DELAY: &str = "DELAY";
 /// The id that the producer gave the message.
 pub const UNIQ_KEY: &str = "UNIQ_KEY";
+/// What a producer keeps in order: messages with the same go to the same queue.
+pub const SHARDING_KEY: &str = "__SHARDINGKEY";
 /// The topic to which a delayed or half message goes in the end.
 pub const REAL_TOPIC: &str = "REAL_TOPIC";
 /// The queue to which a delayed or half message goes in the end.
