@@ -169,6 +169,13 @@ pub enum InvalidMessage {
         /// How far ahead it may be, in milliseconds.
         max_ms: i64,
     },
+    /// The topic is one that the store or a broker keeps for itself, which no transaction ends in.
+    SystemTopic {
+        /// The topic.
+        topic: String,
+    },
+    /// A half message asks for delivery to be delayed: a transaction cannot be.
+    DelayedTransaction,
     /// The queue has no offset left: a record of another program claims one near the largest there
     /// can be. Use another queue.
     QueueFull {
@@ -350,6 +357,32 @@ pub enum Error {
         /// Why: what the last attempt met, or the first one that may have left a copy.
         error: Arc<Error>,
     },
+    /// The half message was decided before, the other way. Nothing was stored.
+    TransactionDecided {
+        /// Whether it was committed; if not, it was rolled back.
+        committed: bool,
+    },
+    /// So many half messages are open that no further one is taken. Nothing was stored.
+    TooManyTransactions {
+        /// How many may be open.
+        max: usize,
+    },
+    /// A stored half message lacks what it takes to commit it, or holds what no message can have: another
+    /// program wrote it. Nothing was changed.
+    MalformedHalfMessage {
+        /// The property that is missing or wrong.
+        property: &'static str,
+    },
+    /// A half message is not there any more: retention deleted it, or recovery cut it off.
+    HalfMessageGone {
+        /// Its queue offset.
+        queue_offset: u64,
+    },
+    /// Another producer of this process has the producer group in this store; clone that one.
+    ProducerGroupInUse {
+        /// The group.
+        group: String,
+    },
     /// An offset to commit lies behind the end of its queue: messages to come would be passed over. Nothing
     /// was committed.
     OffsetOutOfRange {
@@ -398,6 +431,7 @@ impl Error {
                 | Self::Refused(_)
                 | Self::FlushTimeout { .. }
                 | Self::OffsetsNotDurable
+                | Self::TooManyTransactions { .. }
         )
     }
 
@@ -516,6 +550,12 @@ impl fmt::Display for InvalidMessage {
             Self::DelayTooLong { delay_ms, max_ms } => {
                 write!(f, "delivery in {delay_ms} ms is too far ahead, {max_ms} ms are the most")
             }
+            Self::SystemTopic { topic } => {
+                write!(f, "{topic} is kept by the store itself; use a topic of your own")
+            }
+            Self::DelayedTransaction => f.write_str(
+                "a half message cannot be delayed; remove DELAY and TIMER_* from its properties",
+            ),
             Self::QueueFull { queue_id } => {
                 write!(f, "queue {queue_id} has no offset left, use another queue")
             }
@@ -623,6 +663,25 @@ impl fmt::Display for Error {
             Self::SendFailed { attempts, unique_key, error } => {
                 write!(f, "message {unique_key} was not sent in {attempts} attempts: {error}")
             }
+            Self::TransactionDecided { committed } => {
+                let decided = if *committed { "committed" } else { "rolled back" };
+                write!(f, "the transaction was {decided} before, which cannot be taken back")
+            }
+            Self::TooManyTransactions { max } => write!(
+                f,
+                "{max} half messages are open (`max_open_transactions`); commit or roll back some, or let \
+                 a producer of their group open that checks them"
+            ),
+            Self::MalformedHalfMessage { property } => {
+                write!(f, "the half message has no {property} that could be used")
+            }
+            Self::HalfMessageGone { queue_offset } => {
+                write!(f, "the half message at queue offset {queue_offset} is not there any more")
+            }
+            Self::ProducerGroupInUse { group } => write!(
+                f,
+                "there is a transactional producer of group {group:?} already; clone it or name another one"
+            ),
             Self::OffsetOutOfRange { offset, end } => write!(
                 f,
                 "the queue ends at {end}: committing {offset} would pass over messages to come"

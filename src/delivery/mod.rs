@@ -7,6 +7,8 @@ mod consumer;
 mod delay;
 mod observer;
 mod producer;
+mod transaction;
+mod unique_ids;
 
 pub use consumer::{
     Batch, ConsumeFrom, Consumer, ConsumerBuilder, DeadLetters, Handled, Listener, QueueLag,
@@ -15,6 +17,10 @@ pub use consumer::{
 pub use delay::{Cancelled, DelayHandle, DelayStats};
 pub use observer::{Event, Verdict, Watch};
 pub use producer::{Producer, ProducerBuilder, SendTicket, Sent};
+pub use transaction::{
+    HalfMessage, HalfMessageView, TransactionOutcome, TransactionState, TransactionStats,
+    TransactionalProducer, TransactionalProducerBuilder, Transactions,
+};
 
 use crate::error::Result;
 use crate::message::Message;
@@ -24,22 +30,35 @@ use consumer::Groups;
 use observer::Observers;
 use std::any::Any;
 use std::sync::Arc;
+use unique_ids::UniqueIds;
 
 /// What one store has above it: shared by all its producers and consumers.
-#[derive(Default)]
 pub(crate) struct Delivery {
     alarm: Arc<Alarm>,
+    ids: UniqueIds,
     groups: Groups,
     observers: Observers,
     delay: delay::Delay,
+    transactions: transaction::Slot,
 }
 
 impl Delivery {
+    fn new(store: &Store) -> Self {
+        Self {
+            alarm: Arc::default(),
+            ids: UniqueIds::new(store.clock(), store.config().log.store_host.ip()),
+            groups: Groups::default(),
+            observers: Observers::default(),
+            delay: delay::Delay::default(),
+            transactions: transaction::Slot::default(),
+        }
+    }
+
     /// That of `store`, and its thread; made with the first producer or consumer.
     pub(crate) fn of(store: &Store) -> Result<Arc<Self>> {
-        let upper: Arc<dyn Any + Send + Sync> = store.upper(|| Arc::new(Self::default()));
+        let upper: Arc<dyn Any + Send + Sync> = store.upper(|| Arc::new(Self::new(store)));
         // Nothing else is ever built upon a store.
-        let delivery = Arc::downcast(upper).unwrap_or_default();
+        let delivery = Arc::downcast(upper).unwrap_or_else(|_| Arc::new(Self::new(store)));
         store.start_upper()?;
         Ok(delivery)
     }
@@ -57,7 +76,11 @@ impl Delivery {
 impl Upper for Delivery {
     fn step(&self, store: &Store) -> Next {
         // Each part looks again when the bell rings: who brings work shows it first, then rings.
-        let parts = || self.observers.step(store).or_sooner(self.delay.step(store, &self.alarm));
+        let parts = || {
+            let told = self.observers.step(store);
+            let delayed = self.delay.step(store, &self.alarm);
+            told.or_sooner(delayed).or_sooner(self.transactions.step(store))
+        };
         match parts() {
             Next::Now => Next::Now,
             _ => {

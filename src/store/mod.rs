@@ -22,7 +22,7 @@ pub use retention::{Pinned, RetentionStats};
 pub use snapshot::SnapshotReport;
 pub use stats::{Health, Latency, Pin, Stats};
 pub use ticket::Ticket;
-pub(crate) use upper::{Ending, Upper};
+pub(crate) use upper::{Ending, Upper, WeakStore};
 pub use verify::VerifyReport;
 
 use crate::clock::Clock;

@@ -1,13 +1,12 @@
 //! Putting: from a message to a place in the log, and to an answer.
 
-use super::{Acknowledged, PutResult, PutStatus, Shared, Store, StoreWorker, Ticket};
+use super::{PutResult, PutStatus, Shared, Store, Ticket};
 use crate::config::FlushMode;
 use crate::error::{Error, InvalidMessage, Result};
 use crate::log::progress::{Need, Waited};
 use crate::log::{Appended, Patience};
 use crate::message::{Draft, Message, OffsetMessageId};
 use crate::replication::{Confirmation, Refusal, Role};
-use crate::worker::Next;
 use std::borrow::Borrow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -93,20 +92,6 @@ impl Store {
         let result = shared.wait(&pending);
         shared.stats.sample_end(&*shared.core.clock, started);
         shared.counted(result)
-    }
-
-    /// Stores a message of our own making and waits whatever it says about waiting, until it is as safe as
-    /// the store's settings ask; in a stepped store, too.
-    pub(crate) fn put_safely(&self, message: Message) -> Result<Acknowledged> {
-        let message = message.waiting();
-        if self.shared().threaded {
-            return self.put(message)?.ok();
-        }
-        // Nobody else would make the next segment, or flush.
-        while self.step(StoreWorker::Upkeep) == Next::Now {}
-        let ticket = self.try_submit(message)?;
-        self.flush()?;
-        ticket.wait()?.ok()
     }
 
     /// [`put`](Self::put) or [`put_batch`](Self::put_batch), answered by `until` at the latest: with the
@@ -291,14 +276,8 @@ impl Shared {
         if others.iter().any(|draft| draft.topic() != topic || draft.queue_id() != queue_id) {
             return Err(Error::InvalidMessage(InvalidMessage::MixedBatch));
         }
-        if queue_id >= self.config.max_queues_per_topic {
-            let limit = self.config.max_queues_per_topic;
-            return Err(Error::InvalidMessage(InvalidMessage::QueueId { queue_id, limit }));
-        }
+        self.check_queue(topic, queue_id)?;
         self.check_role()?;
-        if !self.config.auto_create_topic {
-            self.check_topic(topic, queue_id)?;
-        }
         self.check_disk(drafts.iter().map(|draft| draft.size() as u64).sum())?;
         let admission = match &self.replicator {
             Some(replicator) => Some(replicator.admit().map_err(Error::Refused)?),
@@ -328,6 +307,16 @@ impl Shared {
             flush_deadline: flush_deadline.map(sooner),
             replica_deadline: replica_deadline.map(sooner),
         })
+    }
+
+    /// Whether something may be put to a queue.
+    #[inline]
+    pub(super) fn check_queue(&self, topic: &str, queue_id: i32) -> Result<()> {
+        if queue_id >= self.config.max_queues_per_topic {
+            let limit = self.config.max_queues_per_topic;
+            return Err(Error::InvalidMessage(InvalidMessage::QueueId { queue_id, limit }));
+        }
+        if self.config.auto_create_topic { Ok(()) } else { self.check_topic(topic, queue_id) }
     }
 
     /// Counted from the call, before the message gets its place.

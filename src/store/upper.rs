@@ -2,10 +2,11 @@
 
 use super::engine::DELIVERY_THREAD;
 use super::stats::QueueWork;
-use super::{Shared, Store, Ticket};
+use super::{Acknowledged, Inner, PutResult, PutStatus, Shared, Store, Ticket};
 use crate::clock::Clock;
 use crate::environment::{Environment, Threads};
-use crate::error::{Error, InvalidMessage, Result};
+use crate::error::{Error, Result};
+use crate::log::Reached;
 use crate::message::{Draft, Message};
 use crate::replication::Role;
 use crate::tables::Tables;
@@ -13,7 +14,10 @@ use crate::worker::{Alarm, Next};
 use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How often a stepped store makes room itself before a message is refused.
+const ROOM_ATTEMPTS: usize = 3;
 
 /// A wing above the store.
 pub(crate) trait Upper: Any + Send + Sync {
@@ -94,7 +98,93 @@ impl Ending<'_> {
     }
 }
 
+/// A store that closes though this is there.
+pub(crate) struct WeakStore(Weak<Inner>);
+
+impl WeakStore {
+    pub(crate) fn upgrade(&self) -> Option<Store> {
+        self.0.upgrade().map(|inner| Store { inner })
+    }
+}
+
 impl Store {
+    pub(crate) fn downgrade(&self) -> WeakStore {
+        WeakStore(Arc::downgrade(&self.inner))
+    }
+
+    pub(crate) fn is_threaded(&self) -> bool {
+        self.shared().threaded
+    }
+
+    /// Checks what a put would check, as if the record had `spare` bytes more.
+    pub(crate) fn check_message(&self, message: &Message, spare: usize) -> Result<()> {
+        let shared = self.shared();
+        let layout = shared.core.layout();
+        let draft = Draft::new(message, layout)?;
+        let len = draft.size() + spare;
+        if len > layout.max_record_size {
+            return Err(Error::TooLarge { what: "record", len, max: layout.max_record_size });
+        }
+        shared.check_queue(message.topic(), message.queue_id())
+    }
+
+    /// [`submit`](Self::submit), also where nobody but the caller drives the store.
+    pub(crate) fn lay(&self, message: &Message) -> Result<Ticket> {
+        if self.is_threaded() {
+            return self.submit(message);
+        }
+        for _ in 0..ROOM_ATTEMPTS {
+            match self.try_submit(message) {
+                Err(Error::SegmentNotReady { .. } | Error::Full) => {
+                    self.flush()?;
+                    while self.inner.engine.log.step() == Next::Now {}
+                }
+                laid => return laid,
+            }
+        }
+        self.try_submit(message)
+    }
+
+    /// Waits for the answer of a ticket, also where nobody but the caller drives the store. Asked again, it
+    /// is the answer as of then.
+    pub(crate) fn settle(&self, ticket: &Ticket) -> Result<PutResult> {
+        if let Some(result) = ticket.try_get()? {
+            return Ok(result);
+        }
+        if !self.is_threaded() {
+            // If it fails, the ticket says so.
+            let _ = self.flush();
+        }
+        loop {
+            if let Some(result) = ticket.wait_timeout(Duration::MAX)? {
+                return Ok(result);
+            }
+        }
+    }
+
+    /// Stores a message of our own making and waits whatever it says about waiting, until it is as safe as
+    /// the store's settings ask.
+    pub(crate) fn put_safely(&self, message: Message) -> Result<Acknowledged> {
+        self.settle(&self.lay(&message.waiting())?)?.ok()
+    }
+
+    /// Whether a message is as safe on this machine as the flush mode asks.
+    pub(crate) fn is_safe_here(&self, result: &PutResult) -> bool {
+        let wanted = if self.shared().is_sync() { Reached::Durable } else { Reached::Written };
+        result.status == PutStatus::PutOk || result.reached >= wanted
+    }
+
+    /// Physical offset behind everything that was put.
+    pub(crate) fn log_end(&self) -> u64 {
+        self.shared().core.progress.appended()
+    }
+
+    /// Physical offset before which nothing is lost, neither by a power cut nor to another primary.
+    pub(crate) fn safe_end(&self) -> u64 {
+        let progress = &self.shared().core.progress;
+        progress.durable().min(progress.visible())
+    }
+
     /// What is built upon this store, made by the first who asks.
     pub(crate) fn upper(&self, make: impl FnOnce() -> Arc<dyn Upper>) -> Arc<dyn Upper> {
         self.shared().upper.0.get_or_init(make).clone()
@@ -135,21 +225,6 @@ impl Store {
     pub(crate) fn is_confirmed(&self, end: u64) -> bool {
         let watermarks = self.shared().core.progress.watermarks();
         watermarks.confirmed >= end && (watermarks.durable >= end || !self.shared().is_sync())
-    }
-
-    /// What a put of `message` would be refused for.
-    pub(crate) fn check_message(&self, message: &Message) -> Result<()> {
-        let shared = self.shared();
-        let draft = Draft::new(message, shared.core.layout())?;
-        let (queue_id, limit) = (draft.queue_id(), shared.config.max_queues_per_topic);
-        if queue_id >= limit {
-            return Err(Error::InvalidMessage(InvalidMessage::QueueId { queue_id, limit }));
-        }
-        if shared.config.auto_create_topic {
-            Ok(())
-        } else {
-            shared.check_topic(draft.topic(), queue_id)
-        }
     }
 
     /// The tables that brokers read.

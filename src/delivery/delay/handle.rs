@@ -155,8 +155,13 @@ impl Store {
     /// What is put in the place of a message that may be delayed; whoever puts it has it delivered.
     pub(crate) fn routed(&self, message: Message) -> Result<Message> {
         // What waits must fit where it will go.
-        self.check_message(&message)?;
-        Delivery::of(self)?;
+        self.check_message(&message, 0)?;
+        let delivery = Delivery::of(self)?;
+        // By which it can be cancelled.
+        let message = match message.get(names::UNIQ_KEY) {
+            Some(_) => message,
+            None => message.unique_key(delivery.ids.next(self.clock(), self.now()).id()),
+        };
         routed(message, self.clock().unix_millis())
     }
 

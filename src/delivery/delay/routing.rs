@@ -7,10 +7,6 @@ use crate::message::format::{
 use crate::message::{
     Message, Properties, PropertiesRef, RecordRef, Transaction, check_topic, names,
 };
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// RocketMQ's wheel moves on by this.
 const WHEEL_MS: i64 = 1_000;
@@ -35,11 +31,6 @@ pub(crate) fn routed(message: Message, now_ms: i64) -> Result<Message> {
 
 /// A message that waits in the timer topic until `deliver_at`, whatever its properties say.
 pub(super) fn timed(message: Message, deliver_at: i64) -> Result<Message> {
-    let message = if message.get(names::UNIQ_KEY).is_some() {
-        message
-    } else {
-        message.unique_key(new_unique_key())
-    };
     // What RocketMQ's wheel goes by. It counts whole seconds, and this crate does not.
     let out = (deliver_at - 1).div_euclid(WHEEL_MS) * WHEEL_MS;
     let message = message
@@ -103,14 +94,6 @@ fn deliver_at(message: &Message, now_ms: i64) -> Result<Option<i64>> {
         Some(millis) => Ok(Some(now_ms.saturating_add(millis))),
         None => number(names::TIMER_DELIVER_MS),
     }
-}
-
-/// A key that no other message of any process has.
-fn new_unique_key() -> String {
-    static PROCESS: OnceLock<u64> = OnceLock::new();
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let process = PROCESS.get_or_init(|| RandomState::new().hash_one(std::process::id()));
-    format!("{process:016X}{:016X}", COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
 /// When a record of the timer topic is due; `None` if it does not say so.
@@ -254,16 +237,6 @@ mod tests {
         assert_eq!(refused(Message::new("", "").delay_level(1)), InvalidMessage::EmptyTopic);
         let queue_id = InvalidMessage::QueueId { queue_id: -1, limit: i32::MAX };
         assert_eq!(refused(message().queue(-1).delay_level(1)), queue_id);
-    }
-
-    #[test]
-    fn keys_are_given_to_timed_messages_that_have_none() {
-        let key = |message: Message| {
-            let routed = routed(message.delay(Duration::from_secs(1)), NOW).unwrap();
-            routed.get(names::UNIQ_KEY).unwrap().to_owned()
-        };
-        assert_eq!(key(message().unique_key("mine")), "mine");
-        assert_ne!(key(message()), key(message()));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! How a producer is set up.
 
 use super::select::Selector;
-use super::unique::UniqueIds;
 use super::{Inner, Options, Producer, Target};
+use crate::delivery::unique_ids::UniqueIds;
 use crate::error::{Error, Result};
 use crate::message::{Compression, Message};
 use crate::store::{PutStatus, Store};

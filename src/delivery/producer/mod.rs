@@ -5,11 +5,11 @@ mod attempts;
 mod builder;
 mod select;
 mod ticket;
-mod unique;
 
 pub use builder::ProducerBuilder;
 pub use ticket::SendTicket;
 
+use super::unique_ids::{Entry, UniqueIds};
 use super::{Delivery, Event, delay};
 use crate::error::{Error, Result};
 use crate::message::format::is_delay_topic;
@@ -22,7 +22,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
-use unique::{Entry, UniqueIds};
 
 /// Sends messages to a [`Store`]: gives them an id and a queue, compresses them where that is asked for,
 /// and tries again what may succeed later.

@@ -22,7 +22,7 @@ const ENTRY_MAX: usize = names::UNIQ_KEY.len() + 1 + 56 + 1;
 /// where processes may have the same address and number, it begins with 32 random bits, and 32 more take
 /// the place of an address that is the same everywhere.
 #[derive(Debug)]
-pub(super) struct UniqueIds {
+pub(in crate::delivery) struct UniqueIds {
     /// Milliseconds since 1970, shifted by the 16 bits of the counter: never the same twice, also when the
     /// clock stands or goes back.
     last: AtomicU64,
@@ -73,14 +73,14 @@ struct Month {
 
 /// The property of an id, as it is written: name, 1, digits, 2.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Entry {
+pub(in crate::delivery) struct Entry {
     bytes: [u8; ENTRY_MAX],
     len: usize,
 }
 
 impl UniqueIds {
     /// Ids of a client at `address`.
-    pub(super) fn new(clock: &dyn Clock, address: IpAddr) -> Self {
+    pub(in crate::delivery) fn new(clock: &dyn Clock, address: IpAddr) -> Self {
         let address = match address {
             // RocketMQ, too, makes up an address where it knows none.
             address if address.is_loopback() || address.is_unspecified() => {
@@ -95,7 +95,7 @@ impl UniqueIds {
     }
 
     /// The next one. It is `now`, by `clock`.
-    pub(super) fn next(&self, clock: &dyn Clock, now: Instant) -> Entry {
+    pub(in crate::delivery) fn next(&self, clock: &dyn Clock, now: Instant) -> Entry {
         let now = self.calendar.unix_millis(clock, now) << 16;
         let following = |last: u64| now.max(last.wrapping_add(1));
         let updated = self
@@ -171,12 +171,12 @@ fn number() -> u32 {
 
 impl Entry {
     /// The id itself.
-    pub(super) fn id(&self) -> &str {
+    pub(in crate::delivery) fn id(&self) -> &str {
         let digits = self.bytes.get(names::UNIQ_KEY.len() + 1..self.len.saturating_sub(1));
         str::from_utf8(digits.unwrap_or_default()).unwrap_or_default()
     }
 
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    pub(in crate::delivery) fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
     }
 

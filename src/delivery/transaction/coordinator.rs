@@ -1,0 +1,1159 @@
+//! Who decides half messages, and what is put for it.
+//!
+//! The half message is put first; then either the message itself and an entry that the half message is
+//! done with, or that entry alone. A crash in between leaves the half message open, and the producer is
+//! asked. The log keeps the order of what was put, so an entry never survives without what came before it.
+
+use super::super::Delivery;
+use super::checker::Checker;
+use super::half::{self, HalfMessageView};
+use super::ledger::{Fronts, Ledger};
+use super::{TransactionState, TransactionStats};
+use crate::delivery::unique_ids::UniqueIds;
+use crate::error::{Corruption, Error, Result};
+use crate::log::{MessageView, TimeBound};
+use crate::message::format::{CHECKED_IN_VAIN_TOPIC, HALF_DONE_TOPIC, HALF_TOPIC};
+use crate::message::format::{PROPERTIES_LEN_MAX, RECORD_CRC_SIZE};
+use crate::message::{Message, Transaction, names};
+use crate::store::{Acknowledged, FetchStatus, PutResult, Store, TagFilter, Ticket, WeakStore};
+use crate::worker::Next;
+use parking_lot::Mutex;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::mem;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// The consumer group whose offsets say from where on half messages and entries are to be read.
+const GROUP: &str = "CID_RMQ_SYS_TRANS";
+/// How often those offsets are moved at most, and how soon what failed is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Messages that an open one may hold up before it is put again behind them.
+const SPAN_MIN: u64 = 10_000;
+/// Open half messages put again in one step.
+const MOVES: usize = 16;
+/// Messages read in one go.
+const BATCH: usize = 256;
+/// Messages with one key that are looked at to find one of them.
+const KEY_MAX: usize = 1024;
+
+/// The two queues of half messages, each with one that says which of them are done with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Queue {
+    /// Those that are checked.
+    Half = 0,
+    /// Those that were checked in vain too often.
+    Parked = 1,
+}
+
+impl Queue {
+    const ALL: [Self; 2] = [Self::Half, Self::Parked];
+
+    fn topic(self) -> &'static str {
+        match self {
+            Self::Half => HALF_TOPIC,
+            Self::Parked => CHECKED_IN_VAIN_TOPIC,
+        }
+    }
+
+    /// Topic and queue of the entries. RocketMQ has none for parked messages: theirs are in a queue that it
+    /// never looks into.
+    fn entries(self) -> (&'static str, i32) {
+        match self {
+            Self::Half => (HALF_DONE_TOPIC, 0),
+            Self::Parked => (CHECKED_IN_VAIN_TOPIC, 1),
+        }
+    }
+}
+
+/// Where the newest copy of a half message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    queue: Queue,
+    offset: u64,
+}
+
+/// A half message, whichever copy of it is the newest.
+#[derive(Debug)]
+pub(super) struct Half {
+    group: Arc<str>,
+    /// Held by whoever decides, until it is decided: there is one decision.
+    state: Mutex<HalfState>,
+}
+
+#[derive(Debug)]
+struct HalfState {
+    place: Place,
+    /// Physical offset of the first copy.
+    origin: u64,
+    checks: u32,
+    /// It is from an earlier life of the store, and may have been committed shortly before that ended.
+    is_recovered: bool,
+    /// When it was stored, in milliseconds since 1970.
+    since: i64,
+    /// Seconds until the first check, if not the producer's timeout.
+    immunity: Option<u32>,
+    due: Option<Instant>,
+    /// Copies that are done with as soon as what was put last is safe.
+    closing: Vec<Place>,
+    /// What was put last on its behalf.
+    latest: Option<Arc<Ticket>>,
+    fate: Fate,
+}
+
+#[derive(Debug)]
+enum Fate {
+    Open,
+    /// With where the message lies, if that was found out by looking for it.
+    Committed(Option<Box<Acknowledged>>),
+    RolledBack,
+}
+
+impl HalfState {
+    fn new(place: Place, origin: u64) -> Self {
+        Self {
+            place,
+            origin,
+            checks: 0,
+            is_recovered: false,
+            since: 0,
+            immunity: None,
+            due: None,
+            closing: Vec::new(),
+            latest: None,
+            fate: Fate::Open,
+        }
+    }
+}
+
+/// What a place holds.
+enum Found {
+    View(MessageView),
+    /// Nothing that can be read yet.
+    Later,
+    /// Nothing that will ever be.
+    Lost(Error),
+}
+
+/// Who writes to a queue of half messages and to that of its entries.
+#[derive(Debug, Default)]
+struct Desk {
+    /// Held while a copy gets its place, until the ledger knows it.
+    order: Mutex<()>,
+    /// What is to be in the next entry; whoever added something waits for its turn.
+    owed: Mutex<Vec<u64>>,
+    /// Held while an entry gets its place; the last one.
+    turn: Mutex<Option<Arc<Ticket>>>,
+}
+
+/// What is known of a producer group.
+#[derive(Debug, Default)]
+struct Group {
+    checker: Option<Arc<Checker>>,
+    /// When which half message is to be checked.
+    due: BTreeSet<(Instant, u64)>,
+}
+
+#[derive(Debug)]
+struct Book {
+    ledgers: [Ledger<Arc<Half>>; 2],
+    groups: HashMap<Arc<str>, Group>,
+    /// Those that have something to close.
+    unsettled: Vec<Arc<Half>>,
+    last_error: Option<Error>,
+}
+
+/// How the offsets of the group are moved.
+#[derive(Debug, Default)]
+struct Advance {
+    not_before: Option<Instant>,
+    /// Where to, once the log is safe up to there: what was closed before must not be forgotten while its
+    /// entry can be lost.
+    wanted: Option<([Fronts; 2], u64)>,
+}
+
+/// Committed messages of a queue, by the half message that they come from.
+#[derive(Debug)]
+struct Scan {
+    from: u64,
+    committed: HashMap<i64, u64>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    committed: AtomicU64,
+    rolled_back: AtomicU64,
+    checks: AtomicU64,
+    panics: AtomicU64,
+    parked: AtomicU64,
+    unreadable: AtomicU64,
+}
+
+/// The half messages of a store.
+#[derive(Debug)]
+pub(crate) struct Coordinator {
+    delivery: Weak<Delivery>,
+    desks: [Desk; 2],
+    book: Mutex<Book>,
+    advance: Mutex<Advance>,
+    /// Something was closed since the offsets were moved.
+    is_dirty: AtomicBool,
+    /// Where there is no key index to ask.
+    scans: Mutex<HashMap<(String, i32), Scan>>,
+    keys: UniqueIds,
+    counts: Counts,
+}
+
+fn add(count: &AtomicU64) {
+    count.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Coordinator {
+    /// Finds out which half messages of earlier lives of the store are open. Writes nothing.
+    pub(super) fn recover(store: &Store, delivery: &Arc<Delivery>) -> Result<Self> {
+        let nothing = || Ledger::new(Fronts { messages: 0, entries: 0 });
+        let book = Book {
+            ledgers: [nothing(), nothing()],
+            groups: HashMap::new(),
+            unsettled: Vec::new(),
+            last_error: None,
+        };
+        let coordinator = Self {
+            delivery: Arc::downgrade(delivery),
+            desks: Default::default(),
+            book: Mutex::new(book),
+            advance: Mutex::default(),
+            is_dirty: AtomicBool::new(true),
+            scans: Mutex::default(),
+            keys: UniqueIds::new(store.clock(), store.config().log.store_host.ip()),
+            counts: Counts::default(),
+        };
+        // A half message that was parked is done with, though a crash may have come before it said so.
+        let parked = coordinator.recover_queue(store, Queue::Parked, &HashSet::new())?;
+        coordinator.recover_queue(store, Queue::Half, &parked)?;
+        Ok(coordinator)
+    }
+
+    /// Reads one of the queues and its entries; the origins of all messages found.
+    fn recover_queue(
+        &self,
+        store: &Store,
+        queue: Queue,
+        moved: &HashSet<u64>,
+    ) -> Result<HashSet<u64>> {
+        let begin = |topic: &str, queue_id| {
+            let min = store.min_offset(topic, queue_id).unwrap_or(0);
+            store.committed_offset(GROUP, topic, queue_id).unwrap_or(min).max(min)
+        };
+        let (done_topic, done_queue) = queue.entries();
+        let fronts =
+            Fronts { messages: begin(queue.topic(), 0), entries: begin(done_topic, done_queue) };
+        let mut ledger = Ledger::new(fronts);
+        let mut done = HashSet::new();
+        read_all(store, done_topic, done_queue, fronts.entries, |offset, found| {
+            let closed = match found {
+                Ok(view) => half::read_done(&view.record()),
+                Err(error) => {
+                    // What it closed is found to be committed, or the producer is asked once more.
+                    add(&self.counts.unreadable);
+                    self.note_error(error);
+                    Vec::new()
+                }
+            };
+            ledger.note_entry(offset, closed.iter().copied().max().unwrap_or(0));
+            done.extend(closed);
+        })?;
+
+        let mut book = self.book.lock();
+        let mut found: Vec<(u64, Arc<Half>)> = Vec::new();
+        // The newest copy of a half message stands for all of them.
+        let mut newest: HashMap<u64, u64> = HashMap::new();
+        read_all(store, queue.topic(), 0, fronts.messages, |offset, read| {
+            let usable = read.and_then(|view| self.recovered(&mut book, queue, offset, &view));
+            ledger.note(offset, None);
+            match usable {
+                Ok((half, prepared_offset)) => {
+                    newest.insert(half.state.lock().origin, offset);
+                    let is_done = done.contains(&offset)
+                        || prepared_offset.is_some_and(|offset| done.contains(&offset));
+                    if !is_done {
+                        found.push((offset, Arc::new(half)));
+                    }
+                }
+                Err(_) if done.contains(&offset) => {}
+                Err(error) => {
+                    if is_about_the_queue(&error) {
+                        ledger.hold(offset);
+                    }
+                    add(&self.counts.unreadable);
+                    book.last_error = Some(error);
+                }
+            }
+        })?;
+        for (offset, half) in found {
+            ledger.note(offset, Some(half.clone()));
+            let mut state = half.state.lock();
+            if newest.get(&state.origin) != Some(&offset) || moved.contains(&state.origin) {
+                state.fate = Fate::RolledBack;
+                let place = state.place;
+                state.closing.push(place);
+                book.unsettled.push(half.clone());
+            }
+        }
+        book.ledgers[queue as usize] = ledger;
+        Ok(newest.into_keys().collect())
+    }
+
+    /// A half message of an earlier life, and the queue offset of the one whose end is its own, too.
+    fn recovered(
+        &self,
+        book: &mut Book,
+        queue: Queue,
+        offset: u64,
+        view: &MessageView,
+    ) -> Result<(Half, Option<u64>)> {
+        let view = HalfMessageView::new(view.clone())?;
+        let Some(group) = view.producer_group() else {
+            return Err(Error::MalformedHalfMessage { property: names::PRODUCER_GROUP });
+        };
+        let group = book.intern(group);
+        let record = view.view().record();
+        let mut state = HalfState::new(Place { queue, offset }, half::origin(&record));
+        state.is_recovered = true;
+        state.checks = view.checks();
+        state.immunity = half::immunity(record.properties());
+        // A copy is younger than the half message, and the first copy not older than it was stored.
+        let is_copy = state.origin != view.view().physical_offset();
+        state.since = if is_copy { record.born_timestamp() } else { record.store_timestamp() };
+        let prepared_offset = view.get(names::TRANSACTION_PREPARED_QUEUE_OFFSET);
+        let prepared_offset = prepared_offset.and_then(|offset| offset.parse().ok());
+        Ok((Half { group, state: Mutex::new(state) }, prepared_offset))
+    }
+
+    /// Takes a checker in, and has the half messages of its group checked.
+    pub(super) fn register(&self, store: &Store, checker: &Arc<Checker>) -> Result<()> {
+        let waiting: Vec<Arc<Half>> = {
+            let mut book = self.book.lock();
+            let group = book.intern(&checker.group);
+            let known = book.groups.entry(group).or_default();
+            if known.checker.is_some() {
+                return Err(Error::ProducerGroupInUse { group: checker.group.to_string() });
+            }
+            known.checker = Some(checker.clone());
+            let open = book.ledgers[Queue::Half as usize].open();
+            open.filter(|(_, half)| half.group == checker.group)
+                .map(|(_, half)| half.clone())
+                .collect()
+        };
+        for half in waiting {
+            let mut state = half.state.lock();
+            if matches!(state.fate, Fate::Open) && state.place.queue == Queue::Half {
+                let due = first_check(store, checker, &state);
+                self.schedule(&half, &mut state, due);
+            }
+        }
+        self.wake();
+        Ok(())
+    }
+
+    pub(super) fn unregister(&self, checker: &Arc<Checker>) {
+        let mut book = self.book.lock();
+        if let Some(group) = book.groups.get_mut(&checker.group) {
+            group.checker = None;
+            group.due.clear();
+        }
+    }
+
+    /// Puts a half message.
+    pub(super) fn begin(
+        &self,
+        store: &Store,
+        checker: &Checker,
+        message: Message,
+    ) -> Result<(Arc<Half>, Message)> {
+        let new_key = || self.keys.next(store.clock(), store.now()).id().to_owned();
+        let prepared = half::prepare(message, &checker.group, new_key)?;
+        self.check_size(store, &prepared)?;
+        let group = {
+            let mut book = self.book.lock();
+            let max = checker.options.max_open;
+            if book.ledgers[Queue::Half as usize].len() >= max {
+                return Err(Error::TooManyTransactions { max });
+            }
+            book.intern(&checker.group)
+        };
+        let immunity = half::immunity(prepared.properties_ref());
+        let message = half::half_of(prepared);
+        let nowhere = Place { queue: Queue::Half, offset: u64::MAX };
+        let half = Arc::new(Half { group, state: Mutex::new(HalfState::new(nowhere, 0)) });
+        let mut state = half.state.lock();
+        let ticket = self.append(store, Queue::Half, &message, &half)?;
+        state.place.offset = ticket.queue_offset();
+        state.origin = ticket.physical_offset();
+        state.immunity = immunity;
+        state.since = store.clock().unix_millis();
+        let result = store.settle(&ticket)?;
+        // Also if it is not as safe as asked: it is there, and whoever put it may not decide.
+        state.since = result.store_timestamp;
+        let due = first_check(store, checker, &state);
+        self.schedule(&half, &mut state, due);
+        drop(state);
+        result.ok()?;
+        Ok((half, message))
+    }
+
+    /// Whatever becomes of a half message must fit, too.
+    fn check_size(&self, store: &Store, prepared: &Message) -> Result<()> {
+        let len = prepared.properties_ref().as_bytes().len() + half::SPARE + RECORD_CRC_SIZE;
+        if len > PROPERTIES_LEN_MAX {
+            return Err(Error::TooLarge { what: "properties", len, max: PROPERTIES_LEN_MAX });
+        }
+        let longest = HALF_TOPIC.len().max(CHECKED_IN_VAIN_TOPIC.len());
+        let spare = half::SPARE + longest.saturating_sub(prepared.topic().len());
+        store.check_message(prepared, spare)
+    }
+
+    /// Puts a copy, which the ledger knows then.
+    fn append(
+        &self,
+        store: &Store,
+        queue: Queue,
+        message: &Message,
+        half: &Arc<Half>,
+    ) -> Result<Ticket> {
+        let _order = self.desks[queue as usize].order.lock();
+        let ticket = store.lay(message)?;
+        self.book.lock().ledgers[queue as usize].note(ticket.queue_offset(), Some(half.clone()));
+        self.touch();
+        Ok(ticket)
+    }
+
+    /// What the newest copy says.
+    pub(super) fn read(&self, store: &Store, half: &Half) -> Result<HalfMessageView> {
+        let state = half.state.lock();
+        HalfMessageView::new(self.view(store, &state)?)
+    }
+
+    fn view(&self, store: &Store, state: &HalfState) -> Result<MessageView> {
+        match find(store, state.place)? {
+            Found::View(view) => Ok(view),
+            Found::Later => {
+                let (durable, wanted) = (store.safe_end(), state.origin + 1);
+                Err(Error::FlushTimeout { durable, wanted })
+            }
+            Found::Lost(error) => Err(error),
+        }
+    }
+
+    /// Puts the message of a half message; once, whoever asks how often.
+    pub(super) fn commit(&self, store: &Store, half: &Arc<Half>) -> Result<Acknowledged> {
+        self.commit_locked(store, half, &mut half.state.lock())
+    }
+
+    fn commit_locked(
+        &self,
+        store: &Store,
+        half: &Arc<Half>,
+        state: &mut HalfState,
+    ) -> Result<Acknowledged> {
+        match &state.fate {
+            Fate::Committed(Some(done)) => return Ok(**done),
+            Fate::Committed(None) => {}
+            Fate::RolledBack => return Err(Error::TransactionDecided { committed: false }),
+            Fate::Open => {
+                let view = self.view(store, state)?;
+                if let Some(done) = self.committed_before(store, half, state, &view)? {
+                    return Ok(done);
+                }
+                let message = half::committed(&view.record(), state.origin)?;
+                state.latest = Some(Arc::new(store.lay(&message)?));
+                self.decide(half, state, Fate::Committed(None));
+                let place = state.place;
+                state.closing.push(place);
+                add(&self.counts.committed);
+            }
+        }
+        self.finish(store, half, state)?.ok()
+    }
+
+    /// Sees to it that a half message never becomes a message.
+    pub(super) fn roll_back(&self, store: &Store, half: &Arc<Half>) -> Result<()> {
+        self.roll_back_locked(store, half, &mut half.state.lock())
+    }
+
+    fn roll_back_locked(
+        &self,
+        store: &Store,
+        half: &Arc<Half>,
+        state: &mut HalfState,
+    ) -> Result<()> {
+        match &state.fate {
+            Fate::Committed(_) => return Err(Error::TransactionDecided { committed: true }),
+            Fate::RolledBack => {}
+            Fate::Open => {
+                if state.is_recovered
+                    && let Found::View(view) = find(store, state.place)?
+                    && self.committed_before(store, half, state, &view)?.is_some()
+                {
+                    return Err(Error::TransactionDecided { committed: true });
+                }
+                // The newest copy last: while its entry is missing, the half message is open.
+                while let Some(place) = state.closing.first().copied() {
+                    self.put_done(store, place)?;
+                    state.closing.remove(0);
+                }
+                state.latest = Some(self.put_done(store, state.place)?);
+                self.decide(half, state, Fate::RolledBack);
+                add(&self.counts.rolled_back);
+            }
+        }
+        match state.latest.clone() {
+            Some(ticket) => store.settle(&ticket)?.ok().map(drop),
+            None => Ok(()),
+        }
+    }
+
+    fn decide(&self, half: &Half, state: &mut HalfState, fate: Fate) {
+        state.fate = fate;
+        self.unschedule(half, state);
+    }
+
+    /// Waits for what was put last, and closes what is to be closed then.
+    fn finish(&self, store: &Store, half: &Arc<Half>, state: &mut HalfState) -> Result<PutResult> {
+        let ticket = state.latest.clone().ok_or(Error::Closed)?;
+        let result = store.settle(&ticket)?;
+        let is_closed = store.is_safe_here(&result) && self.close(store, state).is_ok();
+        if !is_closed {
+            self.book.lock().unsettled.push(half.clone());
+            self.wake();
+        }
+        Ok(result)
+    }
+
+    fn close(&self, store: &Store, state: &mut HalfState) -> Result<()> {
+        while let Some(place) = state.closing.first().copied() {
+            self.put_done(store, place)?;
+            state.closing.remove(0);
+        }
+        Ok(())
+    }
+
+    /// Puts the entry that a copy is done with, together with what others have for it.
+    fn put_done(&self, store: &Store, place: Place) -> Result<Arc<Ticket>> {
+        let Place { queue, offset } = place;
+        let desk = &self.desks[queue as usize];
+        desk.owed.lock().push(offset);
+        let mut turn = desk.turn.lock();
+        let batch: Vec<u64> = {
+            let mut owed = desk.owed.lock();
+            let Some(mine) = owed.iter().position(|owed| *owed == offset) else {
+                // Someone took it along while this one waited.
+                return turn.clone().ok_or(Error::Closed);
+            };
+            owed.swap(0, mine);
+            let count = half::fitting(&owed);
+            owed.drain(..count).collect()
+        };
+        let (topic, queue_id) = queue.entries();
+        let ticket = match store.lay(&half::done(topic, queue_id, &batch)) {
+            Ok(ticket) => Arc::new(ticket),
+            Err(error) => {
+                let others = batch.into_iter().filter(|other| *other != offset);
+                desk.owed.lock().extend(others);
+                return Err(error);
+            }
+        };
+        *turn = Some(ticket.clone());
+        let mut book = self.book.lock();
+        let ledger = &mut book.ledgers[queue as usize];
+        ledger.note_entry(ticket.queue_offset(), batch.iter().copied().max().unwrap_or(0));
+        for offset in batch {
+            ledger.close(offset);
+        }
+        drop(book);
+        self.touch();
+        Ok(ticket)
+    }
+
+    /// Has the offsets looked at.
+    fn touch(&self) {
+        if !self.is_dirty.swap(true, Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    /// Puts a copy of an open half message, which is the newest one then.
+    fn move_to(
+        &self,
+        store: &Store,
+        half: &Arc<Half>,
+        state: &mut HalfState,
+        view: &MessageView,
+        (queue, checks): (Queue, u32),
+    ) -> Result<()> {
+        let message = half::copy_for(&view.record(), state.origin, checks, queue.topic());
+        let ticket = self.append(store, queue, &message, half)?;
+        let due = state.due;
+        self.unschedule(half, state);
+        let place = state.place;
+        state.closing.push(place);
+        state.place = Place { queue, offset: ticket.queue_offset() };
+        state.checks = checks;
+        state.latest = Some(Arc::new(ticket));
+        if let (Queue::Half, Some(due)) = (queue, due) {
+            self.schedule(half, state, due);
+        }
+        self.finish(store, half, state).map(drop)
+    }
+
+    /// Where the message of a half message from an earlier life lies, if a crash came between it and the
+    /// entry that the half message is done with. Decides it then.
+    fn committed_before(
+        &self,
+        store: &Store,
+        half: &Arc<Half>,
+        state: &mut HalfState,
+        view: &MessageView,
+    ) -> Result<Option<Acknowledged>> {
+        if !state.is_recovered {
+            return Ok(None);
+        }
+        let found = self.find_committed(store, state.origin, view)?;
+        state.is_recovered = false;
+        let Some(found) = found else { return Ok(None) };
+        let record = found.record();
+        let done = Acknowledged {
+            queue_id: record.queue_id(),
+            queue_offset: found.queue_offset(),
+            physical_offset: found.physical_offset(),
+            end_offset: found.physical_offset() + found.size() as u64,
+            store_timestamp: record.store_timestamp(),
+            message_id: record.message_id(),
+        };
+        self.decide(half, state, Fate::Committed(Some(Box::new(done))));
+        let place = state.place;
+        state.closing.push(place);
+        if self.close(store, state).is_err() {
+            self.book.lock().unsettled.push(half.clone());
+        }
+        Ok(Some(done))
+    }
+
+    fn find_committed(
+        &self,
+        store: &Store,
+        origin: u64,
+        view: &MessageView,
+    ) -> Result<Option<MessageView>> {
+        let half = HalfMessageView::new(view.clone())?;
+        let since = view.record().store_timestamp();
+        let comes_from_it = |found: &MessageView| {
+            found.physical_offset() > view.physical_offset()
+                && committed_from(found) == Some(origin.cast_signed())
+        };
+        if store.config().index_enable
+            && let Some(key) = view.record().unique_key()
+            && let Ok(found) = store.query(half.topic(), key, KEY_MAX, since..=i64::MAX)
+            && found.len() < KEY_MAX
+        {
+            return Ok(found.into_iter().find(comes_from_it));
+        }
+        let (topic, queue_id) = (half.topic(), half.queue_id());
+        let lower = store.offset_by_time(topic, queue_id, since, TimeBound::Lower)?;
+        let Some(from) = lower else { return Ok(None) };
+        let mut scans = self.scans.lock();
+        let queue = (topic.to_owned(), queue_id);
+        if scans.get(&queue).is_none_or(|scan| scan.from > from) {
+            let mut committed = HashMap::new();
+            read_all(store, topic, queue_id, from, |offset, found| {
+                if let Some(origin) = found.ok().as_ref().and_then(committed_from) {
+                    committed.insert(origin, offset);
+                }
+            })?;
+            scans.insert(queue.clone(), Scan { from, committed });
+        }
+        let scan = scans.get(&queue);
+        let offset = scan.and_then(|scan| scan.committed.get(&origin.cast_signed()).copied());
+        let Some(offset) = offset else { return Ok(None) };
+        let found = store.get_view(topic, queue_id, offset, 1, &TagFilter::any())?;
+        Ok(found.messages.into_iter().find(comes_from_it))
+    }
+
+    /// Asks the producer what is to become of a half message. Nobody needs the store while it thinks.
+    pub(super) fn check(&self, store: &WeakStore, checker: &Checker, half: &Arc<Half>) {
+        let asked = store.upgrade().and_then(|store| self.to_check(&store, checker, half));
+        let Some((place, view)) = asked else { return };
+        let answer = checker.ask(&view).unwrap_or_else(|| {
+            add(&self.counts.panics);
+            TransactionState::Unknown
+        });
+        add(&self.counts.checks);
+        if let Some(store) = store.upgrade() {
+            self.answered(&store, checker, half, (place, &view), answer);
+        }
+    }
+
+    fn answered(
+        &self,
+        store: &Store,
+        checker: &Checker,
+        half: &Arc<Half>,
+        (place, view): (Place, &HalfMessageView),
+        answer: TransactionState,
+    ) {
+        let mut state = half.state.lock();
+        // The application was faster.
+        if !matches!(state.fate, Fate::Open) || state.place != place {
+            return;
+        }
+        let done = match answer {
+            TransactionState::Commit => self.commit_locked(store, half, &mut state).map(drop),
+            TransactionState::Rollback => self.roll_back_locked(store, half, &mut state),
+            TransactionState::Unknown => {
+                self.not_known(store, checker, half, &mut state, view.view())
+            }
+        };
+        let Err(error) = done else { return };
+        let is_hopeless = matches!(
+            error,
+            Error::InvalidMessage(_) | Error::TooLarge { .. } | Error::UnknownTopic { .. }
+        );
+        self.note_error(error);
+        if !matches!(state.fate, Fate::Open) {
+            return;
+        }
+        // What cannot be committed is not asked for for ever.
+        let counted =
+            is_hopeless && self.not_known(store, checker, half, &mut state, view.view()).is_ok();
+        if !counted {
+            self.check_later(store, checker, half, &mut state);
+        }
+    }
+
+    /// The half message, if it is to be checked.
+    fn to_check(
+        &self,
+        store: &Store,
+        checker: &Checker,
+        half: &Arc<Half>,
+    ) -> Option<(Place, HalfMessageView)> {
+        let mut state = half.state.lock();
+        state.due = None;
+        if !matches!(state.fate, Fate::Open) || state.place.queue != Queue::Half {
+            return None;
+        }
+        let view = match find(store, state.place) {
+            Ok(Found::View(view)) => view,
+            Ok(Found::Lost(error)) => {
+                self.lose(half, &mut state, error);
+                return None;
+            }
+            found => {
+                if let Err(error) = found {
+                    self.note_error(error);
+                }
+                self.check_later(store, checker, half, &mut state);
+                return None;
+            }
+        };
+        match self.committed_before(store, half, &mut state, &view) {
+            Ok(Some(_)) => None,
+            Ok(None) => HalfMessageView::new(view).ok().map(|view| (state.place, view)),
+            Err(error) => {
+                self.note_error(error);
+                self.check_later(store, checker, half, &mut state);
+                None
+            }
+        }
+    }
+
+    /// The producer does not know: it is asked again, or not any more.
+    fn not_known(
+        &self,
+        store: &Store,
+        checker: &Checker,
+        half: &Arc<Half>,
+        state: &mut HalfState,
+        view: &MessageView,
+    ) -> Result<()> {
+        let checks = state.checks.saturating_add(1);
+        let queue = if checks < checker.options.check_max { Queue::Half } else { Queue::Parked };
+        self.move_to(store, half, state, view, (queue, checks))?;
+        match queue {
+            Queue::Half => self.check_later(store, checker, half, state),
+            Queue::Parked => add(&self.counts.parked),
+        }
+        Ok(())
+    }
+
+    fn check_later(
+        &self,
+        store: &Store,
+        checker: &Checker,
+        half: &Arc<Half>,
+        state: &mut HalfState,
+    ) {
+        let due = store.clock().now() + checker.options.check_interval;
+        self.schedule(half, state, due);
+    }
+
+    /// Gives up a half message that cannot be read.
+    fn lose(&self, half: &Half, state: &mut HalfState, error: Error) {
+        self.unschedule(half, state);
+        let Place { queue, offset } = state.place;
+        let mut book = self.book.lock();
+        let ledger = &mut book.ledgers[queue as usize];
+        if ledger.close(offset).is_some() {
+            add(&self.counts.unreadable);
+        }
+        if is_about_the_queue(&error) {
+            ledger.hold(offset);
+        }
+        book.last_error = Some(error);
+    }
+
+    fn schedule(&self, half: &Half, state: &mut HalfState, due: Instant) {
+        self.unschedule(half, state);
+        let mut book = self.book.lock();
+        let Some(group) = book.groups.get_mut(&half.group) else { return };
+        if group.checker.is_none() {
+            return;
+        }
+        let entry = (due, state.place.offset);
+        group.due.insert(entry);
+        state.due = Some(due);
+        let is_first = group.due.first() == Some(&entry);
+        drop(book);
+        if is_first {
+            self.wake();
+        }
+    }
+
+    fn unschedule(&self, half: &Half, state: &mut HalfState) {
+        let Some(due) = state.due.take() else { return };
+        if let Some(group) = self.book.lock().groups.get_mut(&half.group) {
+            group.due.remove(&(due, state.place.offset));
+        }
+    }
+
+    fn note_error(&self, error: Error) {
+        self.book.lock().last_error = Some(error);
+    }
+
+    fn wake(&self) {
+        fence(Ordering::SeqCst);
+        if let Some(delivery) = self.delivery.upgrade() {
+            delivery.alarm.ring();
+        }
+    }
+
+    /// Does what there is to do: closes what is left to be closed, has half messages checked, and moves the
+    /// offsets.
+    pub(super) fn step(&self, store: &Store) -> Next {
+        if store.config().log.read_only {
+            return Next::Idle;
+        }
+        let now = store.clock().now();
+        let settled = self.settle_rest(store, now);
+        let checked = self.have_checked(store, now);
+        let moved = self.move_stragglers(store, now);
+        settled.or_sooner(checked).or_sooner(moved).or_sooner(self.advance(store, now))
+    }
+
+    fn settle_rest(&self, store: &Store, now: Instant) -> Next {
+        let rest = mem::take(&mut self.book.lock().unsettled);
+        let mut left = Vec::new();
+        for half in rest {
+            let is_settled = half.state.try_lock().is_some_and(|mut state| {
+                let is_safe = state.latest.as_ref().is_none_or(|ticket| {
+                    let answer = ticket.try_get();
+                    answer.is_ok_and(|result| result.is_some_and(|r| store.is_safe_here(&r)))
+                });
+                is_safe && self.close(store, &mut state).is_ok()
+            });
+            if !is_settled {
+                left.push(half);
+            }
+        }
+        if left.is_empty() {
+            return Next::Idle;
+        }
+        self.book.lock().unsettled.append(&mut left);
+        Next::At(now + PAUSE)
+    }
+
+    fn have_checked(&self, store: &Store, now: Instant) -> Next {
+        let mut due: Vec<(Arc<Checker>, Arc<Half>)> = Vec::new();
+        {
+            let mut book = self.book.lock();
+            let Book { ledgers: [halves, _], groups, .. } = &mut *book;
+            for group in groups.values_mut() {
+                let Some(checker) = &group.checker else { continue };
+                while group.due.first().is_some_and(|(at, _)| *at <= now) {
+                    let Some((_, offset)) = group.due.pop_first() else { break };
+                    if let Some(half) = halves.get(offset) {
+                        due.push((checker.clone(), half.clone()));
+                    }
+                }
+            }
+        }
+        for (checker, half) in due {
+            if store.is_threaded() {
+                checker.enqueue(half);
+            } else {
+                self.check(&store.downgrade(), &checker, &half);
+            }
+        }
+        let book = self.book.lock();
+        let first = book.groups.values().filter_map(|group| group.due.first()).min();
+        first.map_or(Next::Idle, |(at, _)| Next::At(*at))
+    }
+
+    /// Puts open half messages again that hold up the offsets though nobody decides them.
+    fn move_stragglers(&self, store: &Store, now: Instant) -> Next {
+        for _ in 0..MOVES {
+            let straggler = {
+                let book = self.book.lock();
+                let found = book.ledgers[Queue::Half as usize].straggler(SPAN_MIN);
+                found.map(|(_, half)| half.clone())
+            };
+            let Some(half) = straggler else { return Next::Idle };
+            let Some(mut state) = half.state.try_lock() else { return Next::At(now + PAUSE) };
+            if !matches!(state.fate, Fate::Open) {
+                return Next::At(now + PAUSE);
+            }
+            let view = match find(store, state.place) {
+                Ok(Found::View(view)) => view,
+                Ok(Found::Lost(error)) => {
+                    self.lose(&half, &mut state, error);
+                    continue;
+                }
+                _ => return Next::At(now + PAUSE),
+            };
+            let checks = state.checks;
+            let moved = match self.committed_before(store, &half, &mut state, &view) {
+                Ok(Some(_)) => Ok(()),
+                Ok(None) => self.move_to(store, &half, &mut state, &view, (Queue::Half, checks)),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = moved {
+                self.note_error(error);
+                return Next::At(now + PAUSE);
+            }
+        }
+        Next::Now
+    }
+
+    /// Moves the offsets of the group, some time after something was closed.
+    fn advance(&self, store: &Store, now: Instant) -> Next {
+        let mut advance = self.advance.lock();
+        if advance.wanted.is_none() {
+            if !self.is_dirty.load(Ordering::SeqCst) {
+                return Next::Idle;
+            }
+            if let Some(not_before) = advance.not_before.filter(|not_before| now < *not_before) {
+                return Next::At(not_before);
+            }
+            self.is_dirty.store(false, Ordering::SeqCst);
+            self.scans.lock().clear();
+            let fronts = self.book.lock().ledgers.each_mut().map(Ledger::fronts);
+            advance.wanted = Some((fronts, store.log_end()));
+        }
+        let later = Next::At(now + PAUSE);
+        let Some((fronts, end)) = advance.wanted else { return Next::Idle };
+        advance.not_before = Some(now + PAUSE);
+        if store.safe_end() < end || !self.is_advanced(store, fronts) {
+            return later;
+        }
+        advance.wanted = None;
+        if self.is_dirty.load(Ordering::SeqCst) { later } else { Next::Idle }
+    }
+
+    fn is_advanced(&self, store: &Store, fronts: [Fronts; 2]) -> bool {
+        let commit = |topic: &str, queue_id, next| {
+            let known = store.committed_offset(GROUP, topic, queue_id);
+            let is_empty = store.max_offset(topic, queue_id).unwrap_or(0) == 0;
+            if known == Some(next) || known.is_none() && is_empty {
+                return Ok(false);
+            }
+            store.commit_offset(GROUP, topic, queue_id, next).map(|()| true)
+        };
+        let advanced = Queue::ALL.iter().zip(fronts).try_for_each(|(queue, fronts)| {
+            let (done_topic, done_queue) = queue.entries();
+            if commit(queue.topic(), 0, fronts.messages)? {
+                // Entries are passed only when what they close certainly is.
+                store.flush_offsets()?;
+            }
+            commit(done_topic, done_queue, fronts.entries).map(drop)
+        });
+        advanced.map_err(|error| self.note_error(error)).is_ok()
+    }
+
+    /// Half messages that were checked too often and are still undecided, the oldest first, and what they
+    /// say.
+    pub(super) fn parked(&self, store: &Store) -> Vec<(Arc<Half>, Option<HalfMessageView>)> {
+        let parked: Vec<Arc<Half>> = {
+            let book = self.book.lock();
+            book.ledgers[Queue::Parked as usize].open().map(|(_, half)| half.clone()).collect()
+        };
+        let undecided = parked.into_iter().filter_map(|half| {
+            let mut state = half.state.lock();
+            let view = self.view(store, &state).ok();
+            if let Some(view) = &view
+                && let Err(error) = self.committed_before(store, &half, &mut state, view)
+            {
+                self.note_error(error);
+            }
+            let is_open = matches!(state.fate, Fate::Open);
+            drop(state);
+            is_open.then(|| (half, view.and_then(|view| HalfMessageView::new(view).ok())))
+        });
+        undecided.collect()
+    }
+
+    pub(super) fn stats(&self) -> TransactionStats {
+        let book = self.book.lock();
+        let [halves, parked] = &book.ledgers;
+        let is_unattended =
+            |half: &Half| book.groups.get(&half.group).is_none_or(|group| group.checker.is_none());
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        TransactionStats {
+            open: halves.len(),
+            unattended: halves.open().filter(|(_, half)| is_unattended(half)).count(),
+            parked: parked.len(),
+            committed: load(&self.counts.committed),
+            rolled_back: load(&self.counts.rolled_back),
+            checks: load(&self.counts.checks),
+            panicked_checks: load(&self.counts.panics),
+            parked_in_all: load(&self.counts.parked),
+            unreadable: load(&self.counts.unreadable),
+            last_error: book.last_error.clone(),
+        }
+    }
+}
+
+impl Book {
+    /// The name that all half messages of a group share.
+    fn intern(&mut self, group: &str) -> Arc<str> {
+        if let Some((name, _)) = self.groups.get_key_value(group) {
+            return name.clone();
+        }
+        let name: Arc<str> = group.into();
+        self.groups.insert(name.clone(), Group::default());
+        name
+    }
+}
+
+/// When a half message is to be checked for the first time.
+fn first_check(store: &Store, checker: &Checker, state: &HalfState) -> Instant {
+    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+    let timeout = state.immunity.map_or(checker.options.timeout, seconds);
+    let age = store.clock().unix_millis().saturating_sub(state.since);
+    let age = Duration::from_millis(u64::try_from(age).unwrap_or(0));
+    let now = store.clock().now();
+    now.checked_add(timeout.saturating_sub(age)).unwrap_or(now + checker.options.check_interval)
+}
+
+/// What the copy at `place` says.
+fn find(store: &Store, place: Place) -> Result<Found> {
+    let (topic, offset) = (place.queue.topic(), place.offset);
+    let fetched = match store.get_view(topic, 0, offset, 1, &TagFilter::any()) {
+        Ok(fetched) => fetched,
+        Err(error @ Error::Corrupt { .. }) => return Ok(Found::Lost(error)),
+        Err(error) => return Err(error),
+    };
+    if offset >= fetched.min_offset && offset >= fetched.max_offset {
+        return Ok(Found::Later);
+    }
+    let mut messages = fetched.messages.into_iter();
+    Ok(match messages.next().filter(|view| view.queue_offset() == offset) {
+        Some(view) => Found::View(view),
+        None => Found::Lost(Error::HalfMessageGone { queue_offset: offset }),
+    })
+}
+
+/// Reads a queue from an offset to its end; what cannot be read is an error of that offset.
+fn read_all(
+    store: &Store,
+    topic: &str,
+    queue_id: i32,
+    from: u64,
+    mut each: impl FnMut(u64, Result<MessageView>),
+) -> Result<()> {
+    let end = store.max_offset(topic, queue_id).unwrap_or(0);
+    let mut at = from;
+    while at < end {
+        let fetched = match store.get_view(topic, queue_id, at, BATCH, &TagFilter::any()) {
+            Ok(fetched) => fetched,
+            Err(error @ Error::Corrupt { .. }) => {
+                each(at, Err(error));
+                at += 1;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        for view in fetched.messages {
+            for lost in at..view.queue_offset() {
+                each(lost, Err(Error::HalfMessageGone { queue_offset: lost }));
+            }
+            at = view.queue_offset() + 1;
+            each(view.queue_offset(), Ok(view));
+        }
+        // Whatever the status, the reader comes further.
+        let next = fetched.next_offset.max(at);
+        if next == at && fetched.status != FetchStatus::Found {
+            break;
+        }
+        for lost in at..next {
+            each(lost, Err(Error::HalfMessageGone { queue_offset: lost }));
+        }
+        at = next;
+    }
+    Ok(())
+}
+
+/// Where the first copy of the half message lies that a committed message comes from.
+fn committed_from(view: &MessageView) -> Option<i64> {
+    let record = view.record();
+    let is_committed = record.sys_flag().transaction() == Transaction::Commit;
+    is_committed.then(|| record.prepared_transaction_offset())
+}
+
+/// Whether it is not the message that is damaged, but the way to it: the next open mends that.
+fn is_about_the_queue(error: &Error) -> bool {
+    matches!(error, Error::Corrupt { what: Corruption::QueueEntry, .. })
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::disk::SimDisk;
+    use crate::{Environment, StoreConfig};
+
+    #[test]
+    fn what_others_had_for_an_entry_that_finds_no_room_is_still_theirs_to_put() {
+        let disk = SimDisk::new(1);
+        let config = StoreConfig::new("/s").segment_size(16 << 10);
+        let store = Store::open_in(config, Environment::on(disk.shared()).stepped()).unwrap();
+        let delivery = Delivery::of(&store).unwrap();
+        let coordinator = delivery.transactions.of(&store, &delivery).unwrap();
+        let place = |offset| Place { queue: Queue::Half, offset };
+        disk.set_capacity(disk.used());
+        while store.lay(&Message::new("orders", "x")).is_ok() {}
+        let owed = &coordinator.desks[Queue::Half as usize].owed;
+        owed.lock().extend([7, 9]);
+        let refused = coordinator.put_done(&store, place(8)).unwrap_err();
+        assert!(matches!(refused, Error::DiskFull { .. }), "{refused}");
+        let mut left = owed.lock().clone();
+        left.sort_unstable();
+        assert_eq!(left, [7, 9]);
+        disk.set_capacity(u64::MAX);
+        coordinator.put_done(&store, place(8)).unwrap();
+        assert!(owed.lock().is_empty());
+        store.flush().unwrap();
+        let entries = store.get(HALF_DONE_TOPIC, 0, 0, 2).unwrap().messages;
+        let mut told: Vec<_> = entries[0].body.split(|byte| *byte == b',').collect();
+        told.sort_unstable();
+        assert_eq!(told, [&b""[..], b"7", b"8", b"9"], "one entry says all of it");
+    }
+}
