@@ -67,9 +67,7 @@ impl Delivery {
     /// about waiting for disk and replicas; it is as safe as the store's settings ask.
     fn put(&self, store: &Store, message: Message) -> Result<Acknowledged> {
         let delayed = delay::asks_to_wait(&message);
-        let put = store.put_safely(if delayed { store.routed(message)? } else { message })?;
-        self.alarm.ring();
-        Ok(put)
+        store.put_safely(if delayed { store.routed(message)? } else { message })
     }
 }
 

@@ -63,6 +63,11 @@ pub(crate) fn is_delay_topic(topic: &str) -> bool {
     topic.len() == SCHEDULE_TOPIC.len() && (topic == SCHEDULE_TOPIC || topic == TIMER_TOPIC)
 }
 
+/// Whether a queue is one of those in which they wait.
+pub(crate) fn is_delay_queue(topic: &str, queue_id: i32) -> bool {
+    is_delay_topic(topic) && (0..DELAY_LEVELS_MS.len() as i32).contains(&queue_id)
+}
+
 /// Ends a property's name.
 pub(crate) const NAME_END: u8 = 1;
 /// Ends a property's value.

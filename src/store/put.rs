@@ -5,6 +5,7 @@ use crate::config::FlushMode;
 use crate::error::{Error, InvalidMessage, Result};
 use crate::log::progress::{Need, Waited};
 use crate::log::{Appended, Patience};
+use crate::message::format::is_delay_queue;
 use crate::message::{Draft, Message, OffsetMessageId};
 use crate::replication::{Confirmation, Refusal, Role};
 use std::borrow::Borrow;
@@ -312,7 +313,8 @@ impl Shared {
     /// Whether something may be put to a queue.
     #[inline]
     pub(super) fn check_queue(&self, topic: &str, queue_id: i32) -> Result<()> {
-        if queue_id >= self.config.max_queues_per_topic {
+        // Each delay level has a queue, however few another topic may have.
+        if queue_id >= self.config.max_queues_per_topic && !is_delay_queue(topic, queue_id) {
             let limit = self.config.max_queues_per_topic;
             return Err(Error::InvalidMessage(InvalidMessage::QueueId { queue_id, limit }));
         }

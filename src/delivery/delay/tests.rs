@@ -3,6 +3,7 @@
 use crate::clock::{Clock, ManualClock};
 use crate::delivery::{DelayHandle, Delivery};
 use crate::disk::SimDisk;
+use crate::worker::Doorbell;
 use crate::{Environment, Message, Next, Store, StoreConfig, StoreWorker};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -40,8 +41,9 @@ impl World {
     fn work(&self) {
         for round in 0.. {
             assert!(round < 10_000, "delivery does not come to rest");
-            let background = [StoreWorker::Upkeep, StoreWorker::Flush, StoreWorker::Dispatch];
-            background.into_iter().for_each(|worker| while self.store.step(worker) == Next::Now {});
+            for worker in [StoreWorker::Upkeep, StoreWorker::Flush, StoreWorker::Dispatch] {
+                while self.store.step(worker) == Next::Now {}
+            }
             let steps = [0, 1].map(|_| self.store.step(StoreWorker::Delivery));
             if steps != [Next::Now; 2] && !steps.contains(&Next::Now) {
                 while self.store.step(StoreWorker::Offsets) == Next::Now {}
@@ -94,6 +96,46 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..250u64).prop_map(Step::Advance),
         1 => Just(Step::Reopen),
     ]
+}
+
+#[test]
+fn nothing_is_sent_before_all_that_may_cancel_it_is_read_however_little_is_kept_in_memory() {
+    let world = World::new(4);
+    let due = world.now() + 60_000;
+    let mut handles = Vec::new();
+    for n in 0..150 {
+        let message = Message::new("orders", n.to_string()).deliver_at(due);
+        handles.extend(world.store.submit_delayed(message).unwrap().1);
+        world.work();
+    }
+    for handle in handles.iter().rev() {
+        drop(world.store.submit_cancel(handle).unwrap());
+        world.work();
+    }
+    world.clock.advance(Duration::from_secs(60));
+    world.work();
+    assert_eq!(world.delivered(), Vec::<usize>::new());
+    assert_eq!(world.store.delay_stats().unwrap().cancelled, 150);
+}
+
+#[test]
+fn who_delivers_is_woken_when_a_delayed_message_can_be_read_and_by_no_other() {
+    let world = World::new(1 << 20);
+    let (bell, heard) = Doorbell::new();
+    Delivery::of(&world.store).unwrap().alarm.connect(bell);
+    world.work();
+    let put = |message: Message, wakes: bool| {
+        drop(world.store.submit_delayed(message).unwrap());
+        while world.store.step(StoreWorker::Flush) == Next::Now {}
+        assert!(heard.try_recv().is_err(), "there is nothing to be read yet");
+        while world.store.step(StoreWorker::Dispatch) == Next::Now {}
+        assert_eq!(heard.try_recv().is_ok(), wakes);
+        world.work();
+        while heard.try_recv().is_ok() {}
+    };
+    put(Message::new("orders", "0"), false);
+    put(Message::new("orders", "1").delay_level(1), true);
+    put(Message::new("orders", "2").delay(Duration::from_secs(1)), true);
 }
 
 proptest! {

@@ -12,9 +12,8 @@ pub use ticket::SendTicket;
 use super::unique_ids::{Entry, UniqueIds};
 use super::{Delivery, Event, delay};
 use crate::error::{Error, Result};
-use crate::message::format::is_delay_topic;
 use crate::message::{Compression, Message, SysFlag, names};
-use crate::store::{PutResult, PutStatus, Store, Ticket, Upper};
+use crate::store::{PutResult, PutStatus, Store, Ticket};
 use attempts::{Attempts, Place, Verdict, is_of_message};
 use select::{Routes, Selector};
 use std::borrow::Cow;
@@ -401,16 +400,12 @@ impl Target {
         match messages {
             [message] => {
                 let routed = self.routed(message)?;
-                let put = self.store.put_by(std::slice::from_ref(&routed), now, until);
-                self.tell(&routed, put.is_ok());
-                put
+                self.store.put_by(std::slice::from_ref(&routed), now, until)
             }
             _ => {
                 let routed = messages.iter().map(|message| self.routed(message));
                 let routed = routed.collect::<Result<Vec<_>>>()?;
-                let put = self.store.put_by(&routed, now, until);
-                routed.iter().for_each(|message| self.tell(message, put.is_ok()));
-                put
+                self.store.put_by(&routed, now, until)
             }
         }
     }
@@ -424,9 +419,7 @@ impl Target {
         until: Instant,
     ) -> Result<Ticket> {
         let routed = self.routed(message)?;
-        let ticket = self.store.submit_by(std::slice::from_ref(&routed), may_wait, now, until);
-        self.tell(&routed, ticket.is_ok());
-        ticket
+        self.store.submit_by(std::slice::from_ref(&routed), may_wait, now, until)
     }
 
     /// What is put for a message that has its queue: itself, unless it is to be delivered later.
@@ -435,13 +428,6 @@ impl Target {
             return Ok(Cow::Borrowed(message));
         }
         self.store.routed(message.clone()).map(Cow::Owned)
-    }
-
-    /// Wakes who delivers it later, where that is so.
-    fn tell(&self, routed: &Message, is_stored: bool) {
-        if is_stored && is_delay_topic(routed.topic()) {
-            self.delivery.alarm().ring();
-        }
     }
 }
 
