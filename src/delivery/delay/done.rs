@@ -170,12 +170,13 @@ mod tests {
                     done.raise(offset / 4);
                     model.extend(0..offset / 4);
                 }
-                let open = |from: u64| (from..).find(|offset| !model.contains(offset)).unwrap();
-                prop_assert_eq!(done.floor(), open(0));
-                for offset in 0..500 {
-                    prop_assert_eq!(done.contains(offset), model.contains(&offset));
-                    prop_assert_eq!(done.next_open(offset), open(offset));
-                }
+                let floor = (0..).find(|offset| !model.contains(offset));
+                prop_assert_eq!(Some(done.floor()), floor);
+            }
+            for offset in 0..500 {
+                prop_assert_eq!(done.contains(offset), model.contains(&offset));
+                let open = (offset..).find(|offset| !model.contains(offset));
+                prop_assert_eq!(Some(done.next_open(offset)), open);
             }
         }
 
