@@ -1,5 +1,6 @@
 //! Transactions of RocketMQ's, taken over; and what is written here, field by field beside what it wrote.
 
+#[allow(dead_code, reason = "a manifest is all that is needed")]
 #[path = "support/fixtures.rs"]
 mod fixtures;
 #[path = "support/temp.rs"]

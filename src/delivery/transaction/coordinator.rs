@@ -170,6 +170,9 @@ struct Advance {
     /// Where to, once the log is safe up to there: what was closed before must not be forgotten while its
     /// entry can be lost.
     wanted: Option<([Fronts; 2], u64)>,
+    /// Up to where entries can be passed, now that the offsets of the messages have been moved. At another
+    /// time: whoever copies all offsets meanwhile must not copy the one of the entries alone.
+    entries: [Option<u64>; 2],
 }
 
 /// Committed messages of a queue, by the half message that they come from.
@@ -241,13 +244,8 @@ impl Coordinator {
         queue: Queue,
         moved: &HashSet<u64>,
     ) -> Result<HashSet<u64>> {
-        let begin = |topic: &str, queue_id| {
-            let min = store.min_offset(topic, queue_id).unwrap_or(0);
-            store.committed_offset(GROUP, topic, queue_id).unwrap_or(min).max(min)
-        };
+        let fronts = begin(store, queue)?;
         let (done_topic, done_queue) = queue.entries();
-        let fronts =
-            Fronts { messages: begin(queue.topic(), 0), entries: begin(done_topic, done_queue) };
         let mut ledger = Ledger::new(fronts);
         let mut done = HashSet::new();
         read_all(store, done_topic, done_queue, fronts.entries, |offset, found| {
@@ -962,30 +960,40 @@ impl Coordinator {
         let later = Next::At(now + PAUSE);
         let Some((fronts, end)) = advance.wanted else { return Next::Idle };
         advance.not_before = Some(now + PAUSE);
-        if store.safe_end() < end || !self.is_advanced(store, fronts) {
+        if store.safe_end() < end || !self.is_advanced(store, fronts, &mut advance.entries) {
             return later;
         }
         advance.wanted = None;
         if self.is_dirty.load(Ordering::SeqCst) { later } else { Next::Idle }
     }
 
-    fn is_advanced(&self, store: &Store, fronts: [Fronts; 2]) -> bool {
+    fn is_advanced(
+        &self,
+        store: &Store,
+        fronts: [Fronts; 2],
+        entries: &mut [Option<u64>; 2],
+    ) -> bool {
         let commit = |topic: &str, queue_id, next| {
             let known = store.committed_offset(GROUP, topic, queue_id);
             let is_empty = store.max_offset(topic, queue_id).unwrap_or(0) == 0;
             if known == Some(next) || known.is_none() && is_empty {
-                return Ok(false);
+                return Ok(());
             }
-            store.commit_offset(GROUP, topic, queue_id, next).map(|()| true)
+            store.commit_offset(GROUP, topic, queue_id, next)
         };
-        let advanced = Queue::ALL.iter().zip(fronts).try_for_each(|(queue, fronts)| {
-            let (done_topic, done_queue) = queue.entries();
-            if commit(queue.topic(), 0, fronts.messages)? {
-                // Entries are passed only when what they close certainly is.
-                store.flush_offsets()?;
-            }
-            commit(done_topic, done_queue, fronts.entries).map(drop)
-        });
+        let advanced = Queue::ALL.iter().zip(fronts).zip(entries).try_for_each(
+            |((queue, fronts), entries)| {
+                let (done_topic, done_queue) = queue.entries();
+                if let Some(entries) = *entries {
+                    commit(done_topic, done_queue, entries)?;
+                }
+                commit(queue.topic(), 0, fronts.messages)?;
+                if entries.replace(fronts.entries) != Some(fronts.entries) {
+                    self.is_dirty.store(true, Ordering::SeqCst);
+                }
+                Ok(())
+            },
+        );
         advanced.map_err(|error| self.note_error(error)).is_ok()
     }
 
@@ -1042,6 +1050,38 @@ impl Book {
         self.groups.insert(name.clone(), Group::default());
         name
     }
+}
+
+/// Where to begin to read.
+fn begin(store: &Store, queue: Queue) -> Result<Fronts> {
+    let of = |topic: &str, queue_id| {
+        let min = store.min_offset(topic, queue_id).unwrap_or(0);
+        store.committed_offset(GROUP, topic, queue_id).unwrap_or(min).max(min)
+    };
+    let (done_topic, done_queue) = queue.entries();
+    let messages = of(queue.topic(), 0);
+    let committed = of(done_topic, done_queue);
+    // Each of the two offsets may have gone back without the other. Whatever closes a message from the
+    // first one on was stored after that.
+    let place = Place { queue, offset: messages };
+    let needed = match find(store, place)? {
+        Found::View(view) => {
+            let since = view.record().store_timestamp();
+            store.offset_by_time(done_topic, done_queue, since, TimeBound::Lower)
+        }
+        Found::Later => Ok(None),
+        Found::Lost(_) => Ok(Some(0)),
+    };
+    let needed = match needed {
+        Err(Error::Corrupt { .. }) => Some(0),
+        needed => needed?,
+    };
+    let entries = needed.map_or(committed, |needed| needed.min(committed));
+    let entries = entries.max(store.min_offset(done_topic, done_queue).unwrap_or(0));
+    if entries < committed && !store.config().log.read_only {
+        store.commit_offset(GROUP, done_topic, done_queue, entries)?;
+    }
+    Ok(Fronts { messages, entries })
 }
 
 /// When a half message is to be checked for the first time.
