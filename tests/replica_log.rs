@@ -7,13 +7,15 @@ mod sim;
 use duralog::disk::{Cut, CutMoment, Fault, SimCall, SimDisk};
 use duralog::message::{Frame, frame};
 use duralog::replication::{
-    Admission, Epoch, EpochStart, NodeId, Refusal, ReplicatedLog, Replicator, Role, StartPoint,
+    Admission, Epoch, EpochStart, LogId, NodeId, Refusal, ReplicatedLog, Replicator, Role,
+    StartPoint,
 };
 use duralog::{
     Corruption, Environment, Error, Message, Store, StoreConfig, StoreWorker, WriteMode,
 };
 use proptest::prelude::*;
 use sim::*;
+use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
 
 const FIRST: EpochStart =
@@ -273,6 +275,69 @@ fn an_epoch_without_a_record_is_left_and_stays_promised() {
     drop(copy);
     let copy = copy_of(&disk, config());
     assert_eq!((copy.log.epochs(), copy.log.promised()), (vec![FIRST], Epoch(5)));
+}
+
+fn log_id(number: u64) -> Option<LogId> {
+    NonZeroU64::new(number).map(LogId)
+}
+
+#[test]
+fn a_log_that_holds_records_is_never_taken_for_another_one() {
+    let (_original, bytes) = original(4);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    assert_eq!(copy.log.log_id(), None);
+    copy.log.follow(log_id(1)).expect("it is empty");
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    copy.log.follow(log_id(1)).expect("it is the same");
+    assert_eq!((copy.log.log_id(), copy.log.epochs()), (log_id(1), vec![FIRST]));
+    copy.log.follow(log_id(2)).expect("it is still empty");
+    assert_eq!((copy.log.log_id(), copy.log.epochs()), (log_id(2), Vec::new()));
+    copy.log.enter_epoch(FIRST).expect("it is the first of that log");
+    copy.log.append(0, Epoch(1), &bytes).expect("sound");
+    step(&copy.store);
+    for other in [log_id(1), None] {
+        let refused = copy.log.follow(other);
+        assert!(
+            matches!(refused, Err(Error::Refused(Refusal::AnotherLog))),
+            "{other:?}: {refused:?}"
+        );
+    }
+    copy.log.follow(log_id(2)).expect("it is the same");
+    let disk = disk.cut_power(Cut::losing_all());
+    drop(copy);
+    let copy = copy_of(&disk, config());
+    assert_eq!((copy.log.log_id(), copy.log.epochs()), (log_id(2), vec![FIRST]));
+}
+
+#[test]
+fn a_log_that_begins_anew_stays_the_same_and_may_then_become_another_one() {
+    let (_original, bytes) = original(150);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.follow(log_id(1)).expect("it is empty");
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    take_over(&copy, &bytes, &[7000]);
+    copy.log.restart(4 * copy.log.segment_size()).expect("nothing is confirmed");
+    drop(copy);
+    let copy = copy_of(&disk, config());
+    assert_eq!((copy.log.log_id(), copy.log.epochs()), (log_id(1), Vec::new()));
+    copy.log.follow(log_id(2)).expect("it is empty");
+    assert_eq!(copy.log.log_id(), log_id(2));
+}
+
+#[test]
+fn records_of_no_log_become_those_of_the_log_that_goes_on_with_them() {
+    let (_original, bytes) = original(4);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.append(0, Epoch(0), &bytes).expect("sound");
+    step(&copy.store);
+    copy.log.follow(log_id(1)).expect("whoever brings more has compared them");
+    let disk = disk.cut_power(Cut::losing_all());
+    drop(copy);
+    let copy = copy_of(&disk, config());
+    assert_eq!((copy.log.log_id(), copy.log.end()), (log_id(1), bytes.len() as u64));
 }
 
 #[test]

@@ -445,6 +445,21 @@ fn an_epoch_is_durable_before_anything_is_written_under_it() {
 }
 
 #[test]
+fn a_log_gets_an_id_with_its_first_epoch_that_no_other_one_has() {
+    let begin = |disk: &SimDisk, epoch| {
+        let replica = Manual::in_epoch(epoch);
+        let store = open_manual(disk, config(), &replica).expect("the store opens");
+        (replica.log().log_id().expect("an epoch has begun"), store)
+    };
+    let (one, other) = (disk(), disk());
+    let (first, store) = begin(&one, 7);
+    let one = one.cut_power(Cut::losing_all());
+    drop(store);
+    assert_eq!(begin(&one, 8).0, first);
+    assert_ne!(begin(&other, 7).0, first);
+}
+
+#[test]
 fn an_epoch_that_cannot_be_made_durable_does_not_begin() {
     let disk = disk();
     disk.inject(Fault::on(SimCall::Sync).path("duralog/epochs.tmp"));

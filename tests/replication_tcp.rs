@@ -3,10 +3,11 @@
 #[path = "support/temp.rs"]
 mod temp;
 
+use duralog::config::Retention;
 use duralog::disk::{Cut, SimDisk};
 use duralog::replication::{
     Ack, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, Replica, ReplicaOptions, Secret,
-    TcpAcceptor,
+    SessionError, TcpAcceptor,
 };
 use duralog::{Environment, Error, FlushMode, Message, PutStatus, Reached, Store, StoreConfig};
 use std::collections::BTreeSet;
@@ -108,6 +109,7 @@ fn a_replica_takes_over_and_the_old_primary_follows_it() {
     let options = PrimaryOptions::new(node(chosen_id)).epoch(epoch);
     let taken_over = chosen.promote(options).expect("it takes over");
     assert_eq!(taken_over.epoch(), epoch);
+    assert!(first.log_id().is_some() && taken_over.log_id() == first.log_id());
     let address = taken_over.listen("127.0.0.1:0").expect("a port is free");
     other.close().expect("it closes");
     let other = replica(other_dir, other_id, address);
@@ -437,4 +439,84 @@ fn a_look_at_a_replica_without_replication_ends_nobodys_epoch() {
     let follower = replica(&b, 2, address);
     eventually("it is refused", || follower.state().last_error.is_some());
     eventually("the primary hears of it", || primary.superseded().is_some());
+}
+
+/// A node that nothing but its address keeps with its cluster.
+fn open_node(id: u64) -> NodeOptions {
+    NodeOptions::new(NodeId(id)).observe(move |event| println!("node {id}: {event:?}"))
+}
+
+/// Opens a primary whose oldest segments go, and puts until those before `from` are gone.
+fn primary_that_keeps_from(from: u64, dir: &Path) -> Primary {
+    let retention = Retention::max_total_bytes(128 << 10).check_interval(Duration::from_millis(1));
+    let mut config = config(dir);
+    config.retention = Some(retention);
+    let options = PrimaryOptions::new(open_node(1)).ack(Ack::Async);
+    let primary = Primary::open(config, options).expect("it opens");
+    let store = primary.store();
+    eventually("what comes first is gone", || {
+        assert_eq!(put(store, &"x".repeat(1000)).status, PutStatus::PutOk);
+        let oldest = store.min_offset("t", 0).expect("the queue is there");
+        let kept = store.get("t", 0, oldest, 1).expect("it can be read").messages;
+        kept.first().is_some_and(|first| first.physical_offset as u64 >= from)
+    });
+    primary
+}
+
+#[test]
+fn a_replica_that_is_pointed_at_another_cluster_says_so_and_keeps_its_log() {
+    let dir = TempDir::new();
+    let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
+    let own = Primary::open(config(&a), PrimaryOptions::new(open_node(1))).expect("it opens");
+    let own_address = own.listen("127.0.0.1:0").expect("a port is free").to_string();
+    let follow = |address: String| {
+        Replica::open(config(&b), ReplicaOptions::new(open_node(2), address)).expect("it opens")
+    };
+    let replica = follow(own_address.clone());
+    own.wait_for_replicas(1, PATIENCE).expect("it connects");
+    let wanted: Vec<_> = (0..50).map(|n| format!("message {n}")).collect();
+    for body in &wanted {
+        assert_eq!(put(own.store(), body).status, PutStatus::PutOk);
+    }
+    eventually("the replica shows all", || bodies(&replica.store()) == wanted);
+    replica.close().expect("it closes");
+    drop(replica);
+    let end = own.store().stats().watermarks.appended;
+
+    // Its first epoch is the first of the same node there, too: at first all of it is kept, then only what
+    // came later than all that the replica holds, and then that epoch is forgotten.
+    let strangers: [&dyn Fn() -> Primary; 3] = [
+        &|| {
+            let options = PrimaryOptions::new(open_node(1)).ack(Ack::Async);
+            let primary = Primary::open(config(&c), options).expect("it opens");
+            assert_eq!(put(primary.store(), "of another cluster").status, PutStatus::PutOk);
+            primary
+        },
+        &|| primary_that_keeps_from(end + 1, &c),
+        &|| {
+            let primary = primary_that_keeps_from(end + 1, &c);
+            let second = primary.store().stats().watermarks.appended;
+            primary.close().expect("it closes");
+            primary_that_keeps_from(second, &c).close().expect("it closes");
+            primary_that_keeps_from(second, &c)
+        },
+    ];
+    for stranger in strangers {
+        let stranger = stranger();
+        let address = stranger.listen("127.0.0.1:0").expect("a port is free");
+        let replica = follow(address.to_string());
+        eventually("it says whom it met", || {
+            matches!(replica.state().last_error, Some(SessionError::AnotherLog { .. }))
+        });
+        assert_eq!(bodies(&replica.store()), wanted);
+        assert_eq!(stranger.superseded(), None);
+        replica.close().expect("it closes");
+        stranger.close().expect("it closes");
+    }
+
+    let replica = follow(own_address);
+    own.wait_for_replicas(1, PATIENCE).expect("it is back");
+    assert_eq!(put(own.store(), "and one more").status, PutStatus::PutOk);
+    let wanted = [wanted, vec!["and one more".to_owned()]].concat();
+    eventually("the replica shows all", || bodies(&replica.store()) == wanted);
 }

@@ -9,12 +9,15 @@ mod stored_log;
 mod temp;
 
 use duralog::replication::{
-    AckLevel, Epoch, NodeId, NodeOptions, Primary, PrimaryOptions, Replica, ReplicaOptions,
-    SessionError, TcpAcceptor,
+    AckLevel, Admission, Epoch, LogId, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal,
+    Replica, ReplicaOptions, ReplicatedLog, Replicator, Role, SessionError, StartPoint,
+    TcpAcceptor,
 };
-use duralog::{FlushMode, Message, PutStatus, Store, StoreConfig};
+use duralog::{Environment, FlushMode, Message, PutStatus, Store, StoreConfig};
 use ha_wire::{Frame, MasterListener, MasterSocket, SlaveSocket};
+use std::num::NonZeroU64;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 use stored_log::Log;
@@ -179,6 +182,71 @@ fn a_replica_that_was_fenced_takes_nothing_more() {
     let superseded = SessionError::Superseded { epoch: Epoch(0), by };
     assert_eq!(format!("{:?}", state.last_error), format!("{:?}", Some(superseded)));
     assert_eq!(state.durable, had);
+}
+
+/// Notes that what comes next is of this log, as a replica does when a primary of this crate sends it the
+/// first byte.
+#[derive(Debug)]
+struct Joins(LogId);
+
+impl Replicator for Joins {
+    fn role(&self) -> Role {
+        Role::Replica
+    }
+
+    fn start(&self, log: Arc<dyn ReplicatedLog>, _: StartPoint) -> duralog::Result<u64> {
+        log.follow(Some(self.0))?;
+        Ok(log.confirmed())
+    }
+
+    fn admit(&self) -> Result<Admission, Refusal> {
+        Err(Refusal::NotPrimary)
+    }
+
+    fn on_written(&self, _: u64) {}
+
+    fn on_durable(&self, _: u64) {}
+
+    fn stop(&self) {}
+}
+
+/// The store in `dir` joins a log of a primary of this crate, and leaves before it is sent anything.
+fn join_a_log(dir: &Path) {
+    let joins = Arc::new(Joins(LogId(NonZeroU64::MIN)));
+    let store = Store::open_replicated(config(dir), Environment::default(), joins);
+    store.expect("the store opens").close().expect("it closes");
+}
+
+#[test]
+fn what_a_rocketmq_master_sends_is_not_taken_for_a_log_of_this_crate() {
+    let temp = TempDir::new();
+    let (dir, listener) = (temp.path().join("replica"), MasterListener::new());
+    let log = written(&temp.path().join("master"), 10);
+    join_a_log(&dir);
+    let joined = replica(&dir, &listener);
+    assert_eq!(joined.state().log_id, Some(LogId(NonZeroU64::MIN)));
+    let mut socket = listener.accept();
+    assert_eq!(socket.report(), Some(0));
+    socket.send(&Frame::new(0, log.from(0, log.end())));
+    eventually("it has everything", || joined.state().durable == log.end());
+    assert_eq!(joined.state().log_id, None);
+}
+
+#[test]
+fn what_was_joined_to_a_log_of_this_crate_no_rocketmq_master_goes_on_with() {
+    let joined = Joined::new();
+    let Joined { _temp: temp, log, had, listener, socket, replica: first, .. } = joined;
+    first.close().expect("it closes");
+    drop((first, socket));
+    let dir = temp.path().join("replica");
+    join_a_log(&dir);
+    let replica = replica(&dir, &listener);
+    let mut socket = listener.accept();
+    let from = socket.report().expect("it reports");
+    // It may hang up before all of it is sent.
+    let _ = socket.try_send(&Frame::new(from, log.from(from, 64 << 10)));
+    let joined = Joined { _temp: temp, log, had, from, listener, socket, replica };
+    joined.assert_diverged();
 }
 
 #[test]

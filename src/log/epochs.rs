@@ -1,19 +1,19 @@
 //! Under whom the log was written: `duralog/epochs`.
 //!
 //! ```text
-//! magic "duralogE"  version u32  flags u32  promised u64  entries u32
+//! magic "duralogE"  version u32  flags u32  log u64  promised u64  entries u32
 //! per entry: epoch u64, start u64, node u64, flags u32
 //! crc32 u32 over everything before
 //! ```
 //!
-//! All integers are big endian. There is no such file before the first replicator starts. Flag 1 of an
-//! entry says that the records of the epoch carry `__CRC32#`; flag 1 of the file, that the newest epoch is
-//! this node's own and what was acknowledged under it may be durable on replicas alone; flag 2, that some
-//! of that may have been lost here.
+//! All integers are big endian. There is no such file before the first replicator starts. `log` is the id
+//! of the log, or 0. Flag 1 of an entry says that the records of the epoch carry `__CRC32#`; flag 1 of the
+//! file, that the newest epoch is this node's own and what was acknowledged under it may be durable on
+//! replicas alone; flag 2, that some of that may have been lost here.
 
 use crate::disk::{Disk, OpenAccess};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
-use crate::replication::{Epoch, EpochStart, NodeId};
+use crate::replication::{Epoch, EpochStart, LogId, NodeId};
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::Path;
@@ -28,11 +28,13 @@ const IN_DOUBT: u32 = 2;
 const ENTRY: usize = 28;
 /// More are not kept: the oldest are forgotten.
 pub(crate) const ENTRIES_MAX: usize = 1024;
-const LEN_MAX: usize = 8 + 4 + 4 + 8 + 4 + ENTRIES_MAX * ENTRY + 4;
+const LEN_MAX: usize = 8 + 4 + 4 + 8 + 8 + 4 + ENTRIES_MAX * ENTRY + 4;
 
 /// The epochs of a log, oldest first, and the one that was promised to come.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Epochs {
+    /// Which log it is, once it was replicated.
+    pub(crate) id: Option<LogId>,
     /// Nobody may write under a lower one any more.
     pub(crate) promised: Epoch,
     /// The newest epoch is this node's own, and what was acknowledged under it need not have been durable
@@ -68,7 +70,9 @@ impl Epochs {
         bytes.extend_from_slice(&VERSION.to_be_bytes());
         let flags = if self.lazy { LAZY } else { 0 } | if self.in_doubt { IN_DOUBT } else { 0 };
         bytes.extend_from_slice(&flags.to_be_bytes());
-        bytes.extend_from_slice(&self.promised.0.to_be_bytes());
+        for number in [LogId::number(self.id), self.promised.0] {
+            bytes.extend_from_slice(&number.to_be_bytes());
+        }
         bytes.extend_from_slice(&(self.starts.len() as u32).to_be_bytes());
         for one in &self.starts {
             for number in [one.epoch.0, one.start, one.node.0] {
@@ -87,6 +91,7 @@ impl Epochs {
         let rest = fields.strip_prefix(MAGIC)?;
         let (version, rest) = rest.split_first_chunk()?;
         let (flags, rest) = rest.split_first_chunk()?;
+        let (id, rest) = rest.split_first_chunk()?;
         let (promised, rest) = rest.split_first_chunk()?;
         let (count, rest) = rest.split_first_chunk()?;
         let sound = crc32fast::hash(fields) == u32::from_be_bytes(*crc)
@@ -107,10 +112,11 @@ impl Epochs {
         });
         let starts: Vec<_> = starts.collect::<Option<_>>()?;
         let ordered = starts.is_sorted_by(|a, b| a.epoch < b.epoch && a.start < b.start);
+        let id = LogId::new(u64::from_be_bytes(*id));
         let promised = Epoch(u64::from_be_bytes(*promised));
         let flags = u32::from_be_bytes(*flags);
         let (lazy, in_doubt) = (flags & LAZY != 0, flags & IN_DOUBT != 0);
-        ordered.then_some(Self { promised, lazy, in_doubt, starts })
+        ordered.then_some(Self { id, promised, lazy, in_doubt, starts })
     }
 
     pub(crate) fn starts(&self) -> &[EpochStart] {
@@ -190,7 +196,8 @@ mod tests {
 
     fn sample() -> Epochs {
         let starts = vec![start(1, 0), start(2, 100), start(5, 300), start(6, 400)];
-        Epochs { promised: Epoch(7), lazy: true, in_doubt: true, starts }
+        let id = LogId::new(9);
+        Epochs { id, promised: Epoch(7), lazy: true, in_doubt: true, starts }
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! What two logs have in common, told by their epochs alone.
 
-use super::{Epoch, EpochStart, NodeId, ReplicatedLog};
+use super::{Epoch, EpochStart, LogId, NodeId, ReplicatedLog};
 
-/// The epochs of a log, with one for the records that lie before the first replicator was started, and
-/// where it begins and ends.
+/// Which log it is, its epochs, with one for the records that lie before the first replicator was started,
+/// where it begins and ends, and up to where it is known to be confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct History {
+    pub(crate) id: Option<LogId>,
     pub(crate) epochs: Vec<EpochStart>,
     pub(crate) min: u64,
     pub(crate) end: u64,
+    pub(crate) confirmed: u64,
 }
 
 /// Stands for records that no epoch tells of.
@@ -21,7 +23,7 @@ impl History {
         let end = log.end();
         let (mut epochs, min) = (log.epochs(), log.min_offset());
         add_first(&mut epochs, min);
-        Self { epochs, min, end }
+        Self { id: log.log_id(), epochs, min, end, confirmed: log.confirmed() }
     }
 
     fn is_empty(&self) -> bool {
@@ -37,9 +39,30 @@ impl History {
         self.epochs.first().is_some_and(|one| one.start <= self.min && one.epoch > BEFORE.epoch)
     }
 
-    /// Up to where `other` holds the same bytes; `None` if they know no epoch in common, and nobody can
-    /// tell.
-    pub(crate) fn common_end(&self, other: &Self) -> Option<u64> {
+    /// The log of which this one holds records, if that is another than `id`.
+    pub(crate) fn other_than(&self, id: Option<LogId>) -> Option<LogId> {
+        self.id.filter(|own| !self.is_empty() && id.is_some_and(|id| id != *own))
+    }
+
+    /// Whether a log with this history may be brought in line like this with one whose id is `id`.
+    pub(crate) fn allows(&self, plan: Plan, id: Option<LogId>) -> bool {
+        let is_same = self.id.is_some() && self.id == id;
+        match plan {
+            _ if is_same || self.is_empty() => true,
+            // The bytes are compared before any are taken.
+            Plan::Follow(_) => self.id.is_none() || id.is_none(),
+            // A first primary whom nobody followed gives up all that it has: its cluster has begun without
+            // it, in another log. Whoever knows of something that is confirmed is no such node, but one of
+            // another cluster.
+            Plan::Truncate(_) => self.id.is_some() && self.is_told() && self.confirmed <= self.min,
+            Plan::Restart(_) => false,
+            Plan::Diverged => true,
+        }
+    }
+
+    /// Up to where `other`, of the same log, holds the same bytes; `None` if they know no epoch in common,
+    /// and nobody can tell.
+    fn common_end(&self, other: &Self) -> Option<u64> {
         let common = self.epochs.iter().enumerate().rev().find_map(|(ours, one)| {
             let theirs = other.epochs.iter().position(|other| other == one)?;
             Some(self.end_of(ours).min(other.end_of(theirs)))
@@ -54,6 +77,21 @@ impl History {
     /// What a replica with the history `other` has to do before it can follow this log. It refuses to give
     /// up what it was told to be confirmed.
     pub(crate) fn plan_for(&self, other: &Self) -> Plan {
+        let plan = if other.other_than(self.id).is_some() {
+            // Epochs of another log have nothing to do with these, however much they look like them.
+            if self.is_told() && other.min <= self.end {
+                Plan::Truncate(other.min)
+            } else {
+                Plan::Diverged
+            }
+        } else {
+            self.plan_for_same(other)
+        };
+        if other.allows(plan, self.id) { plan } else { Plan::Diverged }
+    }
+
+    /// The same where both are of one log.
+    fn plan_for_same(&self, other: &Self) -> Plan {
         let common = if other.is_empty() { Some(other.end) } else { self.common_end(other) };
         match common {
             // What they had in common may have been deleted here.
@@ -111,7 +149,17 @@ mod tests {
     fn history(epochs: &[(u64, u64)], min: u64, end: u64) -> History {
         let mut epochs = epochs.iter().map(|(epoch, at)| start(*epoch, *at)).collect();
         add_first(&mut epochs, min);
-        History { epochs, min, end }
+        History { id: LogId::new(1), epochs, min, end, confirmed: 0 }
+    }
+
+    /// The same of another log.
+    fn of_another_log(history: History) -> History {
+        History { id: LogId::new(2), ..history }
+    }
+
+    /// The same of a log that was never replicated.
+    fn of_no_log(history: History) -> History {
+        History { id: None, ..history }
     }
 
     #[test]
@@ -165,6 +213,67 @@ mod tests {
     }
 
     #[test]
+    fn epochs_of_two_logs_are_two_however_equal_they_look() {
+        let primary = history(&[(1, 0)], 0, 300);
+        for end in [120, 300, 500] {
+            let mut other = of_another_log(history(&[(1, 0)], 0, end));
+            other.confirmed = 100;
+            assert_eq!(primary.plan_for(&other), Plan::Diverged, "{end}");
+        }
+        let behind = history(&[(1, 0)], 200, 300);
+        let mut other = of_another_log(history(&[(1, 0)], 0, 120));
+        other.confirmed = 100;
+        assert_eq!(behind.plan_for(&other), Plan::Diverged);
+    }
+
+    #[test]
+    fn a_log_that_begins_later_takes_the_place_of_no_other_one() {
+        let primary = history(&[(4, 150)], 200, 300);
+        for end in [120, 250, 500] {
+            let mut other = of_another_log(history(&[(1, 0)], 0, end));
+            other.confirmed = 100;
+            assert_eq!(primary.plan_for(&other), Plan::Diverged, "{end}");
+        }
+    }
+
+    #[test]
+    fn an_empty_log_follows_any_other_one() {
+        let primary = history(&[(1, 0)], 0, 300);
+        for empty in [history(&[], 0, 0), history(&[(1, 0)], 0, 0)] {
+            assert_eq!(primary.plan_for(&of_another_log(empty.clone())), Plan::Follow(0));
+            assert_eq!(primary.plan_for(&of_no_log(empty)), Plan::Follow(0));
+        }
+        let behind = history(&[(1, 0)], 200, 300);
+        assert_eq!(behind.plan_for(&of_another_log(history(&[], 0, 0))), Plan::Restart(200));
+    }
+
+    #[test]
+    fn a_first_primary_of_another_log_gives_it_up_if_nothing_of_it_is_confirmed() {
+        for min in [0, 200] {
+            let primary = history(&[(2, min)], min, 300);
+            let other = of_another_log(history(&[(1, 0)], 0, 120));
+            assert_eq!(primary.plan_for(&other), Plan::Truncate(0));
+            let known = History { confirmed: 1, ..other };
+            assert_eq!(primary.plan_for(&known), Plan::Diverged);
+        }
+        // What was there before is not its own.
+        let primary = history(&[(2, 0)], 0, 300);
+        let older = of_another_log(history(&[(1, 50)], 0, 120));
+        assert_eq!(primary.plan_for(&older), Plan::Diverged);
+        let far = of_another_log(history(&[(1, 400)], 400, 500));
+        assert_eq!(primary.plan_for(&far), Plan::Diverged);
+    }
+
+    #[test]
+    fn nothing_of_a_log_that_was_never_replicated_is_cut() {
+        let primary = history(&[(1, 500)], 0, 700);
+        assert_eq!(primary.plan_for(&of_no_log(history(&[], 0, 300))), Plan::Follow(300));
+        assert_eq!(primary.plan_for(&of_no_log(history(&[], 0, 600))), Plan::Diverged);
+        let behind = history(&[(1, 500)], 400, 700);
+        assert_eq!(behind.plan_for(&of_no_log(history(&[], 0, 300))), Plan::Diverged);
+    }
+
+    #[test]
     fn logs_without_a_common_epoch_have_nothing_to_do_with_each_other() {
         let primary = history(&[(2, 0)], 0, 300);
         assert_eq!(primary.plan_for(&history(&[(1, 50)], 0, 120)), Plan::Diverged);
@@ -215,7 +324,8 @@ mod tests {
                     prop_assert_eq!(common, differs.map_or(shorter, |at| at as u64));
                     let reached = common + share.index((ours.end - common) as usize + 1) as u64;
                     let epochs = ours.epochs.iter().copied().filter(|one| one.start <= reached);
-                    nodes[follower] = History { epochs: epochs.collect(), min: 0, end: reached };
+                    let epochs = epochs.collect();
+                    nodes[follower] = History { epochs, end: reached, ..ours };
                 }
             }
         }

@@ -69,6 +69,7 @@ pub use scripted::{ReplicaBehaviour, ScriptedReplica};
 use crate::disk::Region;
 use crate::error::Result;
 use std::fmt;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -104,8 +105,34 @@ impl Epoch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct NodeId(pub u64);
 
-/// The beginning of an epoch in a log. Two logs that know the same one are equal up to where it, or the
-/// log, ends first.
+/// Which log it is: drawn when the first epoch of a log begins, and taken over by whoever follows. The logs
+/// of two clusters have different ones, whatever their nodes and epochs are called.
+///
+/// A copy of the directory, a [snapshot](crate::Store::snapshot) for instance, is of the same log: it may
+/// join the cluster it was taken from. To make a cluster of its own out of it, keep the two apart by
+/// `NodeOptions::cluster` or a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LogId(pub NonZeroU64);
+
+impl LogId {
+    pub(crate) fn new(number: u64) -> Option<Self> {
+        NonZeroU64::new(number).map(Self)
+    }
+
+    /// The number where a log has one, and 0 where it has none.
+    pub(crate) fn number(id: Option<Self>) -> u64 {
+        id.map_or(0, |id| id.0.get())
+    }
+}
+
+impl fmt::Display for LogId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// The beginning of an epoch in a log. Two copies of a [log](LogId) that know the same one are equal up to
+/// where it, or the copy, ends first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EpochStart {
     /// The epoch.
@@ -142,6 +169,8 @@ pub enum Refusal {
     NotPrimary,
     /// This node is not a replica: it gives out the offsets itself.
     NotReplica,
+    /// The log holds records, and they are of another one than what is to come.
+    AnotherLog,
     /// The replicator was stopped.
     Stopped,
     /// The epoch is older than one that the log knows or has been promised to.
@@ -184,6 +213,7 @@ impl fmt::Display for Refusal {
             }
             Self::NotPrimary => f.write_str("this node is not the primary"),
             Self::NotReplica => f.write_str("this node is not a replica"),
+            Self::AnotherLog => f.write_str("what is to come is of another log than what is here"),
             Self::Stopped => f.write_str("the replicator is stopped"),
             Self::EpochFell { was, is } => {
                 write!(f, "the log knows epoch {}, so {} is too old", was.0, is.0)
@@ -391,6 +421,18 @@ pub trait ReplicatedLog: Send + Sync + fmt::Debug {
     /// What [`confirm`](Self::confirm) last said, or had said when the log was last open; a lower bound.
     fn confirmed(&self) -> u64;
 
+    /// Which log it is, if it was ever replicated.
+    fn log_id(&self) -> Option<LogId>;
+
+    /// Notes which log the records are of that come next, before the first of them is taken; `None` where
+    /// they come from something that has no ids. Durable on return. What is here must be known to be the
+    /// beginning of that log. In [`Role::Replica`].
+    ///
+    /// # Errors
+    /// [`Error::Refused`](crate::Error::Refused) if the log holds records of another one;
+    /// [`Error::DiskFull`](crate::Error::DiskFull), [`Error::Io`](crate::Error::Io).
+    fn follow(&self, id: Option<LogId>) -> Result<()>;
+
     /// The epochs of the log, oldest first: those of which it holds bytes, and the newest.
     fn epochs(&self) -> Vec<EpochStart>;
 
@@ -411,7 +453,7 @@ pub trait ReplicatedLog: Send + Sync + fmt::Debug {
     fn promise(&self, epoch: Epoch) -> Result<()>;
 
     /// Begins an epoch of this node at the end of the log, before the first put under it; durable on
-    /// return. In [`Role::Primary`].
+    /// return. A log without an id is given one. In [`Role::Primary`].
     ///
     /// # Errors
     /// As [`promise`](Self::promise), but for the promise, which may be to this epoch.

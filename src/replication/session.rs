@@ -5,7 +5,7 @@
 
 use super::inbox::Inbox;
 use super::wire::{Frame, WireError};
-use super::{Epoch, LogSlice, NodeId};
+use super::{Epoch, LogId, LogSlice, NodeId};
 use crate::error::Error;
 use std::collections::VecDeque;
 use std::fmt;
@@ -109,6 +109,16 @@ pub enum SessionError {
         /// The id.
         node: NodeId,
     },
+    /// The replica holds records of another log than the primary's: it was pointed at another cluster, or
+    /// the primary's directory was emptied. It keeps what it has. Point it at a primary of its own log; to
+    /// give up what it holds instead, empty its directory, and fence it with the newest term before it
+    /// follows.
+    AnotherLog {
+        /// The primary's log.
+        primary: LogId,
+        /// The replica's.
+        replica: LogId,
+    },
     /// The logs hold different records, and no epoch in common says up to where they agree. To begin
     /// anew, empty the replica's directory, and fence it with the newest term before it follows.
     Diverged,
@@ -142,6 +152,7 @@ const DUPLICATE: u32 = 4;
 const DIVERGED: u32 = 5;
 const SUPERSEDED: u32 = 6;
 const TAKEN: u32 = 7;
+const ANOTHER_LOG: u32 = 8;
 
 impl SessionError {
     pub(crate) fn protocol(what: impl Into<String>) -> Self {
@@ -155,6 +166,9 @@ impl SessionError {
             Self::Cluster { .. } => (CLUSTER, [0, 0]),
             Self::SegmentSize { primary, replica } => (SEGMENT_SIZE, [*primary, *replica]),
             Self::DuplicateNode { node } => (DUPLICATE, [node.0, 0]),
+            Self::AnotherLog { primary, replica } => {
+                (ANOTHER_LOG, [primary, replica].map(|id| LogId::number(Some(*id))))
+            }
             Self::Diverged => (DIVERGED, [0, 0]),
             Self::Superseded { epoch, by } => (SUPERSEDED, [epoch.0, by.0]),
             Self::EpochTaken { epoch, node } => (TAKEN, [epoch.0, node.0]),
@@ -173,6 +187,10 @@ impl SessionError {
             DIVERGED => Self::Diverged,
             SUPERSEDED => Self::Superseded { epoch: Epoch(first), by: Epoch(second) },
             TAKEN => Self::EpochTaken { epoch: Epoch(first), node: NodeId(second) },
+            ANOTHER_LOG => match (LogId::new(first), LogId::new(second)) {
+                (Some(primary), Some(replica)) => Self::AnotherLog { primary, replica },
+                _ => Self::protocol("a refusal of a log without an id"),
+            },
             other => Self::protocol(format!("a refusal with the unknown code {other}")),
         }
     }
@@ -194,6 +212,7 @@ impl SessionError {
             Self::Log(_) => 11,
             Self::Stopped => 12,
             Self::Crowded => 13,
+            Self::AnotherLog { .. } => 14,
         }
     }
 }
@@ -238,9 +257,17 @@ impl fmt::Display for SessionError {
             Self::DuplicateNode { node } => {
                 write!(f, "a replica with the id {} is connected already", node.0)
             }
+            Self::AnotherLog { primary, replica } => write!(
+                f,
+                "the replica holds records of the log {replica}, but the primary's is {primary}: one of \
+                 another cluster, or its directory was emptied; point the replica at a primary of its own \
+                 log, or, to give up what it holds, empty its directory to begin anew, and fence it with \
+                 the newest term before it follows"
+            ),
             Self::Diverged => f.write_str(
-                "the logs hold different records and have no epoch in common; empty the replica's \
-                 directory to begin anew",
+                "the logs hold different records and have no epoch in common; if it is the right \
+                 primary, empty the replica's directory to begin anew, and fence it with the newest \
+                 term before it follows",
             ),
             Self::Superseded { epoch, by } => {
                 write!(f, "epoch {} is over, {} has begun or was promised", epoch.0, by.0)

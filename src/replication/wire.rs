@@ -13,19 +13,19 @@
 //! | 2 `Challenge` | primary | nonce 16 |
 //! | 3 `Proof` | replica | HMAC-SHA256 32 |
 //! | 4 `Proven` | primary | HMAC-SHA256 32 |
-//! | 5 `Join` | replica | cluster u64, node u64, instance u64, segment size u64, min u64, end u64, promised u64, epochs |
-//! | 6 `Welcome` | primary | epoch 28, plan u32, plan's offset u64 |
+//! | 5 `Join` | replica | cluster u64, node u64, instance u64, segment size u64, log u64, min u64, end u64, confirmed u64, promised u64, epochs |
+//! | 6 `Welcome` | primary | log u64, epoch 28, plan u32, plan's offset u64 |
 //! | 7 `Refuse` | either | code u32, two u64 |
 //! | 8 `Begin` | replica | from u64, length u64 (at most 4096), crc32 u32: of the log before `from` |
 //! | 9 `Data` | primary, or the replica that lends | epoch 28, offset u64, confirmed u64, then bytes of the log; none is a heartbeat |
 //! | 10 `Ack` | replica | epoch u64, written u64, durable u64 |
 //! | 11 `Lend` | primary | from u64: it asks for `Data` of what it lost itself |
 //!
-//! An epoch is epoch u64, start u64, node u64, flags u32; flag 1: its records carry `__CRC32#`.
+//! A log is its id, 0 in a `Join` where it has none. An epoch is epoch u64, start u64, node u64, flags u32; flag 1: its records carry `__CRC32#`.
 
 use super::history::{History, Plan};
 use super::inbox::Inbox;
-use super::{Epoch, EpochStart, NodeId};
+use super::{Epoch, EpochStart, LogId, NodeId};
 use std::fmt;
 
 pub(crate) const MAGIC: [u8; 8] = *b"DURALOGR";
@@ -42,7 +42,7 @@ pub(crate) const EPOCHS_MAX: usize = 1024;
 /// Most bytes before its end by which a replica shows that it has the same log.
 pub(crate) const CHECKED_MAX: u64 = 4096;
 /// Most bytes of a frame without bytes of the log.
-pub(crate) const CONTROL_MAX: u32 = (7 * 8 + EPOCHS_MAX * EPOCH) as u32;
+pub(crate) const CONTROL_MAX: u32 = (9 * 8 + EPOCHS_MAX * EPOCH) as u32;
 /// Most bytes of any frame.
 pub(crate) const FRAME_MAX: u32 = DATA_FIELDS as u32 + DATA_MAX as u32;
 
@@ -57,7 +57,7 @@ pub(crate) enum Frame<'a> {
     Proof(Proof),
     Proven(Proof),
     Join(Join),
-    Welcome { epoch: EpochStart, plan: Plan },
+    Welcome { log: LogId, epoch: EpochStart, plan: Plan },
     Refuse { code: u32, details: [u64; 2] },
     Begin { from: u64, len: u64, crc: u32 },
     Data { epoch: EpochStart, offset: u64, confirmed: u64, bytes: &'a [u8] },
@@ -146,14 +146,16 @@ impl Frame<'_> {
                 (4, &[])
             }
             Self::Join(join) => {
-                let History { epochs, min, end } = &join.history;
-                let fields = [join.cluster, join.node.0, join.instance, join.segment_size];
-                fields.iter().chain([min, end, &join.promised.0]).for_each(|field| out.u64(*field));
+                let History { id, epochs, min, end, confirmed } = &join.history;
+                let who = [join.cluster, join.node.0, join.instance, join.segment_size];
+                let what = [LogId::number(*id), *min, *end, *confirmed, join.promised.0];
+                who.iter().chain(&what).for_each(|field| out.u64(*field));
                 let skipped = epochs.len().saturating_sub(EPOCHS_MAX);
                 epochs.iter().skip(skipped).for_each(|one| out.epoch(one));
                 (5, &[])
             }
-            Self::Welcome { epoch, plan } => {
+            Self::Welcome { log, epoch, plan } => {
+                out.u64(LogId::number(Some(*log)));
                 out.epoch(epoch);
                 let (code, offset) = match plan {
                     Plan::Follow(at) => (0, *at),
@@ -273,6 +275,7 @@ fn decode(kind: u8, payload: &[u8]) -> Option<Frame<'_>> {
         4 => Frame::Proven(fields.array()?),
         5 => Frame::Join(decode_join(&mut fields)?),
         6 => {
+            let log = LogId::new(fields.u64()?)?;
             let (epoch, code, offset) = (fields.epoch()?, fields.u32()?, fields.u64()?);
             let plan = match code {
                 0 => Plan::Follow(offset),
@@ -281,7 +284,7 @@ fn decode(kind: u8, payload: &[u8]) -> Option<Frame<'_>> {
                 3 => Plan::Diverged,
                 _ => return None,
             };
-            Frame::Welcome { epoch, plan }
+            Frame::Welcome { log, epoch, plan }
         }
         7 => Frame::Refuse { code: fields.u32()?, details: [fields.u64()?, fields.u64()?] },
         8 => Frame::Begin { from: fields.u64()?, len: fields.u64()?, crc: fields.u32()? },
@@ -302,14 +305,15 @@ fn decode(kind: u8, payload: &[u8]) -> Option<Frame<'_>> {
 
 fn decode_join(fields: &mut Reader<'_>) -> Option<Join> {
     let (cluster, node, instance) = (fields.u64()?, NodeId(fields.u64()?), fields.u64()?);
-    let (segment_size, min, end) = (fields.u64()?, fields.u64()?, fields.u64()?);
+    let (segment_size, id) = (fields.u64()?, LogId::new(fields.u64()?));
+    let (min, end, confirmed) = (fields.u64()?, fields.u64()?, fields.u64()?);
     let promised = Epoch(fields.u64()?);
     let mut epochs = Vec::with_capacity(fields.0.len() / EPOCH);
     while !fields.0.is_empty() {
         epochs.push(fields.epoch()?);
     }
     let ordered = epochs.is_sorted_by(|a, b| a.epoch < b.epoch && a.start < b.start);
-    let history = History { epochs, min, end };
+    let history = History { id, epochs, min, end, confirmed };
     let sound = ordered && min <= end && history.epochs.last().is_none_or(|last| last.start <= end);
     sound.then_some(Join { cluster, node, instance, segment_size, promised, history })
 }
@@ -351,6 +355,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::io::{self, Read};
+    use std::num::NonZeroU64;
 
     fn epochs() -> impl Strategy<Value = Vec<EpochStart>> {
         prop::collection::vec((1u64..9, 1u64..99, any::<u64>(), any::<bool>()), 0..5).prop_map(
@@ -366,10 +371,11 @@ mod tests {
     }
 
     fn join() -> impl Strategy<Value = Frame<'static>> {
-        (epochs(), any::<[u64; 5]>(), 0u64..500).prop_map(|(epochs, numbers, behind)| {
-            let [cluster, node, instance, segment_size, promised] = numbers;
-            let end = epochs.last().map_or(0, |last| last.start) + behind;
-            let history = History { epochs, min: end / 2, end };
+        (epochs(), any::<[u64; 7]>(), 0u64..500).prop_map(|(epochs, numbers, behind)| {
+            let [cluster, node, instance, segment_size, promised, id, confirmed] = numbers;
+            let (id, end) =
+                (LogId::new(id % 9), epochs.last().map_or(0, |last| last.start) + behind);
+            let history = History { id, epochs, min: end / 2, end, confirmed };
             let (node, promised) = (NodeId(node), Epoch(promised));
             Frame::Join(Join { cluster, node, instance, segment_size, promised, history })
         })
@@ -393,7 +399,8 @@ mod tests {
             any::<Proof>().prop_map(Frame::Proof),
             any::<Proof>().prop_map(Frame::Proven),
             join(),
-            (epoch.clone(), plan).prop_map(|(epoch, plan)| Frame::Welcome { epoch, plan }),
+            (any::<NonZeroU64>(), epoch.clone(), plan)
+                .prop_map(|(log, epoch, plan)| Frame::Welcome { log: LogId(log), epoch, plan }),
             any::<(u32, [u64; 2])>().prop_map(|(code, details)| Frame::Refuse { code, details }),
             any::<(u64, u64, u32)>().prop_map(|(from, len, crc)| Frame::Begin { from, len, crc }),
             (epoch, any::<(u64, u64)>(), 0usize..300).prop_map(

@@ -4,7 +4,8 @@ use super::Shared;
 use crate::error::{Error, Result};
 use crate::log::{Core, Patience};
 use crate::replication::{
-    Epoch, EpochStart, LogSlice, NodeId, Refusal, ReplicatedLog, Replicator, Role, StartPoint,
+    Epoch, EpochStart, LogId, LogSlice, NodeId, Refusal, ReplicatedLog, Replicator, Role,
+    StartPoint,
 };
 use std::sync::{Arc, Weak};
 
@@ -128,6 +129,14 @@ impl ReplicatedLog for LogHandle {
 
     fn confirmed(&self) -> u64 {
         self.offset(Core::agreed)
+    }
+
+    fn log_id(&self) -> Option<LogId> {
+        self.core.upgrade().and_then(|core| core.epochs().id)
+    }
+
+    fn follow(&self, id: Option<LogId>) -> Result<()> {
+        self.core_as(Role::Replica)?.follow(id)
     }
 
     fn epochs(&self) -> Vec<EpochStart> {

@@ -126,11 +126,38 @@ fn a_history_that_is_not_of_this_log_is_refused() {
 }
 
 #[test]
+fn whoever_holds_another_log_is_refused_and_ends_no_epoch_of_this_one() {
+    let is = |error: &SessionError| matches!(error, SessionError::AnotherLog { replica, .. } if replica.0.get() == LOG_ID);
+    let attacks: [(_, fn(&mut Join)); 4] = [
+        ("the same epoch of another log", |_| {}),
+        ("a newer promise to another log", |join| join.promised = 9 * EPOCH),
+        ("a newer epoch of another log", |join| join.epochs[0].epoch = 9 * EPOCH),
+        ("the same epoch of another node", |join| join.epochs[0].node = 77),
+    ];
+    for (what, change) in attacks {
+        withstands(what, is, move |scene| {
+            let mut peer = scene.connect();
+            peer.introduce();
+            // It would not even fit.
+            let mut join = Join::of(NODE, SEGMENT_SIZE / 2);
+            (join.log, join.end, join.confirmed) = (LOG_ID, 300, 1);
+            join.epochs = vec![EpochStart { flags: 1, ..EpochStart::new(EPOCH, 0) }];
+            change(&mut join);
+            peer.send(&join.frame());
+            let refused = peer.expect(REFUSE);
+            let primary = scene.primary.log_id().expect("it has one").0.get();
+            assert_eq!(refused, refuse(8, primary, LOG_ID)[12..], "{what}");
+            assert_eq!(peer.rest(), NOTHING, "{what}");
+        });
+    }
+}
+
+#[test]
 fn a_history_of_other_epochs_alone_is_told_what_to_cut_and_no_more() {
     for (count, end) in [(1, u64::MAX), (1024, 1 << 40)] {
         withstands("other epochs", is_connection, move |scene| {
             let mut join = Join::of(NODE, SEGMENT_SIZE);
-            (join.min, join.end) = (1000, end);
+            (join.log, join.min, join.end) = (LOG_ID, 1000, end);
             let epochs = (1..=count).map(|number| EpochStart::new(number, number * 1000));
             join.epochs = epochs.map(|one| EpochStart { node: 77, ..one }).collect();
             let mut peer = scene.connect();
@@ -184,8 +211,8 @@ fn a_frame_that_is_none_is_refused_after_the_proof_too() {
     let mut damaged = Join::of(NODE, SEGMENT_SIZE).frame();
     damaged[40] ^= 1;
     says("a wrong checksum", damaged);
-    says("an unknown kind", frame(200, &[0; 56]));
-    for len in [56 + 1024 * 28 + 1, u32::MAX] {
+    says("an unknown kind", frame(200, &[0; 72]));
+    for len in [72 + 1024 * 28 + 1, u32::MAX] {
         says("a huge length", frame_of(JOIN, 0, len, &[]));
     }
     for bytes in [
@@ -194,7 +221,7 @@ fn a_frame_that_is_none_is_refused_after_the_proof_too() {
         begin(0, 0, 0),
         ack(EPOCH, 0, 0),
         data(EpochStart::new(EPOCH, 0), 0, 0, b""),
-        welcome(EpochStart::new(EPOCH, 0), 0, 0),
+        welcome(LOG_ID, EpochStart::new(EPOCH, 0), 0, 0),
         frame(LEND, &u64s(&[0])),
     ] {
         says("a frame out of turn", bytes);
@@ -213,9 +240,9 @@ fn a_frame_that_is_none_is_refused_after_the_proof_too() {
 fn whoever_claims_to_hold_the_log_has_to_know_its_end() {
     let joined = |scene: &Scene, peer: &mut Peer| {
         let mut probe = scene.connect();
-        let epoch = probe.join(&Join::of(NODE, SEGMENT_SIZE)).epoch;
+        let probed = probe.join(&Join::of(NODE, SEGMENT_SIZE));
         let mut join = Join::of(NODE + 1, SEGMENT_SIZE);
-        (join.end, join.epochs) = (300, vec![epoch]);
+        (join.log, join.end, join.epochs) = (probed.log, 300, vec![probed.epoch]);
         let welcome = peer.join(&join);
         assert_eq!((welcome.plan, welcome.offset), (0, 300));
     };

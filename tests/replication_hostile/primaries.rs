@@ -14,6 +14,7 @@ use std::time::Duration;
 
 /// What a primary may say to a replica that holds a log.
 struct Log {
+    id: u64,
     /// Its newest epoch.
     epoch: EpochStart,
     end: u64,
@@ -42,12 +43,13 @@ impl Victim {
         Self::follow(&scene, &dir, end);
         scene.put(5);
         let (mut peer, mut next) = (scene.connect(), Vec::new());
-        let epoch = peer.follow(&Join::of(66, crate::scene::SEGMENT_SIZE)).epoch;
+        let joined = peer.follow(&Join::of(66, crate::scene::SEGMENT_SIZE));
         while (next.len() as u64) < scene.end() {
             next.extend_from_slice(&peer.expect(DATA)[44..]);
         }
         next.drain(..end as usize);
-        Self { scene, dir, log: Log { epoch, end, next } }
+        let (id, epoch) = (joined.log, joined.epoch);
+        Self { scene, dir, log: Log { id, epoch, end, next } }
     }
 
     /// Opens the replica, and closes it when it holds and shows everything before `end`.
@@ -128,7 +130,8 @@ fn proves(
 fn welcomes(what: &'static str, is: fn(&SessionError) -> bool, answer: fn(&Log) -> Vec<u8>) {
     withstands(what, is, move |peer, log| {
         let join = peer.prove();
-        assert_eq!((join.node, join.end, join.min), (3, log.end, 0), "{what}");
+        assert_eq!((join.node, join.log, join.min, join.end), (3, log.id, 0, log.end), "{what}");
+        assert_eq!(join.confirmed, log.end, "{what}");
         assert_eq!(join.epochs.last(), Some(&log.epoch), "{what}");
         peer.send(&answer(log));
         peer.kinds();
@@ -139,7 +142,7 @@ fn welcomes(what: &'static str, is: fn(&SessionError) -> bool, answer: fn(&Log) 
 fn sends(what: &'static str, is: fn(&SessionError) -> bool, answer: fn(&Log) -> Vec<u8>) {
     withstands(what, is, move |peer, log| {
         peer.prove();
-        peer.send(&welcome(log.newer(), 0, log.end));
+        peer.send(&welcome(log.id, log.newer(), 0, log.end));
         peer.expect(BEGIN);
         peer.send(&answer(log));
         peer.kinds();
@@ -178,7 +181,7 @@ fn a_replica_believes_nobody_who_has_proved_nothing() {
     for bytes in [
         hello(VERSION, NONCE),
         frame(PROVEN, &[7; 32]),
-        welcome(epoch, 1, 0),
+        welcome(LOG_ID, epoch, 1, 0),
         refuse(6, 1, u64::MAX),
         refuse(5, 0, 0),
         data(epoch, 0, 0, b""),
@@ -188,7 +191,7 @@ fn a_replica_believes_nobody_who_has_proved_nothing() {
     }
     proves("a huge length", is_protocol, |_, _| frame_of(PROVEN, 0, 65, &[]));
     proves("a Welcome without a proof", is_protocol, |_, _| {
-        welcome(EpochStart::new(EPOCH * 9, 0), 1, 0)
+        welcome(LOG_ID, EpochStart::new(EPOCH * 9, 0), 1, 0)
     });
     proves("a Refuse without a proof", is_protocol, |_, _| refuse(5, 0, 0));
     proves("a Lend without a proof", is_protocol, |_, _| frame(LEND, &u64s(&[0])));
@@ -225,13 +228,13 @@ fn a_connection_that_ends_is_told_of_once() {
     });
     withstands("half a Welcome", is_connection, |peer, log| {
         peer.prove();
-        peer.send(&welcome(log.newer(), 0, log.end)[..40]);
+        peer.send(&welcome(log.id, log.newer(), 0, log.end)[..40]);
         peer.0.shutdown(Shutdown::Write).expect("shut down");
         peer.rest();
     });
     withstands("half a record", is_connection, |peer, log| {
         peer.prove();
-        peer.send(&welcome(log.newer(), 0, log.end));
+        peer.send(&welcome(log.id, log.newer(), 0, log.end));
         peer.send(&data(log.epoch, log.end, 0, &log.next[..100]));
         peer.0.shutdown(Shutdown::Write).expect("shut down");
         peer.kinds();
@@ -251,7 +254,7 @@ fn a_primary_that_falls_silent_is_left() {
     });
     withstands("half a frame and silence", is_silent, |peer, log| {
         peer.prove();
-        peer.send(&welcome(log.newer(), 0, log.end));
+        peer.send(&welcome(log.id, log.newer(), 0, log.end));
         peer.send(&data(log.epoch, log.end, 0, &log.next)[..100]);
         peer.kinds();
     });
@@ -268,6 +271,12 @@ fn a_refusal_is_what_the_primary_says_it_is() {
     welcomes("a Refuse", |e| matches!(e, SessionError::DuplicateNode { .. }), |_| refuse(4, 3, 0));
     welcomes("a Refuse", |e| matches!(e, SessionError::Diverged), |_| refuse(5, 0, 0));
     welcomes("a Refuse", |e| matches!(e, SessionError::Superseded { .. }), |_| refuse(6, 1, 2));
+    welcomes(
+        "a Refuse",
+        |e| matches!(e, SessionError::AnotherLog { primary, .. } if primary.0.get() == LOG_ID),
+        |log| refuse(8, LOG_ID, log.id),
+    );
+    welcomes("a Refuse of a log without an id", is_protocol, |log| refuse(8, 0, log.id));
     welcomes("a Refuse that nobody knows", is_protocol, |_| refuse(99, 1, 2));
     withstands(
         "another version",
@@ -285,37 +294,53 @@ fn a_refusal_is_what_the_primary_says_it_is() {
 fn a_plan_that_does_not_fit_the_log_is_not_followed() {
     let superseded = |e: &SessionError| matches!(e, SessionError::Superseded { .. });
     welcomes("an epoch that is over", superseded, |log| {
-        welcome(EpochStart { epoch: log.epoch.epoch - 1, ..log.epoch }, 0, log.end)
+        welcome(log.id, EpochStart { epoch: log.epoch.epoch - 1, ..log.epoch }, 0, log.end)
     });
     welcomes(
         "the epoch of another node",
         |e| matches!(e, SessionError::EpochTaken { .. }),
-        |log| welcome(EpochStart { node: 77, ..log.epoch }, 0, log.end),
+        |log| welcome(log.id, EpochStart { node: 77, ..log.epoch }, 0, log.end),
     );
-    welcomes("another end", is_protocol, |log| welcome(log.newer(), 0, log.end - 1));
-    welcomes("an end far away", is_protocol, |log| welcome(log.newer(), 0, u64::MAX));
-    welcomes("an unknown plan", is_protocol, |log| welcome(log.newer(), 4, log.end));
+    welcomes("another end", is_protocol, |log| welcome(log.id, log.newer(), 0, log.end - 1));
+    welcomes("an end far away", is_protocol, |log| welcome(log.id, log.newer(), 0, u64::MAX));
+    welcomes("an unknown plan", is_protocol, |log| welcome(log.id, log.newer(), 4, log.end));
     welcomes(
         "a log with nothing in common",
         |e| matches!(e, SessionError::Diverged),
-        |log| welcome(log.newer(), 3, 0),
+        |log| welcome(log.id, log.newer(), 3, 0),
     );
     let confirmed = |e: &SessionError| {
         matches!(e, SessionError::Log(Error::Refused(Refusal::Confirmed { .. })))
     };
-    welcomes("a cut of everything", confirmed, |log| welcome(log.newer(), 1, 0));
-    welcomes("a cut of what is confirmed", confirmed, |log| welcome(log.newer(), 1, log.end - 1));
-    welcomes("a cut behind the end", is_out_of_place, |log| welcome(log.newer(), 1, log.end + 1));
-    welcomes("a cut far away", is_out_of_place, |log| welcome(log.newer(), 1, u64::MAX));
-    welcomes("a beginning before what is confirmed", confirmed, |log| welcome(log.newer(), 2, 0));
+    welcomes("a cut of everything", confirmed, |log| welcome(log.id, log.newer(), 1, 0));
+    welcomes("a cut of what is confirmed", confirmed, |log| {
+        welcome(log.id, log.newer(), 1, log.end - 1)
+    });
+    welcomes("a cut behind the end", is_out_of_place, |log| {
+        welcome(log.id, log.newer(), 1, log.end + 1)
+    });
+    welcomes("a cut far away", is_out_of_place, |log| welcome(log.id, log.newer(), 1, u64::MAX));
+    welcomes("a beginning before what is confirmed", confirmed, |log| {
+        welcome(log.id, log.newer(), 2, 0)
+    });
     for far in [1 << 63, u64::MAX - 65535, (i64::MAX as u64 / 2 + 1)] {
         assert_eq!(far % crate::scene::SEGMENT_SIZE, 0);
         withstands("a beginning where no log can be", is_out_of_place, move |peer, log| {
             peer.prove();
-            peer.send(&welcome(log.newer(), 2, far));
+            peer.send(&welcome(log.id, log.newer(), 2, far));
             peer.kinds();
         });
     }
+    let another_log = |e: &SessionError| matches!(e, SessionError::AnotherLog { primary, .. } if primary.0.get() == LOG_ID);
+    welcomes("another log", another_log, |log| welcome(LOG_ID, log.newer(), 0, log.end));
+    welcomes("a cut for another log", another_log, |log| welcome(LOG_ID, log.newer(), 1, log.end));
+    welcomes("another log from its beginning", another_log, |log| {
+        welcome(LOG_ID, log.newer(), 1, 0)
+    });
+    welcomes("another log from farther on", another_log, |log| {
+        welcome(LOG_ID, log.newer(), 2, 16 * crate::scene::SEGMENT_SIZE)
+    });
+    welcomes("no log", is_protocol, |log| welcome(0, log.newer(), 0, log.end));
     welcomes("a Lend of what is not there", is_protocol, |log| frame(LEND, &u64s(&[log.end + 1])));
     welcomes("records before they are asked for", is_protocol, |log| {
         data(log.epoch, log.end, 0, &log.next)
@@ -361,7 +386,7 @@ fn what_does_not_follow_is_not_taken() {
     });
     sends("more than one frame may have", is_protocol, |_| frame_of(DATA, 0, (1 << 20) + 45, &[]));
     sends("a huge length", is_protocol, |_| frame_of(DATA, 0, u32::MAX, &[]));
-    sends("another Welcome", is_protocol, |log| welcome(log.newer(), 0, log.end));
+    sends("another Welcome", is_protocol, |log| welcome(log.id, log.newer(), 0, log.end));
     sends("an Ack", is_protocol, |log| ack(EPOCH, log.end, log.end));
     sends("a Lend", is_protocol, |log| frame(LEND, &u64s(&[log.end])));
 }

@@ -40,6 +40,7 @@ fn what_was_lost_is_not_taken_from_those_who_do_not_have_it() {
         assert_eq!(put.status, PutStatus::PutOk);
     }
     let end = primary.store().stats().watermarks.appended;
+    let log_id = primary.log_id().expect("it has one").0.get();
     for replica in replicas {
         eventually("it has everything", || replica.state().durable == end);
         replica.close().expect("it closes");
@@ -62,6 +63,15 @@ fn what_was_lost_is_not_taken_from_those_who_do_not_have_it() {
     // One of the two that have to be heard.
     let second = replica(&dir, 2, address);
     let epoch = EpochStart { epoch: EPOCH, start: 0, node: 1, flags: 1 };
+    // What one of another log holds, or has promised, is not asked for, and ends nothing.
+    let mut stranger = Peer::connect(address);
+    stranger.introduce();
+    let mut join = Join::of(67, SEGMENT_SIZE);
+    (join.log, join.end, join.epochs) = (LOG_ID, 1 << 40, vec![epoch]);
+    join.promised = 9 * EPOCH;
+    stranger.send(&join.frame());
+    assert_eq!(stranger.expect(REFUSE), refuse(8, log_id, LOG_ID)[12..]);
+    assert_eq!(stranger.rest(), NOTHING);
     let lies: [fn(EpochStart, u64) -> Vec<u8>; 8] = [
         |epoch, from| data(epoch, from, 0, &[0xee; 500]),
         |epoch, from| data(epoch, from, 0, &[0; 500]),
@@ -91,6 +101,8 @@ fn what_was_lost_is_not_taken_from_those_who_do_not_have_it() {
     assert_eq!(primary.store().stats().watermarks.appended, end);
     assert_eq!(heard.count(|error| matches!(error, SessionError::Secret)), 1);
     assert!(heard.count(is_protocol) > 0);
+    assert_eq!(heard.count(|error| matches!(error, SessionError::AnotherLog { .. })), 1);
+    assert_eq!(primary.log_id().map(|id| id.0.get()), Some(log_id));
     assert!(heard.count(|error| matches!(error, SessionError::Log(Error::Corrupt { .. }))) > 0);
     primary.listen(address).expect("the port is free again");
     primary.wait_for_replicas(2, PATIENCE).expect("they connect");

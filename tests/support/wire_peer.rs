@@ -73,6 +73,9 @@ pub fn proof(secret: &str, side: Side, replica: &Nonce, primary: &Nonce) -> [u8;
     hmac_sha256::HMAC::mac([who, replica, primary].concat(), secret)
 }
 
+/// The log of a primary that is none.
+pub const LOG_ID: u64 = 0x10c;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EpochStart {
     pub epoch: u64,
@@ -104,8 +107,11 @@ pub struct Join {
     pub node: u64,
     pub instance: u64,
     pub segment_size: u64,
+    /// 0 where it has none.
+    pub log: u64,
     pub min: u64,
     pub end: u64,
+    pub confirmed: u64,
     pub promised: u64,
     pub epochs: Vec<EpochStart>,
 }
@@ -113,14 +119,14 @@ pub struct Join {
 impl Join {
     pub fn of(node: u64, segment_size: u64) -> Self {
         let (cluster, instance) = (CLUSTER, 99);
-        let epochs = Vec::new();
-        Self { cluster, node, instance, segment_size, min: 0, end: 0, promised: 0, epochs }
+        let (log, min, end, confirmed, promised, epochs) = (0, 0, 0, 0, 0, Vec::new());
+        Self { cluster, node, instance, segment_size, log, min, end, confirmed, promised, epochs }
     }
 
     pub fn frame(&self) -> Vec<u8> {
-        let Self { cluster, node, instance, segment_size, min, end, promised, epochs } = self;
-        let mut payload = u64s(&[*cluster, *node, *instance, *segment_size, *min, *end, *promised]);
-        payload.extend(epochs.iter().flat_map(EpochStart::bytes));
+        let mut payload = u64s(&[self.cluster, self.node, self.instance, self.segment_size]);
+        payload.extend(u64s(&[self.log, self.min, self.end, self.confirmed, self.promised]));
+        payload.extend(self.epochs.iter().flat_map(EpochStart::bytes));
         frame(JOIN, &payload)
     }
 
@@ -131,10 +137,12 @@ impl Join {
             node: at(1),
             instance: at(2),
             segment_size: at(3),
-            min: at(4),
-            end: at(5),
-            promised: at(6),
-            epochs: payload[56..].chunks(28).map(EpochStart::parse).collect(),
+            log: at(4),
+            min: at(5),
+            end: at(6),
+            confirmed: at(7),
+            promised: at(8),
+            epochs: payload[72..].chunks(28).map(EpochStart::parse).collect(),
         }
     }
 }
@@ -147,8 +155,9 @@ pub fn ack(epoch: u64, written: u64, durable: u64) -> Vec<u8> {
     frame(ACK, &u64s(&[epoch, written, durable]))
 }
 
-pub fn welcome(epoch: EpochStart, plan: u32, offset: u64) -> Vec<u8> {
-    frame(WELCOME, &[&epoch.bytes()[..], &plan.to_be_bytes(), &u64s(&[offset])].concat())
+pub fn welcome(log: u64, epoch: EpochStart, plan: u32, offset: u64) -> Vec<u8> {
+    let plan = &plan.to_be_bytes()[..];
+    frame(WELCOME, &[&u64s(&[log])[..], &epoch.bytes(), plan, &u64s(&[offset])].concat())
 }
 
 pub fn refuse(code: u32, first: u64, second: u64) -> Vec<u8> {
@@ -167,6 +176,7 @@ pub fn number(bytes: &[u8], at: usize) -> u64 {
 /// What a primary said to a replica that joined.
 #[derive(Debug, Clone, Copy)]
 pub struct Welcome {
+    pub log: u64,
     pub epoch: EpochStart,
     pub plan: u32,
     pub offset: u64,
@@ -269,8 +279,9 @@ impl Peer {
         self.introduce();
         self.send(&join.frame());
         let bytes = self.expect(WELCOME);
-        let plan = u32::from_be_bytes(bytes[28..32].try_into().expect("4 bytes"));
-        Welcome { epoch: EpochStart::parse(&bytes), plan, offset: number(&bytes, 32) }
+        let plan = u32::from_be_bytes(bytes[36..40].try_into().expect("4 bytes"));
+        let (log, epoch) = (number(&bytes, 0), EpochStart::parse(&bytes[8..]));
+        Welcome { log, epoch, plan, offset: number(&bytes, 40) }
     }
 
     /// Joins as an empty replica, and is sent the log.

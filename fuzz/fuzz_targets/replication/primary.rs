@@ -82,6 +82,7 @@ fn next(script: &mut Unstructured<'_>, knowing: &mut Knowing) -> Result<(Vec<u8>
         4 => frame(script.int_in_range(0..=12)?, stage::bytes(script)),
         5 => {
             let mut join = Join::of(script.int_in_range(0..=3)?, SEGMENT_SIZE);
+            (join.log, join.confirmed) = (number(script, &[0, LOG.id]), number(script, &ends));
             (join.min, join.end) = (number(script, &ends), number(script, &ends));
             for _ in 0..script.int_in_range(0..=4)? {
                 let mut epoch = EpochStart { flags: 1, ..LOG.epoch };

@@ -94,7 +94,7 @@ fn next(script: &mut Unstructured<'_>, said: &mut Said) -> Result<Option<Vec<u8>
         0..=3 => honest(script, said)?,
         4 => stage::bytes(script).to_vec(),
         5 => frame(script.int_in_range(0..=12)?, stage::bytes(script)),
-        6 => welcome(epoch(script, &ends), script.int_in_range(0..=4)?, {
+        6 => welcome(number(script, &[0, LOG.id]), epoch(script, &ends), script.int_in_range(0..=4)?, {
             let at = number(script, &ends);
             if script.arbitrary()? { at / SEGMENT_SIZE * SEGMENT_SIZE } else { at }
         }),
@@ -139,7 +139,7 @@ fn honest(script: &mut Unstructured<'_>, said: &mut Said) -> Result<Vec<u8>> {
     }
     let primary = EpochStart { epoch: EPOCH * 2, start: LOG.bytes.len() as u64, ..LOG.epoch };
     if !std::mem::replace(&mut said.welcome, true) {
-        return Ok(welcome(primary, 0, said.sent));
+        return Ok(welcome(LOG.id, primary, 0, said.sent));
     }
     let (bytes, altered) = records(script, said.sent);
     said.altered |= altered;

@@ -20,6 +20,8 @@ pub const OUR_NONCE: [u8; 16] = *b"of the node here";
 /// A log of one epoch, of which every attack is about.
 pub struct Log {
     pub bytes: Vec<u8>,
+    /// Another one each time, but the same in all that is made of it.
+    pub id: u64,
     pub epoch: EpochStart,
     files: Vec<(PathBuf, Vec<u8>)>,
 }
@@ -29,10 +31,11 @@ pub static LOG: LazyLock<Log> = LazyLock::new(|| {
     let end = stage.serve(Protocol::Duralog, EPOCH);
     fill(&end);
     let bytes = stage.log(end.log().end());
+    let id = end.log().log_id().expect("an epoch has begun").0.get();
     end.store().close().expect("it closes");
     let epoch = EpochStart { epoch: EPOCH, start: 0, node: 1, flags: 1 };
     let read = |file: PathBuf| (file.clone(), stage.disk.bytes(file).expect("a file"));
-    Log { bytes, epoch, files: stage.disk.files().into_iter().map(read).collect() }
+    Log { bytes, id, epoch, files: stage.disk.files().into_iter().map(read).collect() }
 });
 
 pub struct Stage {

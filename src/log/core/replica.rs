@@ -6,7 +6,7 @@ use super::append::Appender;
 use super::{Core, Patience};
 use crate::error::{Corruption, Error, Result};
 use crate::message::{self, Frame};
-use crate::replication::{Epoch, EpochStart, NodeId, Refusal};
+use crate::replication::{Epoch, EpochStart, LogId, NodeId, Refusal};
 use parking_lot::MutexGuard;
 use std::sync::atomic::Ordering;
 
@@ -61,9 +61,26 @@ impl Core {
         if fell || epoch < epochs.promised {
             return Err(Error::Refused(Refusal::EpochFell { was, is: epoch }));
         }
-        let changed = epochs.clone();
+        let mut changed = epochs.clone();
+        // No other opening, of whatever log, has this one's token.
+        changed.id = changed.id.or_else(|| LogId::new(self.directory.token().max(1)));
         self.add_epoch(&mut epochs, changed, begun, lazy)?;
         Ok(begun)
+    }
+
+    /// Notes which log the records are of that come next; durable on return.
+    pub(crate) fn follow(&self, id: Option<LogId>) -> Result<()> {
+        let mut epochs = self.epochs.lock();
+        let mut changed = epochs.clone();
+        if changed.id.is_some() && changed.id != id {
+            if self.progress.appended() > self.min_offset() {
+                return Err(Error::Refused(Refusal::AnotherLog));
+            }
+            // Nothing is here of those epochs, and nothing will be.
+            changed.leave(0);
+        }
+        changed.id = id;
+        self.save_epochs(&mut epochs, changed)
     }
 
     /// Enters the epoch of another node, of which the next record is; durable on return.

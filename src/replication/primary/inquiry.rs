@@ -69,6 +69,10 @@ impl Inquiry {
             return Err(SessionError::SegmentSize { primary, replica });
         }
         let own = History::of(&*self.log);
+        if let Some((replica, primary)) = join.history.other_than(own.id).zip(own.id) {
+            // What it holds, or has promised, says nothing about this log, of which it has nothing.
+            return Err(SessionError::AnotherLog { primary, replica });
+        }
         let newest = join.history.epochs.last().map_or(Epoch(0), |last| last.epoch);
         let (by, (epoch, end)) = (join.promised.max(newest), self.standing());
         let mut state = self.state.lock();

@@ -20,7 +20,7 @@ use super::options::{PrimaryOptions, Protocol, ReplicaOptions};
 use super::replica::{Replica, ReplicaReplicator};
 use super::secret::random;
 use super::session::SessionError;
-use super::{Epoch, Refusal, ReplicatedLog, Replicator};
+use super::{Epoch, LogId, Refusal, ReplicatedLog, Replicator};
 use crate::config::StoreConfig;
 use crate::environment::Environment;
 use crate::error::{Error, IoContext, IoOp, Result};
@@ -112,7 +112,8 @@ impl Primary {
     /// node lost, and opens the store as a primary. Of `n` replicas, one of any `n - min_insync_replicas
     /// + 1` holds whatever was confirmed: that is how many are to be heard.
     ///
-    /// `acceptor` is closed on return: [`listen`](Self::listen) or [`serve`](Self::serve) again.
+    /// One that holds records of another [log](LogId) is refused, and does not count. `acceptor` is closed on
+    /// return: [`listen`](Self::listen) or [`serve`](Self::serve) again.
     ///
     /// # Errors
     /// As [`open`](Self::open); [`Refusal::NotEnoughReplicas`] after `patience`; [`Refusal::NotPrimary`]
@@ -167,6 +168,11 @@ impl Primary {
     /// The epoch that this opening began.
     pub fn epoch(&self) -> Epoch {
         self.replicator.hub().map_or(Epoch(0), |hub| hub.epoch.epoch)
+    }
+
+    /// Which log it is: that of all its replicas.
+    pub fn log_id(&self) -> Option<LogId> {
+        self.replicator.hub().map(|hub| hub.log_id)
     }
 
     /// The newer epoch that ended this one, if a replica told of one: then puts are refused with

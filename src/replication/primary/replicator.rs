@@ -86,10 +86,11 @@ impl Replicator for PrimaryReplicator {
             None => Epoch(at.epoch.0 + 1),
         };
         let epoch = log.begin_epoch(epoch, node.node)?;
+        let log_id = log.log_id().ok_or(Error::Closed)?;
         let confirmed = log.confirmed();
         let group = Group::new(options.policy(), confirmed);
         self.written.store(at.end, Ordering::Relaxed);
-        let hub = Hub::new(log, group, epoch, options, at.lazy);
+        let hub = Hub::new(log, group, log_id, epoch, options, at.lazy);
         let hub = self.hub.get_or_init(|| Arc::new(hub)).clone();
         if self.threads == Threads::Own {
             let bells = hub.bells.clone();

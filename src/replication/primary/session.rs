@@ -12,7 +12,7 @@ use crate::replication::primary::greeting::Greeting;
 use crate::replication::secret::Secret;
 use crate::replication::session::{Order, Outgoing, Session, SessionError, last_words, unexpected};
 use crate::replication::wire::{self, CHECKED_MAX, Frame, Join, Nonce, STRANGER_MAX};
-use crate::replication::{Epoch, EpochStart, NodeId, ReplicatedLog};
+use crate::replication::{Epoch, EpochStart, LogId, NodeId, ReplicatedLog};
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ const CONFIRM_DELAY: Duration = Duration::from_millis(5);
 pub(crate) struct Hub {
     pub(crate) log: Arc<dyn ReplicatedLog>,
     pub(crate) group: Group,
+    /// Which log it is.
+    pub(crate) log_id: LogId,
     /// The primary's own epoch.
     pub(crate) epoch: EpochStart,
     /// Those of its log, its own the last.
@@ -50,6 +52,7 @@ impl Hub {
     pub(crate) fn new(
         log: Arc<dyn ReplicatedLog>,
         group: Group,
+        log_id: LogId,
         epoch: EpochStart,
         options: &PrimaryOptions,
         lazy: bool,
@@ -61,6 +64,7 @@ impl Hub {
         Self {
             log,
             group,
+            log_id,
             epoch,
             epochs,
             cluster,
@@ -109,13 +113,28 @@ impl Hub {
     }
 
     fn history(&self) -> History {
-        History { epochs: self.epochs.clone(), min: self.log.min_offset(), end: self.log.end() }
+        let (min, end) = (self.log.min_offset(), self.log.end());
+        let (id, epochs) = (Some(self.log_id), self.epochs.clone());
+        History { id, epochs, min, end, confirmed: self.confirmed() }
     }
 
     /// The newer epoch that ended this one, if there is one.
     pub(crate) fn superseded(&self) -> Option<Epoch> {
         let by = self.superseded.load(Ordering::Relaxed);
         (by > 0).then_some(Epoch(by))
+    }
+
+    /// Looks for an epoch that ends this one, or was given to two.
+    fn check_epochs(&self, join: &Join) -> Result<(), SessionError> {
+        let last = join.history.epochs.last();
+        let newest = last.map_or(Epoch(0), |last| last.epoch);
+        self.check_epoch(join.promised.max(newest))?;
+        match last.filter(|last| last.epoch == self.epoch.epoch) {
+            Some(last) if last.node != self.epoch.node => {
+                Err(SessionError::EpochTaken { epoch: last.epoch, node: last.node })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_epoch(&self, theirs: Epoch) -> Result<(), SessionError> {
@@ -248,18 +267,18 @@ impl PrimarySession {
 
     fn join(&mut self, join: &Join) -> Result<(), SessionError> {
         let hub = &self.hub;
-        let newest = join.history.epochs.last().map_or(Epoch(0), |last| last.epoch);
-        hub.check_epoch(join.promised.max(newest))?;
-        if let Some(last) = join.history.epochs.last().filter(|last| last.epoch == hub.epoch.epoch)
-            && last.node != hub.epoch.node
+        let plan = hub.history().plan_for(&join.history);
+        if let Some(replica) = join.history.other_than(Some(hub.log_id))
+            && plan == Plan::Diverged
         {
-            return Err(SessionError::EpochTaken { epoch: last.epoch, node: last.node });
+            // Before all else: a newer epoch of another log does not end one of this.
+            return Err(SessionError::AnotherLog { primary: hub.log_id, replica });
         }
+        hub.check_epochs(join)?;
         let (primary, replica) = (hub.log.segment_size(), join.segment_size);
         if primary != replica {
             return Err(SessionError::SegmentSize { primary, replica });
         }
-        let plan = hub.history().plan_for(&join.history);
         self.state = match plan {
             Plan::Follow(at) => {
                 hub.group.join(join.node, join.instance, self.id)?;
@@ -268,7 +287,7 @@ impl PrimarySession {
             Plan::Truncate(_) | Plan::Restart(_) => State::Dismissed,
             Plan::Diverged => return Err(SessionError::Diverged),
         };
-        self.outbox.push_back(Frame::Welcome { epoch: hub.epoch, plan });
+        self.outbox.push_back(Frame::Welcome { log: hub.log_id, epoch: hub.epoch, plan });
         Ok(())
     }
 

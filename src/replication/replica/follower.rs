@@ -121,6 +121,7 @@ impl Follower {
     pub(super) fn state(&self) -> ReplicaState {
         let state = self.shared.state.lock();
         ReplicaState {
+            log_id: state.log.log_id(),
             following: state.link.as_ref().is_some_and(|link| link.is_streaming()),
             durable: state.log.durable(),
             confirmed: state.log.confirmed(),

@@ -11,7 +11,7 @@ pub(crate) use session::{Identity, ReplicaSession};
 use super::options::{PrimaryOptions, ReplicaOptions, check_term};
 use super::primary::Primary;
 use super::session::SessionError;
-use super::{Epoch, Event, Refusal};
+use super::{Epoch, Event, LogId, Refusal};
 use crate::config::StoreConfig;
 use crate::environment::{Environment, Threads};
 use crate::error::{Error, Result};
@@ -37,6 +37,8 @@ pub struct Standing {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ReplicaState {
+    /// Which log it has; `None` before it has followed a primary, or after a RocketMQ master.
+    pub log_id: Option<LogId>,
     /// Whether it follows its primary now.
     pub following: bool,
     /// Physical offset behind the last byte that survives a power cut here.
@@ -67,6 +69,8 @@ pub struct ReplicaState {
 ///   it follows anyone.
 /// - `n` counts every node that ever acknowledged anything. Before one is taken out for good, or `k` is
 ///   raised, let all others catch up with what is confirmed.
+/// - All of them are to have one [log](super::LogId). Where the first primary is lost before anyone has
+///   followed it, the next one begins another, and the first gives up its own when it returns.
 /// - RocketMQ slaves cannot be fenced: they are no part of this, and with them among the `k` it does not
 ///   hold.
 #[derive(Debug)]
@@ -77,7 +81,8 @@ pub struct Replica {
 impl Replica {
     /// Opens the store in `config.log.dir` as a replica, and follows the primary from now on: reconnects
     /// when the connection ends, cuts what the primary does not have, and begins anew with the oldest
-    /// that the primary has where what follows here is gone there.
+    /// that the primary has where what follows here is gone there. One whose records are of another
+    /// [log](LogId) than the primary's says so, see [`SessionError::AnotherLog`], and keeps them.
     ///
     /// # Errors
     /// As [`Store::open`], and [`Error::Config`] for the options. Whether the primary can be reached is

@@ -10,7 +10,7 @@ use crate::replication::tail::Tail;
 use crate::replication::wire::{
     self, CHECKED_MAX, CONTROL_MAX, EPOCHS_MAX, FRAME_MAX, Frame, Join, Nonce, STRANGER_MAX,
 };
-use crate::replication::{Epoch, EpochStart, NodeId, ReplicatedLog};
+use crate::replication::{Epoch, EpochStart, LogId, NodeId, ReplicatedLog};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,6 +47,8 @@ enum State {
 #[derive(Debug)]
 struct Following {
     primary: EpochStart,
+    /// The primary's log, until this one is known to be the same.
+    joins: Option<LogId>,
     entered: Epoch,
     tail: Tail,
     /// What the primary was told last.
@@ -103,12 +105,12 @@ impl ReplicaSession {
                 }
                 self.join();
             }
-            (State::AwaitWelcome { history }, Frame::Welcome { epoch, plan }) => {
+            (State::AwaitWelcome { history }, Frame::Welcome { log, epoch, plan }) => {
                 let history = history.clone();
-                return self.welcome(epoch, plan, &history);
+                return self.welcome(log, epoch, plan, &history);
             }
             (State::AwaitWelcome { history }, Frame::Lend { from }) => {
-                let History { epochs, min, end } = history;
+                let History { epochs, min, end, .. } = history;
                 if !(*min..=*end).contains(&from) {
                     return Err(SessionError::protocol("a Lend of what was never offered"));
                 }
@@ -143,10 +145,17 @@ impl ReplicaSession {
 
     fn welcome(
         &mut self,
+        log: LogId,
         primary: EpochStart,
         plan: Plan,
         history: &History,
     ) -> Result<Option<Order>, SessionError> {
+        if !history.allows(plan, Some(log)) {
+            return Err(match history.other_than(Some(log)) {
+                Some(replica) => SessionError::AnotherLog { primary: log, replica },
+                None => SessionError::Diverged,
+            });
+        }
         let last = self.log.epochs().last().copied();
         let newest = last.map_or(Epoch(0), |last| last.epoch);
         let by = self.log.promised().max(newest);
@@ -163,7 +172,8 @@ impl ReplicaSession {
                 let (len, crc) = self.log.checksum(at, CHECKED_MAX)?;
                 self.outbox.push_back(Frame::Begin { from: at, len, crc });
                 let tail = Tail::at(at);
-                let following = Following { primary, entered: newest, tail, told: None };
+                let joins = Some(log);
+                let following = Following { primary, joins, entered: newest, tail, told: None };
                 self.state = State::Following(following);
                 Ok(None)
             }
@@ -198,6 +208,10 @@ impl Following {
         }
         if offset != self.tail.received() || epoch.epoch > self.primary.epoch {
             return Err(SessionError::protocol("bytes of the log that do not follow"));
+        }
+        if let Some(id) = self.joins.take() {
+            // Now that the primary has found that what is here is the beginning of what it has.
+            log.follow(Some(id))?;
         }
         if epoch.epoch != self.entered {
             if self.tail.received() > self.tail.end() {

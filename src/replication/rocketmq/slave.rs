@@ -77,7 +77,8 @@ impl SlaveSession {
         if size > FRAME_MAX {
             return Err(SessionError::protocol(format!("a frame of {size} bytes")));
         }
-        if !self.log.epochs().is_empty() {
+        let is_empty = self.tail.received() == self.log.min_offset();
+        if !self.log.epochs().is_empty() || (self.log.log_id().is_some() && !is_empty) {
             // Records of a primary of this crate are in the log: no RocketMQ master has them.
             return Err(SessionError::Diverged);
         }
@@ -89,7 +90,6 @@ impl SlaveSession {
         if offset == self.next() {
             return Ok(None);
         }
-        let is_empty = self.tail.received() == self.log.min_offset();
         if is_empty && offset > self.tail.end() && offset.is_multiple_of(self.log.segment_size()) {
             return Ok(Some(Order::Restart(offset)));
         }
@@ -145,6 +145,11 @@ impl Session for SlaveSession {
                 continue;
             }
             self.heard = true;
+            if self.log.log_id().is_some() {
+                // It was to become the log of a primary of this crate, and is none: nothing says which log a
+                // RocketMQ master has.
+                self.log.follow(None)?;
+            }
             self.tail.take(&*self.log, Epoch(0), bytes.get(known..).unwrap_or_default())?;
             self.log.confirm(self.tail.end(), Epoch(0))?;
         }

@@ -11,6 +11,7 @@ mod node;
 #[path = "../../../tests/support/rng.rs"]
 mod rng;
 mod schedule;
+mod stranger;
 
 use super::options::{Ack, NodeOptions};
 use super::{AckLevel, NodeId, Secret};
@@ -128,6 +129,10 @@ struct Simulation {
     clock: Arc<ManualClock>,
     settings: Settings,
     nodes: Vec<Node>,
+    /// The primary of another cluster, once someone has met it, and what befalls it: whatever that is, the
+    /// rest of the schedule stays the same.
+    stranger: Option<Node>,
+    stranger_rng: Rng,
     network: Network,
     authority: Authority,
     checker: Checker,
@@ -149,6 +154,8 @@ impl Simulation {
         Self {
             rng,
             nodes,
+            stranger: None,
+            stranger_rng: Rng(seed),
             network: Network::default(),
             authority: Authority::default(),
             checker: Checker::new(settings.segment_size),

@@ -354,6 +354,14 @@ impl Simulation {
         let name = match error {
             SessionError::Stopped => "sessions taken over by another",
             SessionError::Superseded { .. } => "sessions of an older primary refused",
+            // A first primary that nobody had followed was replaced by a node that knew nothing of its log.
+            // Whoever is in office is followed all the same: nothing of the other log is confirmed.
+            SessionError::AnotherLog { .. }
+                if self.acting_primary()
+                    != Some(self.network.connections[at].node(Side::Primary)) =>
+            {
+                "sessions with a log that was given up refused"
+            }
             SessionError::DuplicateNode { .. } => "sessions refused while an old one was there",
             SessionError::Log(Error::SegmentNotReady { .. } | Error::Full | Error::Closed) => {
                 "sessions ended because the log was not ready"
@@ -432,6 +440,7 @@ impl Simulation {
             is_replica && self.network.of_replica(*node).is_none()
         };
         let Some(node) = (node..node + NODES).map(|node| node % NODES).find(seeks) else { return };
+        self.mistake_primary(node);
         // Word of a new primary may not have come to everyone.
         let primary = match self.authority.primary {
             Some(primary) if !self.rng.one_in(8) => primary,
@@ -457,13 +466,7 @@ impl Simulation {
             self.reopen(node);
             return;
         }
-        let identity = Identity {
-            cluster: 7,
-            node: self.nodes[node].id,
-            instance: self.nodes[node].openings,
-            secret: Secret::new("all"),
-            heartbeat: 5 * Duration::from_secs(1),
-        };
+        let identity = self.identity(node);
         let log = here.log.clone();
         let now = self.clock.now();
         let (id, nonce) = (self.sessions + 1, [1; 16]);
@@ -484,6 +487,16 @@ impl Simulation {
         self.network.connections.push(connection);
         self.counts.add("connections");
         self.trace(|_| format!("{node} connects to {primary}"));
+    }
+
+    pub(super) fn identity(&self, node: usize) -> Identity {
+        Identity {
+            cluster: 7,
+            node: self.nodes[node].id,
+            instance: self.nodes[node].openings,
+            secret: Secret::new("all"),
+            heartbeat: 5 * Duration::from_secs(1),
+        }
     }
 
     fn change_links(&mut self) {
