@@ -277,6 +277,28 @@ fn an_epoch_without_a_record_is_left_and_stays_promised() {
     assert_eq!((copy.log.epochs(), copy.log.promised()), (vec![FIRST], Epoch(5)));
 }
 
+#[test]
+fn a_copy_keeps_what_was_promised_and_is_not_the_node_that_was_fenced() {
+    let (_original, bytes) = original(4);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.follow(log_id(1), Epoch(1)).expect("it is empty");
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    copy.log.append(0, Epoch(1), &bytes).expect("sound");
+    step(&copy.store);
+    copy.log.promise(Epoch(6)).expect("it is newer");
+    copy.store.snapshot("/snapshot").expect("it is durable");
+    let disk = disk.cut_power(Cut::losing_all());
+    drop(copy);
+    let mut elsewhere = config();
+    elsewhere.log.dir = "/snapshot".into();
+    let [here, there] = [config(), elsewhere].map(|config| copy_of(&disk, config));
+    for copy in [&here, &there] {
+        assert_eq!((copy.log.log_id(), copy.log.promised()), (log_id(1), Epoch(6)));
+    }
+    assert!(here.log.is_fenced() && !there.log.is_fenced());
+}
+
 fn log_id(number: u64) -> Option<LogId> {
     NonZeroU64::new(number).map(LogId)
 }
@@ -287,23 +309,23 @@ fn a_log_that_holds_records_is_never_taken_for_another_one() {
     let disk = disk();
     let copy = copy_of(&disk, config());
     assert_eq!(copy.log.log_id(), None);
-    copy.log.follow(log_id(1)).expect("it is empty");
+    copy.log.follow(log_id(1), Epoch(1)).expect("it is empty");
     copy.log.enter_epoch(FIRST).expect("it is the first");
-    copy.log.follow(log_id(1)).expect("it is the same");
+    copy.log.follow(log_id(1), Epoch(1)).expect("it is the same");
     assert_eq!((copy.log.log_id(), copy.log.epochs()), (log_id(1), vec![FIRST]));
-    copy.log.follow(log_id(2)).expect("it is still empty");
+    copy.log.follow(log_id(2), Epoch(1)).expect("it is still empty");
     assert_eq!((copy.log.log_id(), copy.log.epochs()), (log_id(2), Vec::new()));
     copy.log.enter_epoch(FIRST).expect("it is the first of that log");
     copy.log.append(0, Epoch(1), &bytes).expect("sound");
     step(&copy.store);
     for other in [log_id(1), None] {
-        let refused = copy.log.follow(other);
+        let refused = copy.log.follow(other, Epoch(1));
         assert!(
             matches!(refused, Err(Error::Refused(Refusal::AnotherLog))),
             "{other:?}: {refused:?}"
         );
     }
-    copy.log.follow(log_id(2)).expect("it is the same");
+    copy.log.follow(log_id(2), Epoch(1)).expect("it is the same");
     let disk = disk.cut_power(Cut::losing_all());
     drop(copy);
     let copy = copy_of(&disk, config());
@@ -315,14 +337,14 @@ fn a_log_that_begins_anew_stays_the_same_and_may_then_become_another_one() {
     let (_original, bytes) = original(150);
     let disk = disk();
     let copy = copy_of(&disk, config());
-    copy.log.follow(log_id(1)).expect("it is empty");
+    copy.log.follow(log_id(1), Epoch(1)).expect("it is empty");
     copy.log.enter_epoch(FIRST).expect("it is the first");
     take_over(&copy, &bytes, &[7000]);
     copy.log.restart(4 * copy.log.segment_size()).expect("nothing is confirmed");
     drop(copy);
     let copy = copy_of(&disk, config());
     assert_eq!((copy.log.log_id(), copy.log.epochs()), (log_id(1), Vec::new()));
-    copy.log.follow(log_id(2)).expect("it is empty");
+    copy.log.follow(log_id(2), Epoch(1)).expect("it is empty");
     assert_eq!(copy.log.log_id(), log_id(2));
 }
 
@@ -333,7 +355,7 @@ fn records_of_no_log_become_those_of_the_log_that_goes_on_with_them() {
     let copy = copy_of(&disk, config());
     copy.log.append(0, Epoch(0), &bytes).expect("sound");
     step(&copy.store);
-    copy.log.follow(log_id(1)).expect("whoever brings more has compared them");
+    copy.log.follow(log_id(1), Epoch(1)).expect("whoever brings more has compared them");
     let disk = disk.cut_power(Cut::losing_all());
     drop(copy);
     let copy = copy_of(&disk, config());

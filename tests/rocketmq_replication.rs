@@ -195,7 +195,7 @@ impl Replicator for Joins {
     }
 
     fn start(&self, log: Arc<dyn ReplicatedLog>, _: StartPoint) -> duralog::Result<u64> {
-        log.follow(Some(self.0))?;
+        log.follow(Some(self.0), Epoch(1))?;
         Ok(log.confirmed())
     }
 

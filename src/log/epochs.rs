@@ -9,7 +9,8 @@
 //! All integers are big endian. There is no such file before the first replicator starts. `log` is the id
 //! of the log, or 0. Flag 1 of an entry says that the records of the epoch carry `__CRC32#`; flag 1 of the
 //! file, that the newest epoch is this node's own and what was acknowledged under it may be durable on
-//! replicas alone; flag 2, that some of that may have been lost here.
+//! replicas alone; flag 2, that some of that may have been lost here; flag 4, that whoever chooses the next
+//! primary has asked for the promise, and nobody has reigned by it yet.
 
 use crate::disk::{Disk, OpenAccess};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
@@ -25,6 +26,7 @@ const VERSION: u32 = 1;
 const RECORD_CRC: u32 = 1;
 const LAZY: u32 = 1;
 const IN_DOUBT: u32 = 2;
+const FENCED: u32 = 4;
 const ENTRY: usize = 28;
 /// More are not kept: the oldest are forgotten.
 pub(crate) const ENTRIES_MAX: usize = 1024;
@@ -37,6 +39,9 @@ pub(crate) struct Epochs {
     pub(crate) id: Option<LogId>,
     /// Nobody may write under a lower one any more.
     pub(crate) promised: Epoch,
+    /// Whoever chooses the next primary has asked for that, and nobody has reigned in that epoch or a later
+    /// one since, as far as is known here.
+    pub(super) fenced: bool,
     /// The newest epoch is this node's own, and what was acknowledged under it need not have been durable
     /// here.
     pub(crate) lazy: bool,
@@ -68,7 +73,9 @@ impl Epochs {
         let mut bytes = Vec::with_capacity(LEN_MAX.min(64 + self.starts.len() * ENTRY));
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_be_bytes());
-        let flags = if self.lazy { LAZY } else { 0 } | if self.in_doubt { IN_DOUBT } else { 0 };
+        let flags = [(self.lazy, LAZY), (self.in_doubt, IN_DOUBT), (self.fenced, FENCED)];
+        let flags =
+            flags.iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag);
         bytes.extend_from_slice(&flags.to_be_bytes());
         for number in [LogId::number(self.id), self.promised.0] {
             bytes.extend_from_slice(&number.to_be_bytes());
@@ -115,8 +122,8 @@ impl Epochs {
         let id = LogId::new(u64::from_be_bytes(*id));
         let promised = Epoch(u64::from_be_bytes(*promised));
         let flags = u32::from_be_bytes(*flags);
-        let (lazy, in_doubt) = (flags & LAZY != 0, flags & IN_DOUBT != 0);
-        ordered.then_some(Self { id, promised, lazy, in_doubt, starts })
+        let [lazy, in_doubt, fenced] = [LAZY, IN_DOUBT, FENCED].map(|flag| flags & flag != 0);
+        ordered.then_some(Self { id, promised, fenced, lazy, in_doubt, starts })
     }
 
     pub(crate) fn starts(&self) -> &[EpochStart] {
@@ -130,9 +137,30 @@ impl Epochs {
     /// Adds `start`. Epochs that would begin at or behind it have no byte in the log any more.
     pub(crate) fn begin(&mut self, start: EpochStart) {
         self.cut(start.start);
+        if start.node != NodeId(0) {
+            // What is put without replication counts once there is something.
+            self.note_reign(start.epoch);
+        }
         self.starts.push(start);
         let surplus = self.starts.len().saturating_sub(ENTRIES_MAX);
         self.starts.drain(..surplus);
+    }
+
+    /// Whether this node may be made primary in the epoch that is promised.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fenced && self.last() < self.promised
+    }
+
+    /// Somebody reigns in `epoch`: a fence for it, or for one before, has done what it was for.
+    pub(crate) fn note_reign(&mut self, epoch: Epoch) {
+        self.fenced &= epoch < self.promised;
+    }
+
+    /// Promises `epoch` though nobody has asked for it.
+    fn raise(&mut self, epoch: Epoch) {
+        if epoch > self.promised {
+            (self.promised, self.fenced) = (epoch, false);
+        }
     }
 
     /// Whether the newest epoch is that of `node`, and has no byte in a log that ends at `end`.
@@ -144,7 +172,7 @@ impl Epochs {
     /// are not to be written under by anyone before them.
     pub(crate) fn take_back(&mut self) {
         if let Some(last) = self.starts.pop() {
-            self.promised = self.promised.max(Epoch(last.epoch.0.saturating_sub(1)));
+            self.raise(Epoch(last.epoch.0.saturating_sub(1)));
         }
     }
 
@@ -156,8 +184,9 @@ impl Epochs {
     /// The same, where another primary's records come next: an older one than those that are forgotten must
     /// not bring them.
     pub(crate) fn leave(&mut self, end: u64) {
-        let last = self.starts.last().filter(|last| last.start >= end);
-        self.promised = self.promised.max(last.map_or(Epoch(0), |last| last.epoch));
+        if let Some(last) = self.starts.last().filter(|last| last.start >= end) {
+            self.raise(last.epoch);
+        }
         self.cut(end);
     }
 
@@ -197,7 +226,7 @@ mod tests {
     fn sample() -> Epochs {
         let starts = vec![start(1, 0), start(2, 100), start(5, 300), start(6, 400)];
         let id = LogId::new(9);
-        Epochs { id, promised: Epoch(7), lazy: true, in_doubt: true, starts }
+        Epochs { id, promised: Epoch(7), fenced: true, lazy: true, in_doubt: true, starts }
     }
 
     #[test]
@@ -223,6 +252,47 @@ mod tests {
         let mut epochs = sample();
         epochs.begin(start(8, 300));
         assert_eq!(epochs.starts(), [start(1, 0), start(2, 100), start(8, 300)]);
+    }
+
+    #[test]
+    fn a_fence_lasts_until_somebody_reigns_by_it() {
+        let fenced = Epochs { promised: Epoch(10), ..sample() };
+        for newer in [10, 11] {
+            let mut epochs = fenced.clone();
+            epochs.begin(start(7, 500));
+            assert!(epochs.is_fenced(), "that is brought by whoever reigns");
+            epochs.begin(start(newer, 600));
+            assert!(!epochs.is_fenced());
+            // Nor does it come back when that is left or lost again.
+            let mut lost = epochs.clone();
+            epochs.leave(550);
+            lost.end_at(550);
+            for epochs in [epochs, lost] {
+                assert_eq!((epochs.last(), epochs.is_fenced()), (Epoch(7), false));
+            }
+        }
+        let mut epochs = fenced.clone();
+        epochs.leave(400);
+        assert_eq!((epochs.last(), epochs.promised), (Epoch(5), Epoch(10)));
+        assert!(epochs.is_fenced());
+        epochs.note_reign(Epoch(9));
+        assert!(epochs.is_fenced());
+        epochs.note_reign(Epoch(10));
+        assert!(!epochs.is_fenced());
+    }
+
+    #[test]
+    fn a_look_without_replication_ends_no_fence_and_a_put_does() {
+        let fenced = Epochs { promised: Epoch(10), ..sample() };
+        let own = EpochStart { node: NodeId(0), ..start(11, 500) };
+        let mut epochs = fenced.clone();
+        epochs.begin(own);
+        assert!(!epochs.is_fenced());
+        epochs.take_back();
+        assert_eq!(epochs, fenced);
+        epochs.begin(own);
+        epochs.leave(500);
+        assert_eq!((epochs.promised, epochs.is_fenced()), (Epoch(11), false));
     }
 
     #[test]

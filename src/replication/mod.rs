@@ -192,8 +192,8 @@ pub enum Refusal {
     /// or give this one a new epoch explicitly, which gives up what only they have: replicas that know
     /// it to be confirmed have to be emptied before they can follow, and fenced before they do.
     TailInDoubt,
-    /// A replica is to become the primary that was not fenced before, and was given no epoch: the old
-    /// primary may be at work.
+    /// A replica is to become the primary that was not fenced before, or has followed another primary since,
+    /// and was given no epoch: that primary may be at work.
     NotFenced,
     /// What is to be cut is confirmed: someone was told that it is never taken back. The peer is a wrong
     /// one, or was made primary without asking enough replicas.
@@ -222,7 +222,8 @@ impl fmt::Display for Refusal {
                 write!(f, "physical offset {at} does not fit a log that ends at {end}")
             }
             Self::NotFenced => f.write_str(
-                "the replica was not fenced: `Replica::fence` enough of them before one is promoted",
+                "the replica was not fenced, or has followed a primary since: `Replica::fence` enough of \
+                 them before one is promoted",
             ),
             Self::TailInDoubt => f.write_str(
                 "the end of the log may be lost here and be on replicas alone; ask them with \
@@ -424,14 +425,14 @@ pub trait ReplicatedLog: Send + Sync + fmt::Debug {
     /// Which log it is, if it was ever replicated.
     fn log_id(&self) -> Option<LogId>;
 
-    /// Notes which log the records are of that come next, before the first of them is taken; `None` where
-    /// they come from something that has no ids. Durable on return. What is here must be known to be the
-    /// beginning of that log. In [`Role::Replica`].
+    /// Notes which log the records are of that come next, and in which epoch whoever brings them reigns,
+    /// before the first of them is taken; `None` where they come from something that has no ids. Durable on
+    /// return. What is here must be known to be the beginning of that log. In [`Role::Replica`].
     ///
     /// # Errors
     /// [`Error::Refused`](crate::Error::Refused) if the log holds records of another one;
     /// [`Error::DiskFull`](crate::Error::DiskFull), [`Error::Io`](crate::Error::Io).
-    fn follow(&self, id: Option<LogId>) -> Result<()>;
+    fn follow(&self, id: Option<LogId>, primary: Epoch) -> Result<()>;
 
     /// The epochs of the log, oldest first: those of which it holds bytes, and the newest.
     fn epochs(&self) -> Vec<EpochStart>;
@@ -442,6 +443,11 @@ pub trait ReplicatedLog: Send + Sync + fmt::Debug {
 
     /// The epoch that nobody may write before any more; see [`promise`](Self::promise).
     fn promised(&self) -> Epoch;
+
+    /// Whether [`promised`](Self::promised) is what someone has asked for with [`promise`](Self::promise), and
+    /// this log knows of nobody who has reigned in that epoch, or a later one, since: an epoch that is left
+    /// again is promised, too, but was another node's.
+    fn is_fenced(&self) -> bool;
 
     /// Lets nobody write under an epoch before `epoch` any more, also after a crash: durable on return.
     /// Who asks enough replicas for that promise can then choose the one with the most as the next

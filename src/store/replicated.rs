@@ -135,8 +135,8 @@ impl ReplicatedLog for LogHandle {
         self.core.upgrade().and_then(|core| core.epochs().id)
     }
 
-    fn follow(&self, id: Option<LogId>) -> Result<()> {
-        self.core_as(Role::Replica)?.follow(id)
+    fn follow(&self, id: Option<LogId>, primary: Epoch) -> Result<()> {
+        self.core_as(Role::Replica)?.follow(id, primary)
     }
 
     fn epochs(&self) -> Vec<EpochStart> {
@@ -149,6 +149,10 @@ impl ReplicatedLog for LogHandle {
 
     fn promised(&self) -> Epoch {
         self.core.upgrade().map_or(Epoch(0), |core| core.epochs().promised)
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.core.upgrade().is_some_and(|core| core.epochs().is_fenced())
     }
 
     fn promise(&self, epoch: Epoch) -> Result<()> {

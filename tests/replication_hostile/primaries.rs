@@ -6,7 +6,7 @@ use crate::scene::{
 use crate::temp::TempDir;
 use crate::wire_peer::*;
 use duralog::replication::{
-    Primary, PrimaryOptions, Refusal, Replica, ReplicaOptions, SessionError,
+    Epoch, Primary, PrimaryOptions, Refusal, Replica, ReplicaOptions, SessionError,
 };
 use duralog::{Error, Message};
 use std::net::{Shutdown, TcpListener};
@@ -486,4 +486,89 @@ fn a_primary_that_learns_of_a_newer_epoch_says_so_once() {
     assert!(matches!(refused, Err(Error::Refused(Refusal::NotPrimary))), "{refused:?}");
     ends("closing", move || primary.close().expect("it closes"));
     assert_eq!(heard.superseded(), 1);
+}
+
+/// That a replica, after what `act` does as its primaries, is not promoted without an epoch before it is
+/// fenced.
+fn is_not_fenced_by(act: fn(&TcpListener, &Log, &Replica)) {
+    let Victim { scene, dir, log } = Victim::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("an address").to_string();
+    let open = || {
+        let mut options = ReplicaOptions::new(node(3, &Heard::default()), &address);
+        let brief = Duration::from_millis(1);
+        (options.retry_min, options.retry_max) = (brief, brief);
+        Replica::open(config(dir.path()), options).expect("it opens")
+    };
+    let options = || PrimaryOptions::new(node(3, &Heard::default()));
+    let replica = open();
+    act(&listener, &log, &replica);
+    let promoted = replica.promote(options());
+    assert!(matches!(promoted, Err(Error::Refused(Refusal::NotFenced))), "{promoted:?}");
+    let (replica, term) = (open(), Epoch(9 * EPOCH));
+    replica.fence(term).expect("it is newer than all that was promised");
+    // Also when it was closed in between.
+    replica.close().expect("it closes");
+    drop(replica);
+    let primary = open().promote(options()).expect("it is fenced");
+    assert_eq!(primary.epoch(), term);
+    ends("closing", move || primary.close().expect("it closes"));
+    scene.close();
+}
+
+/// A primary that goes on with the log in this epoch.
+fn reigns(listener: &TcpListener, log: &Log, epoch: u64) -> Peer {
+    let mut peer = Peer::accept(listener);
+    peer.prove();
+    peer.send(&welcome(log.id, EpochStart { epoch, ..log.newer() }, 0, log.end));
+    peer.expect(BEGIN);
+    peer
+}
+
+fn stands(replica: &Replica, (epoch, promised): (u64, u64), end: u64) {
+    eventually("it stands there", || {
+        replica
+            .standing()
+            .is_ok_and(|at| (at.epoch, at.promised, at.end) == (Epoch(epoch), Epoch(promised), end))
+    });
+}
+
+#[test]
+fn an_epoch_whose_records_were_cut_is_no_fence() {
+    is_not_fenced_by(|listener, log, replica| {
+        let mut peer = reigns(listener, log, 2 * EPOCH);
+        peer.send(&data(log.newer(), log.end, 0, &log.next));
+        stands(replica, (2 * EPOCH, 2 * EPOCH), log.end + log.next.len() as u64);
+        drop(peer);
+        let mut peer = Peer::accept(listener);
+        peer.prove();
+        let next = EpochStart { epoch: 3 * EPOCH, ..log.newer() };
+        peer.send(&welcome(log.id, next, 1, log.end));
+        stands(replica, (EPOCH, 2 * EPOCH), log.end);
+    });
+}
+
+#[test]
+fn an_epoch_that_was_left_without_a_record_is_no_fence() {
+    is_not_fenced_by(|listener, log, replica| {
+        let mut peer = reigns(listener, log, 2 * EPOCH);
+        peer.send(&data(log.newer(), log.end, 0, b""));
+        stands(replica, (2 * EPOCH, 2 * EPOCH), log.end);
+        drop(peer);
+        let mut peer = reigns(listener, log, 3 * EPOCH);
+        peer.send(&data(log.epoch, log.end, 0, &log.next));
+        stands(replica, (EPOCH, 2 * EPOCH), log.end + log.next.len() as u64);
+    });
+}
+
+#[test]
+fn a_fence_is_over_when_its_term_is_someone_elses() {
+    is_not_fenced_by(|listener, log, replica| {
+        let _before = Peer::accept(listener);
+        replica.fence(Epoch(2 * EPOCH)).expect("it is newer");
+        let mut peer = reigns(listener, log, 2 * EPOCH);
+        // It does not have all that came before that term yet.
+        peer.send(&data(log.epoch, log.end, 0, &log.next));
+        stands(replica, (EPOCH, 2 * EPOCH), log.end + log.next.len() as u64);
+    });
 }

@@ -124,6 +124,8 @@ impl Core {
         checksummed.retain(|range| !range.is_empty());
         let mut epochs = self.epochs.lock().clone();
         epochs.end_at(end);
+        // It was asked of this node, which alone may be made primary by it.
+        epochs.fenced = false;
         let copy = Checkpoint {
             durable: end,
             clean: true,

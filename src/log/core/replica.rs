@@ -68,8 +68,8 @@ impl Core {
         Ok(begun)
     }
 
-    /// Notes which log the records are of that come next; durable on return.
-    pub(crate) fn follow(&self, id: Option<LogId>) -> Result<()> {
+    /// Notes which log the records are of that come next, and who brings them; durable on return.
+    pub(crate) fn follow(&self, id: Option<LogId>, primary: Epoch) -> Result<()> {
         let mut epochs = self.epochs.lock();
         let mut changed = epochs.clone();
         if changed.id.is_some() && changed.id != id {
@@ -80,6 +80,7 @@ impl Core {
             changed.leave(0);
         }
         changed.id = id;
+        changed.note_reign(primary);
         self.save_epochs(&mut epochs, changed)
     }
 
@@ -158,7 +159,7 @@ impl Core {
         if epoch <= was {
             return Err(Error::Refused(Refusal::EpochFell { was, is: epoch }));
         }
-        let changed = Epochs { promised: epoch, ..epochs.clone() };
+        let changed = Epochs { promised: epoch, fenced: true, ..epochs.clone() };
         self.save_epochs(&mut epochs, changed)
     }
 

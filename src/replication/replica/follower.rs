@@ -133,6 +133,10 @@ impl Follower {
         self.shared.state.lock().standing()
     }
 
+    pub(super) fn is_fenced(&self) -> bool {
+        self.shared.state.lock().log.is_fenced()
+    }
+
     pub(super) fn fence(&self, epoch: Epoch) -> Result<Standing> {
         let state = self.shared.state.lock();
         state.log.promise(epoch)?;

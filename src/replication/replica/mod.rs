@@ -146,14 +146,14 @@ impl Replica {
     }
 
     /// Stops following, and opens the store again as a primary, in the epoch that it was
-    /// [fenced](Self::fence) with, or [`PrimaryOptions::epoch`].
+    /// [fenced](Self::fence) with, if it has followed nobody in that term since, or [`PrimaryOptions::epoch`].
     ///
     /// # Errors
     /// [`Refusal::NotFenced`](super::Refusal::NotFenced) without either; as [`close`](Self::close) and
     /// [`Primary::open`]. The store is closed then.
     pub fn promote(self, options: PrimaryOptions) -> Result<Primary> {
         let standing = self.follower.standing()?;
-        if standing.promised <= standing.epoch && options.epoch.is_none() {
+        if options.epoch.is_none() && !self.follower.is_fenced() {
             return Err(Error::Refused(Refusal::NotFenced));
         }
         self.follower.stop()?;

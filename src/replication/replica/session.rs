@@ -211,7 +211,7 @@ impl Following {
         }
         if let Some(id) = self.joins.take() {
             // Now that the primary has found that what is here is the beginning of what it has.
-            log.follow(Some(id))?;
+            log.follow(Some(id), self.primary.epoch)?;
         }
         if epoch.epoch != self.entered {
             if self.tail.received() > self.tail.end() {

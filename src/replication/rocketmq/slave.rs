@@ -148,7 +148,7 @@ impl Session for SlaveSession {
             if self.log.log_id().is_some() {
                 // It was to become the log of a primary of this crate, and is none: nothing says which log a
                 // RocketMQ master has.
-                self.log.follow(None)?;
+                self.log.follow(None, Epoch(0))?;
             }
             self.tail.take(&*self.log, Epoch(0), bytes.get(known..).unwrap_or_default())?;
             self.log.confirm(self.tail.end(), Epoch(0))?;
