@@ -13,8 +13,9 @@ use duralog::replication::{
     Replica, ReplicaOptions, ReplicatedLog, Replicator, Role, SessionError, StartPoint,
     TcpAcceptor,
 };
-use duralog::{Environment, FlushMode, Message, PutStatus, Store, StoreConfig};
+use duralog::{Environment, Error, FlushMode, Message, PutStatus, Store, StoreConfig};
 use ha_wire::{Frame, MasterListener, MasterSocket, SlaveSocket};
+use std::net::Ipv4Addr;
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
@@ -249,28 +250,141 @@ fn what_was_joined_to_a_log_of_this_crate_no_rocketmq_master_goes_on_with() {
     joined.assert_diverged();
 }
 
+/// A primary with something in its log, for which what slaves have in memory counts.
+struct Master {
+    primary: Primary,
+    port: u16,
+    /// Where the log ended when it was opened.
+    end: u64,
+    _temp: TempDir,
+}
+
+impl Master {
+    fn new(change: impl FnOnce(&mut PrimaryOptions)) -> Self {
+        let temp = TempDir::new();
+        let end = written(temp.path(), 100).end();
+        let mut options = PrimaryOptions::new(NodeOptions::new(NodeId(1)));
+        (options.ack_level, options.max_replica_lag) = (AckLevel::InMemory, 1000);
+        change(&mut options);
+        let mut config = config(temp.path());
+        config.sync_replica_timeout = PATIENCE;
+        let primary = Primary::open(config, options).expect("the primary opens");
+        let acceptor = TcpAcceptor::bind("127.0.0.1:0").expect("a port is free");
+        let port = acceptor.address().port();
+        primary.serve_rocketmq(acceptor).expect("it is open");
+        Self { primary, port, end, _temp: temp }
+    }
+
+    /// A slave at that address of this machine's that has everything, and of which the primary knows.
+    fn slave(&self, from: Ipv4Addr) -> SlaveSocket {
+        let before = self.slaves();
+        let mut socket = SlaveSocket::connect_from(from, self.port);
+        socket.report(self.end as i64);
+        eventually("it is served", || self.slaves() == before + 1);
+        eventually("it has everything", || self.have(self.end));
+        socket
+    }
+
+    fn slaves(&self) -> usize {
+        self.primary.replicas().len()
+    }
+
+    /// Whether all slaves have acknowledged that much.
+    fn have(&self, end: u64) -> bool {
+        self.primary.replicas().iter().all(|slave| slave.written == end)
+    }
+
+    fn confirmed(&self) -> u64 {
+        self.primary.store().stats().watermarks.confirmed
+    }
+
+    fn put(&self) -> duralog::PutResult {
+        self.primary.store().put(Message::new("t", "x")).expect("accepted")
+    }
+}
+
+/// Takes the next bytes of the log, and acknowledges them.
+fn take(socket: &mut SlaveSocket) -> u64 {
+    let end = socket.data().end();
+    socket.report(end as i64);
+    end
+}
+
+#[track_caller]
+fn assert_one_of_two(outcome: duralog::Result<()>) {
+    let refusal = Refusal::NotEnoughReplicas { available: 1, required: 2 };
+    assert!(matches!(&outcome, Err(Error::Refused(is)) if *is == refusal), "{outcome:?}");
+}
+
+const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const THERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+#[test]
+fn slaves_at_one_address_are_one_copy_however_many_they_are() {
+    let master = Master::new(|options| options.min_insync_replicas = 2);
+    // The second may be the first one, come back before its old connection was given up.
+    let mut slaves = [HERE; 2].map(|from| master.slave(from));
+    let put = master.primary.store().submit(Message::new("t", "x")).expect("accepted");
+    let [end, _] = slaves.each_mut().map(take);
+    eventually("both have it", || master.have(end));
+    assert_eq!(master.confirmed(), master.end);
+    let put = put.wait().expect("no failure");
+    assert_eq!((put.status, put.end_offset), (PutStatus::ReplicaNotAvailable, end));
+    assert_one_of_two(master.primary.wait_for_replicas(2, Duration::ZERO));
+    // Neither has thrown out the other.
+    let end = master.put().end_offset;
+    assert_eq!(slaves.each_mut().map(take), [end; 2]);
+}
+
+#[test]
+fn slaves_at_one_address_are_one_copy_for_whoever_insists_on_two() {
+    let master = Master::new(|options| {
+        (options.min_insync_replicas, options.strict) = (2, true);
+    });
+    let _slaves = [HERE; 2].map(|from| master.slave(from));
+    assert_one_of_two(master.primary.store().submit(Message::new("t", "x")).map(drop));
+}
+
+#[test]
+fn slaves_at_two_addresses_are_two_copies() {
+    let master = Master::new(|options| options.min_insync_replicas = 2);
+    let mut slaves = [HERE, THERE].map(|from| master.slave(from));
+    thread::scope(|scope| {
+        let put = scope.spawn(|| master.put());
+        let ends = slaves.each_mut().map(take);
+        let put = put.join().expect("no panic");
+        assert_eq!((put.status, [put.end_offset; 2]), (PutStatus::PutOk, ends));
+    });
+}
+
+#[test]
+fn a_slave_that_leaves_does_not_take_along_another_one_at_its_address() {
+    let master = Master::new(|options| options.min_insync_replicas = 2);
+    let (first, mut second) = (master.slave(HERE), master.slave(HERE));
+    let mut other = master.slave(THERE);
+    drop(first);
+    eventually("it is gone", || master.slaves() == 2);
+    thread::scope(|scope| {
+        let put = scope.spawn(|| master.put());
+        let ends = [&mut second, &mut other].map(take);
+        let put = put.join().expect("no panic");
+        assert_eq!((put.status, [put.end_offset; 2]), (PutStatus::PutOk, ends));
+    });
+}
+
 #[test]
 fn a_slave_that_comes_back_is_in_reach_when_it_has_said_what_it_holds() {
-    let temp = TempDir::new();
-    let end = written(temp.path(), 100).end();
-    let mut options = PrimaryOptions::new(NodeOptions::new(NodeId(1))).strict(true);
-    options.ack_level = AckLevel::InMemory;
-    options.max_replica_lag = 1000;
-    let primary = Primary::open(config(temp.path()), options).expect("the primary opens");
-    let acceptor = TcpAcceptor::bind("127.0.0.1:0").expect("a port is free");
-    let port = acceptor.address().port();
-    primary.serve_rocketmq(acceptor).expect("it is open");
-    assert!(primary.store().put(Message::new("t", "x")).is_err(), "nobody is there");
-    let mut socket = SlaveSocket::connect(port);
-    socket.report(end as i64);
+    let master = Master::new(|options| options.strict = true);
+    let store = master.primary.store();
+    assert!(store.put(Message::new("t", "x")).is_err(), "nobody is there");
+    let mut socket = SlaveSocket::connect(master.port);
+    socket.report(master.end as i64);
     // It says no more before it is sent something.
-    primary.wait_for_replicas(1, PATIENCE).expect("it has everything");
+    master.primary.wait_for_replicas(1, PATIENCE).expect("it has everything");
     thread::scope(|scope| {
-        let put = scope.spawn(|| primary.store().put(Message::new("t", "x")));
-        let frame = socket.data();
-        assert_eq!(frame.offset, end);
-        socket.report(frame.end() as i64);
-        let put = put.join().expect("no panic").expect("accepted");
-        assert_eq!((put.status, put.end_offset), (PutStatus::PutOk, frame.end()));
+        let put = scope.spawn(|| master.put());
+        let end = take(&mut socket);
+        let put = put.join().expect("no panic");
+        assert_eq!((put.status, put.end_offset), (PutStatus::PutOk, end));
     });
 }

@@ -50,7 +50,7 @@ impl End {
         let (log, now) = (hub.log.clone(), clock.now());
         let session: Box<dyn Session> = match protocol {
             Protocol::Duralog => Box::new(PrimarySession::new(hub, 1, nonce, now)),
-            Protocol::Rocketmq => Box::new(MasterSession::new(hub, 1, now)),
+            Protocol::Rocketmq => Box::new(MasterSession::new(hub, 1, "", now)),
         };
         Ok(Self { store, log, now, session, inbox: Inbox::default() })
     }

@@ -4,6 +4,7 @@ use super::session::SessionError;
 use super::{NodeId, Refusal};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -34,8 +35,21 @@ const MEMBERS_MAX: usize = 512;
 /// A connection of a replica.
 pub(crate) type SessionId = u64;
 
+/// What is lost at once: all that is said to be on it is one copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) enum Machine {
+    /// Nothing tells which one it is: it might be any other of these.
+    #[default]
+    Unknown,
+    /// That of a node, which says who it is.
+    Node(NodeId),
+    /// Whatever is behind this address.
+    Address(IpAddr),
+}
+
 #[derive(Debug, Default)]
 struct Member {
+    machine: Machine,
     /// The connection it has now.
     session: Option<SessionId>,
     instance: u64,
@@ -94,7 +108,7 @@ impl Group {
         self.confirmed.load(Ordering::SeqCst)
     }
 
-    /// Replicas that are connected.
+    /// Copies beside the primary's that are connected.
     pub(crate) fn connected(&self) -> usize {
         self.connected.load(Ordering::SeqCst)
     }
@@ -113,6 +127,17 @@ impl Group {
         instance: u64,
         session: SessionId,
     ) -> Result<(), SessionError> {
+        self.join_on(Machine::Node(node), node, instance, session)
+    }
+
+    /// The same for one of several that may be on a machine.
+    pub(crate) fn join_on(
+        &self,
+        machine: Machine,
+        node: NodeId,
+        instance: u64,
+        session: SessionId,
+    ) -> Result<(), SessionError> {
         let mut members = self.members.lock();
         if members.len() >= MEMBERS_MAX && !members.contains_key(&node) {
             // Nothing that is confirmed is taken back by it.
@@ -126,7 +151,8 @@ impl Group {
         }
         // It may have lost what it had: it says anew what counts.
         let resumes = member.resumes;
-        *member = Member { session: Some(session), instance, resumes, ..Member::default() };
+        let session = Some(session);
+        *member = Member { machine, session, instance, resumes, ..Member::default() };
         self.settle(&members);
         Ok(())
     }
@@ -192,9 +218,8 @@ impl Group {
 
     /// Works out what follows from what the members hold.
     fn settle(&self, members: &BTreeMap<NodeId, Member>) {
-        let mut held: Vec<u64> = members.values().map(|member| member.counts).collect();
-        let connected = members.values().filter(|member| member.session.is_some());
-        let mut near: Vec<u64> = connected.map(|member| member.counts).collect();
+        let mut held = copies(members.values());
+        let mut near = copies(members.values().filter(|member| member.session.is_some()));
         self.connected.store(near.len(), Ordering::SeqCst);
         if canary!("confirm_past_absent") && !near.is_empty() {
             held.clone_from(&near);
@@ -239,7 +264,8 @@ impl Group {
             let reach = member.counts.saturating_add(self.policy.max_lag);
             member.session.is_some() && reach >= end
         };
-        let count = |members: &BTreeMap<NodeId, Member>| members.values().filter(near).count();
+        let count =
+            |members: &BTreeMap<NodeId, Member>| copies(members.values().filter(near)).len();
         self.heard.wait_while_for(&mut members, |members| count(members) < required, patience);
         match count(&members) {
             available if available < required => {
@@ -259,6 +285,16 @@ impl Group {
         };
         members.iter().map(status).collect()
     }
+}
+
+/// What each copy counts for: as much as the member that has most of it.
+fn copies<'a>(members: impl Iterator<Item = &'a Member>) -> Vec<u64> {
+    let mut copies: BTreeMap<Machine, u64> = BTreeMap::new();
+    for member in members {
+        let most = copies.entry(member.machine).or_default();
+        *most = member.counts.max(*most);
+    }
+    copies.into_values().collect()
 }
 
 /// What at least `n` of the values reach.
@@ -324,6 +360,59 @@ mod tests {
         group.leave(B, 2);
         assert_eq!(acked(&group, A, 1, (80, 80), true), 50);
         assert!(!group.reaches(81));
+    }
+
+    fn slave(group: &Group, machine: u8, id: u64) -> NodeId {
+        let node = NodeId(id);
+        group.join_on(Machine::Address([10, 0, 0, machine].into()), node, id, id).unwrap();
+        node
+    }
+
+    fn in_memory(group: &Group, node: NodeId, written: u64) -> u64 {
+        group.ack_in_memory(node, node.0, written);
+        group.confirmed()
+    }
+
+    #[test]
+    fn what_is_on_one_machine_is_one_copy_and_holds_what_the_furthest_holds() {
+        let group = group(2, AckLevel::InMemory);
+        let [first, second] = [1, 2].map(|id| slave(&group, 1, id));
+        assert_eq!([in_memory(&group, first, 60), in_memory(&group, second, 50)], [10; 2]);
+        assert!(group.connected() == 1 && !group.reaches(0));
+        let alone = group.wait_for(2, 60, Duration::ZERO);
+        assert_eq!(alone, Err(Refusal::NotEnoughReplicas { available: 1, required: 2 }));
+        let other = slave(&group, 2, 3);
+        assert_eq!(in_memory(&group, other, 90), 60);
+        assert!(group.reaches(160) && !group.reaches(161));
+        assert_eq!((group.connected(), group.wait_for(2, 160, Duration::ZERO)), (2, Ok(())));
+        // Each connection goes on where it is.
+        assert_eq!((group.floor(60), group.status().len()), (50, 3));
+    }
+
+    #[test]
+    fn whoever_leaves_a_machine_leaves_it_what_the_others_hold() {
+        let group = group(2, AckLevel::InMemory);
+        let [first, second, other] = [(1, 1), (1, 2), (2, 3)].map(|(at, id)| slave(&group, at, id));
+        for (node, held) in [(first, 50), (second, 60), (other, 60)] {
+            in_memory(&group, node, held);
+        }
+        group.forget(second);
+        assert_eq!((group.confirmed(), group.connected()), (60, 2));
+        assert!(group.reaches(150) && !group.reaches(151));
+        assert_eq!([in_memory(&group, other, 90), in_memory(&group, first, 70)], [60, 70]);
+        group.forget(first);
+        assert!(group.connected() == 1 && !group.reaches(0));
+    }
+
+    #[test]
+    fn nodes_that_say_who_they_are_count_wherever_they_are() {
+        let group = group(3, AckLevel::InMemory);
+        let slave = slave(&group, 1, 3);
+        for node in [A, B] {
+            group.join(node, 1, node.0).unwrap();
+            group.ack(node, node.0, (50, 50), true);
+        }
+        assert_eq!((in_memory(&group, slave, 40), group.connected()), (40, 3));
     }
 
     #[test]

@@ -22,7 +22,8 @@ pub struct Stream {
     pub writer: Box<dyn Write + Send>,
     /// Ends both halves, from any thread: reads and writes under way, and all later ones, end at once.
     pub hang_up: Box<dyn Fn() + Send + Sync>,
-    /// Who is at the other end, for messages: an address.
+    /// Who is at the other end: an address, with or without a port. It is for messages, and for RocketMQ
+    /// slaves, which count by the IP address in it; all without one count as a single copy.
     pub peer: String,
 }
 

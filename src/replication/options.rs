@@ -105,7 +105,10 @@ pub struct PrimaryOptions {
     pub ack: Ack,
     /// When a replica's copy counts. Default [`AckLevel::Durable`].
     pub ack_level: AckLevel,
-    /// How many replicas, beside the primary, must hold what is confirmed. Default 1; 1 to 64.
+    /// How many replicas, beside the primary, must hold what is confirmed. Default 1; 1 to 64. RocketMQ
+    /// slaves at one IP address count as one replica, which holds what the furthest of them does: they
+    /// have no names, so one that comes back cannot be told from another, and what is on one machine is
+    /// lost with it. So two of them behind one proxy count as one, and one with two addresses as two.
     pub min_insync_replicas: usize,
     /// Refuse a put, before it is written, while fewer than `min_insync_replicas` are in reach, with
     /// [`Refusal::NotEnoughReplicas`](super::Refusal::NotEnoughReplicas). Otherwise it is stored here

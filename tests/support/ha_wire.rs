@@ -2,8 +2,9 @@
 //! big-endian; what follows which stands in `tests/ha_interop.rs`.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::time::Duration;
 
 /// Longer than anything takes that is to come.
@@ -48,6 +49,11 @@ pub struct SlaveSocket(TcpStream);
 impl SlaveSocket {
     pub fn connect(port: u16) -> Self {
         Self(prepared(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("it listens")))
+    }
+
+    /// As a slave on the machine with that address.
+    pub fn connect_from(from: Ipv4Addr, port: u16) -> Self {
+        Self(prepared(bound_to(from, port).expect("it listens")))
     }
 
     pub fn report(&mut self, offset: i64) {
@@ -152,6 +158,36 @@ impl MasterSocket {
             assert_eq!(report, before);
         }
     }
+}
+
+/// A connection to a port of this machine that comes from one of its addresses: the standard library
+/// leaves the choice to the system.
+#[allow(unsafe_code, reason = "an address is chosen by system calls")]
+fn bound_to(from: Ipv4Addr, port: u16) -> io::Result<TcpStream> {
+    let checked = |returned: libc::c_int| match returned {
+        -1 => Err(io::Error::last_os_error()),
+        returned => Ok(returned),
+    };
+    let address = |ip: Ipv4Addr, port: u16| libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from(ip).to_be() },
+        sin_zero: [0; 8],
+    };
+    let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    let (here, there) = (address(from, 0), address(Ipv4Addr::LOCALHOST, port));
+    // SAFETY: it takes numbers, and nobody else has the descriptor that it returns.
+    let socket = unsafe {
+        let descriptor =
+            checked(libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0))?;
+        TcpStream::from_raw_fd(descriptor)
+    };
+    // SAFETY: the descriptor is open, and both addresses are as long as they are said to be.
+    unsafe {
+        checked(libc::bind(socket.as_raw_fd(), (&raw const here).cast(), len))?;
+        checked(libc::connect(socket.as_raw_fd(), (&raw const there).cast(), len))?;
+    }
+    Ok(socket)
 }
 
 fn prepared(socket: TcpStream) -> TcpStream {

@@ -202,7 +202,8 @@ impl Primary {
 
     /// Serves RocketMQ slaves of the classic HA service, 4.9 or 5, that come by `acceptor`. They know no
     /// secret and no epoch: whoever reaches it is given the log, so it is to be reached by nobody else.
-    /// Their acknowledgements count where [`AckLevel::InMemory`](super::AckLevel::InMemory) was chosen.
+    /// Their acknowledgements count where [`AckLevel::InMemory`](super::AckLevel::InMemory) was chosen,
+    /// as one copy for each IP address: see [`PrimaryOptions::min_insync_replicas`].
     /// `segment_size` must be their `mappedFileSizeCommitLog`; one that is empty is started at the last
     /// segment, as RocketMQ does it: what lies before is not on it, though its acknowledgements cover that.
     ///
@@ -212,12 +213,13 @@ impl Primary {
         self.replicator.serve(Arc::new(acceptor), Protocol::Rocketmq)
     }
 
-    /// Every replica that was connected since this was opened.
+    /// Every replica that was connected since this was opened; of RocketMQ slaves, the connections of now.
     pub fn replicas(&self) -> Vec<ReplicaStatus> {
         self.replicator.hub().map_or_else(Vec::new, |hub| hub.group.status())
     }
 
-    /// Waits until so many replicas are in reach: connected, and not more than `max_replica_lag` behind.
+    /// Waits until so many replicas are in reach: connected, and not more than `max_replica_lag` behind;
+    /// counted as for [`PrimaryOptions::min_insync_replicas`].
     ///
     /// # Errors
     /// [`Refusal::NotEnoughReplicas`](super::Refusal::NotEnoughReplicas) after `patience`.
@@ -259,7 +261,7 @@ fn inquire(
     let gate = (node.cluster, node.secret.clone());
     let inquiry = Inquiry::new(log.clone(), gate, replicas, bells.clone());
     let asking = inquiry.clone();
-    let make: MakeSession = Box::new(move |id, protocol, now| match protocol {
+    let make: MakeSession = Box::new(move |id, protocol, _peer, now| match protocol {
         Protocol::Duralog => Ok(Box::new(InquirySession::new(asking.clone(), id, random()?, now))),
         Protocol::Rocketmq => Err(SessionError::Stopped),
     });

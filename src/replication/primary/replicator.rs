@@ -94,12 +94,12 @@ impl Replicator for PrimaryReplicator {
         let hub = self.hub.get_or_init(|| Arc::new(hub)).clone();
         if self.threads == Threads::Own {
             let bells = hub.bells.clone();
-            let make: MakeSession = Box::new(move |id, protocol, now| {
+            let make: MakeSession = Box::new(move |id, protocol, peer, now| {
                 Ok(match protocol {
                     Protocol::Duralog => {
                         Box::new(PrimarySession::new(hub.clone(), id, random()?, now))
                     }
-                    Protocol::Rocketmq => Box::new(MasterSession::new(hub.clone(), id, now)),
+                    Protocol::Rocketmq => Box::new(MasterSession::new(hub.clone(), id, peer, now)),
                 })
             });
             let service = Service {

@@ -34,9 +34,11 @@ const FAREWELL_MAX: Duration = Duration::from_secs(1);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const STOP_MAX: Duration = Duration::from_secs(5);
 
-/// Makes the session of a connection that was accepted.
+/// Makes the session of a connection that was accepted from an address.
 pub(super) type MakeSession = Box<
-    dyn Fn(SessionId, Protocol, Instant) -> Result<Box<dyn Session>, SessionError> + Send + Sync,
+    dyn Fn(SessionId, Protocol, &str, Instant) -> Result<Box<dyn Session>, SessionError>
+        + Send
+        + Sync,
 >;
 
 /// What is served, and how.
@@ -148,7 +150,7 @@ impl Server {
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (clock, now) = (service.clock.clone(), service.clock.now());
-        let session = (service.make)(id, protocol, now)?;
+        let session = (service.make)(id, protocol, &stream.peer, now)?;
         let (bell, heard) = Doorbell::new();
         let alarm = Arc::new(Alarm::default());
         alarm.connect(bell.clone());

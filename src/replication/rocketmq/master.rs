@@ -2,11 +2,12 @@
 
 use super::{BATCH_MAX, REPORT};
 use crate::error::Error;
-use crate::replication::group::SessionId;
+use crate::replication::group::{Machine, SessionId};
 use crate::replication::inbox::Inbox;
 use crate::replication::primary::Hub;
 use crate::replication::session::{Order, Outgoing, Session, SessionError};
 use crate::replication::{NodeId, Refusal};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,6 +19,7 @@ const NODE_BIT: u64 = 1 << 63;
 pub(crate) struct MasterSession {
     hub: Arc<Hub>,
     id: SessionId,
+    machine: Machine,
     /// What is to be sent next, once the slave has said where it wants to begin.
     next: Option<u64>,
     greeted: bool,
@@ -25,8 +27,9 @@ pub(crate) struct MasterSession {
 }
 
 impl MasterSession {
-    pub(crate) fn new(hub: Arc<Hub>, id: SessionId, now: Instant) -> Self {
-        Self { hub, id, next: None, greeted: false, sent_at: now }
+    /// Of a slave at the address `peer`.
+    pub(crate) fn new(hub: Arc<Hub>, id: SessionId, peer: &str, now: Instant) -> Self {
+        Self { hub, id, machine: machine(peer), next: None, greeted: false, sent_at: now }
     }
 
     fn node(&self) -> NodeId {
@@ -46,7 +49,7 @@ impl MasterSession {
             }
             at => at,
         };
-        self.hub.group.join(self.node(), self.id, self.id)?;
+        self.hub.group.join_on(self.machine, self.node(), self.id, self.id)?;
         self.next = Some(at);
         // It says no more before it is sent something, or for a heartbeat's time.
         if reported > 0 { self.report(at, reported) } else { Ok(()) }
@@ -62,6 +65,14 @@ impl MasterSession {
         hub.publish()?;
         Ok(())
     }
+}
+
+/// Where a slave is: it may come back while its old connection is still taken to be alive, and nothing but
+/// its address tells that what is held by both is held once.
+fn machine(peer: &str) -> Machine {
+    let ip = peer.parse().map(|address: SocketAddr| address.ip()).or_else(|_| peer.parse());
+    // A listener for both kinds of addresses has another word for the old kind.
+    ip.map_or(Machine::Unknown, |ip| Machine::Address(ip.to_canonical()))
 }
 
 impl Session for MasterSession {
@@ -132,5 +143,24 @@ impl Session for MasterSession {
 impl Drop for MasterSession {
     fn drop(&mut self) {
         self.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slave_is_where_its_address_says_whatever_its_port() {
+        let first = machine("10.0.0.1:1000");
+        assert!(matches!(first, Machine::Address(_)));
+        for same in ["10.0.0.1:1001", "[::ffff:10.0.0.1]:1002", "10.0.0.1"] {
+            assert_eq!(machine(same), first, "{same}");
+        }
+        for other in ["10.0.0.2:1000", "[2001:db8::1]:1000", "[2001:db8::2]:1000"] {
+            assert_ne!(machine(other), first, "{other}");
+        }
+        assert_ne!(machine("[2001:db8::1]:1000"), machine("[2001:db8::2]:1000"));
+        assert_eq!(machine("a slave"), machine("another slave"));
     }
 }
