@@ -8,11 +8,18 @@ use duralog::disk::{Cut, SimDisk};
 use duralog::replication::{
     Ack, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, Replica, ReplicaOptions, Secret,
     SessionError, TcpAcceptor,
+=======
+    Acceptor, Ack, Event, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, Replica,
+    ReplicaOptions, Secret, Stream, TcpAcceptor,
 };
 use duralog::{Environment, Error, FlushMode, Message, PutStatus, Reached, Store, StoreConfig};
 use std::collections::BTreeSet;
+use std::io;
+use std::net::TcpStream;
 use std::num::NonZeroU64;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use temp::TempDir;
 
@@ -519,4 +526,67 @@ fn a_replica_that_is_pointed_at_another_cluster_says_so_and_keeps_its_log() {
     assert_eq!(put(own.store(), "and one more").status, PutStatus::PutOk);
     let wanted = [wanted, vec!["and one more".to_owned()]].concat();
     eventually("the replica shows all", || bodies(&replica.store()) == wanted);
+}
+
+type Told = Arc<Mutex<Vec<Event>>>;
+
+fn count(told: &Told, is: impl Fn(&Event) -> bool) -> usize {
+    told.lock().expect("no panic").iter().filter(|event| is(event)).count()
+}
+
+/// One that panics at everything it is told, once it has noted it.
+fn startled(id: u64, told: &Told) -> NodeOptions {
+    let told = told.clone();
+    node(id).observe(move |event| {
+        told.lock().expect("no panic").push(event.clone());
+        panic!("planted: {event:?}");
+    })
+}
+
+/// Fails once before it accepts anyone.
+#[derive(Debug)]
+struct Stumbling {
+    below: TcpAcceptor,
+    failed: AtomicBool,
+}
+
+impl Acceptor for Stumbling {
+    fn accept(&self, patience: Duration) -> io::Result<Stream> {
+        match self.failed.swap(true, Ordering::SeqCst) {
+            true => self.below.accept(patience),
+            false => Err(io::ErrorKind::Other.into()),
+        }
+    }
+
+    fn close(&self) {
+        self.below.close();
+    }
+}
+
+#[test]
+fn an_observer_that_panics_ends_no_thread_of_a_primary_and_none_of_a_replica() {
+    let (dir, told, heard) = (TempDir::new(), Told::default(), Told::default());
+    let ended = || count(&told, |event| matches!(event, Event::Ended { .. }));
+    let options = PrimaryOptions::new(startled(1, &told));
+    let primary = Primary::open(config(&dir.path().join("a")), options).expect("it opens");
+    let below = TcpAcceptor::bind("127.0.0.1:0").expect("a port is free");
+    let address = below.address();
+    primary.serve(Stumbling { below, failed: AtomicBool::new(false) }).expect("it listens");
+    eventually("the thread that accepts tells of it", || ended() == 1);
+    drop(TcpStream::connect(address).expect("it listens"));
+    eventually("the thread that watches tells of it", || ended() == 2);
+    for round in 1..3 {
+        let options = ReplicaOptions::new(startled(2, &heard), address.to_string());
+        let replica = Replica::open(config(&dir.path().join("b")), options).expect("it opens");
+        primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+        assert_eq!(put(primary.store(), "safe").status, PutStatus::PutOk);
+        eventually("both tell of it", || {
+            let connected = |event: &Event| matches!(event, Event::Connected { .. });
+            [&told, &heard].map(|told| count(told, connected)) == [round; 2]
+        });
+        assert_eq!(put(primary.store(), "safe").status, PutStatus::PutOk);
+        replica.close().expect("it closes");
+        eventually("the thread that watches is still there", || ended() == 2 + round);
+    }
+    primary.close().expect("it closes");
 }

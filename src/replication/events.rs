@@ -4,6 +4,7 @@ use super::{Epoch, NodeId, SessionError};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// Peers whose last trouble is remembered; of more, trouble may be told twice.
@@ -48,7 +49,8 @@ pub enum Event {
     },
 }
 
-/// Is called with each event, on the thread on which it happened: it must not block.
+/// Is called with each event, on the thread on which it happened: it must not block. If it panics, that
+/// goes to the panic hook and no further: replication goes on, and it is told of the next event.
 #[derive(Clone)]
 pub struct Observer {
     tell: Arc<dyn Fn(&Event) + Send + Sync>,
@@ -81,7 +83,8 @@ impl Observer {
             Event::Connected { peer } => drop(self.troubles.lock().remove(host(peer))),
             _ => {}
         }
-        (self.tell)(event);
+        // A stranger's code, on a thread that replication needs: if it panics, that is told by then.
+        let _ = catch_unwind(AssertUnwindSafe(|| (self.tell)(event)));
     }
 }
 
@@ -114,6 +117,19 @@ mod tests {
             observer.tell(&Event::Ended { peer, error: SessionError::Secret });
         }
         assert!(observer.troubles.lock().len() <= PEERS_MAX);
+    }
+
+    #[test]
+    fn an_observer_that_panics_is_told_of_what_comes_next() {
+        let told = Arc::new(Mutex::new(0));
+        let counted = told.clone();
+        let observer = Observer::new(move |_| {
+            *counted.lock() += 1;
+            panic!("planted");
+        });
+        observer.tell(&Event::Truncated { to: 0 });
+        observer.tell(&Event::Truncated { to: 0 });
+        assert_eq!(*told.lock(), 2);
     }
 
     #[test]

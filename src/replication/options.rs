@@ -67,7 +67,7 @@ impl NodeOptions {
         self
     }
 
-    /// Calls `tell` with each [`Event`], on the thread on which it happens: it must not block.
+    /// Calls `tell` with each [`Event`], as an [`Observer`]: it must not block.
     pub fn observe(mut self, tell: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.observer = Observer::new(tell);
         self
