@@ -6,11 +6,8 @@ mod temp;
 use duralog::config::Retention;
 use duralog::disk::{Cut, SimDisk};
 use duralog::replication::{
-    Ack, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, Replica, ReplicaOptions, Secret,
-    SessionError, TcpAcceptor,
-=======
     Acceptor, Ack, Event, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, Replica,
-    ReplicaOptions, Secret, Stream, TcpAcceptor,
+    ReplicaOptions, Secret, SessionError, Stream, TcpAcceptor,
 };
 use duralog::{Environment, Error, FlushMode, Message, PutStatus, Reached, Store, StoreConfig};
 use std::collections::BTreeSet;

@@ -244,8 +244,8 @@ impl fmt::Display for Refusal {
 pub enum Confirmation {
     /// It waits until replicas have confirmed it.
     Awaited,
-    /// Too few replicas are in reach to confirm it: it is stored here and ends as `ReplicaNotAvailable`
-    /// without waiting for them.
+    /// Too few replicas are in reach to confirm it: it is stored here, as safely as without replication,
+    /// and ends as `ReplicaNotAvailable` without waiting for them.
     OutOfReach,
     /// It does not depend on replicas.
     NotAsked,

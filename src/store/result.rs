@@ -19,7 +19,8 @@ pub enum PutStatus {
     /// Stored, but not confirmed by replicas within `sync_replica_timeout`. RocketMQ's
     /// `FLUSH_SLAVE_TIMEOUT`.
     FlushReplicaTimeout,
-    /// Stored here, but no replica was in reach. RocketMQ's `SLAVE_NOT_AVAILABLE`.
+    /// Stored here, but too few replicas were in reach. None was waited for, but the disk was, as without
+    /// replication: [`PutResult::reached`] says how safe it is here. RocketMQ's `SLAVE_NOT_AVAILABLE`.
     ReplicaNotAvailable,
 }
 
