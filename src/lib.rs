@@ -6,14 +6,16 @@
 //! flush, which is the default.
 //!
 //! ```
-//! use duralog::{Message, Store, StoreConfig};
+//! use duralog::{Message, Store, StoreConfig, TagFilter};
 //!
 //! # let dir = std::env::temp_dir().join(format!("duralog-doc-crate-{}", std::process::id()));
 //! // Segments of 1 MiB will do here; the default is 1 GiB, reserved from the start.
 //! let store = Store::open(StoreConfig::new(&dir).segment_size(1 << 20))?;
-//! let put = store.put(Message::new("orders", "paid 42").tag("paid").key("order-42"))?.ok()?;
-//! for message in store.get("orders", 0, put.queue_offset, 32)?.messages {
-//!     println!("{} {:?}", message.queue_offset, message.body);
+//! store.put(Message::new("orders", "paid 42").tag("paid").key("order-42"))?.ok()?;
+//! let consumer = store.consumer("billing").subscribe("orders", TagFilter::any()).open()?;
+//! for message in consumer.poll(std::time::Duration::from_secs(1))? {
+//!     println!("{} {:?}", message.queue_offset(), message.body());
+//!     message.ack()?;
 //! }
 //! store.close()?; // dropping the last handle does the same, best effort
 //! # std::fs::remove_dir_all(&dir).unwrap();
@@ -26,6 +28,8 @@
 //!   a message is as safe as [`StoreConfig`] asks; [`submit`](Store::submit) returns a [`Ticket`] to wait
 //!   for later, or to await; [`get`](Store::get) and [`get_view`](Store::get_view) read a queue, and
 //!   [`wait_for`](Store::wait_for) blocks until there is something to read.
+//! * [`delivery`] stands on top: producers, consumer groups, retries and dead letters, delayed messages,
+//!   transactions. It begins with [`Store::producer`] and [`Store::consumer`].
 //! * [`log`] has the parts, each usable alone: [`CommitLog`](log::CommitLog) with
 //!   [`GroupCommit`](log::GroupCommit) is a write-ahead log, [`Queues`](log::Queues) an index of it.
 //! * [`message`] is the codec: what a record looks like, and its checksums.

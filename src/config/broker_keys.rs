@@ -22,7 +22,7 @@ const CRC_WHERE_WRITTEN: &str =
     "record checksums are demanded of every record this crate wrote them into, and of no other";
 const DELAY: &str = "delay levels, and how brokers are told of them, are RocketMQ's defaults";
 const DELAY_LEVELS: &str = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h";
-const DELIVERY: &str = "consumers are not supported yet";
+const DELIVERY: &str = "a consumer says what it wants when it is opened, see `Store::consumer`; there is no broker between";
 const DLEDGER: &str = "the DLedger commit log is not supported";
 const INDEX_REBUILT: &str = "what a crash takes of the index is always rebuilt from the log";
 const LMQ: &str = "light message queues are not supported";
@@ -55,7 +55,7 @@ const TIMER_ALWAYS: &str = "timed messages are always delivered";
 const TIMER_MAX: &str = "a message may be timed three days ahead";
 const TOPICS: &str = "a topic and its queues come with their first message";
 const TOPIC_LEN: &str = "topics have at most 127 bytes, those of retries 255";
-const TRANSACTIONS: &str = "transactional messages are not supported yet";
+const TRANSACTIONS: &str = "`Store::transactional_producer` takes this, or has no need of it";
 const WHEN_DUE: &str = "a sync starts when it is due, whoever is asleep";
 
 /// Sorted by name.
