@@ -90,6 +90,11 @@ pub struct Sent {
 }
 
 impl Sent {
+    fn new(put: PutResult, attempts: &Attempts, key: &mut Key) -> Self {
+        let fell_back = attempts.place == Place::Fallback;
+        Self { put, attempts: attempts.made, fell_back, key: std::mem::take(key) }
+    }
+
     /// The id of the message, its property `UNIQ_KEY`; the first one's, for a batch. The same in every
     /// copy that retries may have left.
     pub fn unique_key(&self) -> &str {
@@ -102,6 +107,12 @@ impl Sent {
 enum Key {
     Own(Entry),
     Given(Box<str>),
+}
+
+impl Default for Key {
+    fn default() -> Self {
+        Self::Given(Box::default())
+    }
 }
 
 impl Key {
@@ -286,30 +297,31 @@ impl Inner {
     fn send(&self, messages: &mut [Message], retries: u32) -> Result<Sent> {
         let mut now = self.now();
         let until = now + self.options.send_timeout;
-        let key = self.prepare(messages, now)?;
+        self.compress(messages)?;
+        let mut key = None;
         let mut attempts = self.attempts(retries);
         let mut aimed = None;
         loop {
             let share = now + attempts.share(until.saturating_duration_since(now));
             let target = self.target(attempts.place);
-            let outcome = target
-                .aim(messages, &mut aimed, attempts.place, self.options.selector.as_ref())
-                .and_then(|()| target.put(messages, now, share));
+            let selector = self.options.selector.as_ref();
+            let aim = target.aim(messages, &mut aimed, attempts.place, selector);
+            // After the first look for a sharding key, which has less to look through then.
+            let key = key.get_or_insert_with(|| self.identify(messages, now));
+            let outcome = aim.and_then(|()| target.put(messages, now, share));
             if let Ok(put) = outcome
                 && self.accepts(put.status)
             {
-                let fell_back = attempts.place == Place::Fallback;
-                let sent = Sent { put, attempts: attempts.made, fell_back, key };
-                return self.told(Ok(sent));
+                return self.told(Ok(Sent::new(put, &attempts, key)));
             }
             now = self.now();
             let left = until.saturating_duration_since(now);
-            match attempts.judge(outcome, |_| false, left) {
+            match attempts.judge(outcome, |status| self.accepts(status), left) {
                 Verdict::Again(pause) => now = self.pause(now, pause),
                 Verdict::Failed(error) => {
-                    return self.told(Err(failed(attempts.made, &key, error)));
+                    return self.told(Err(failed(attempts.made, key, error)));
                 }
-                Verdict::Sent(_) => {}
+                Verdict::Sent(put) => return self.told(Ok(Sent::new(put, &attempts, key))),
             }
         }
     }
@@ -335,12 +347,11 @@ impl Inner {
         self.now()
     }
 
-    /// Makes messages ready to be put anywhere; the id of the first one.
-    fn prepare(&self, messages: &mut [Message], now: Instant) -> Result<Key> {
+    /// Gives an id to those that bring none; that of the first one.
+    fn identify(&self, messages: &mut [Message], now: Instant) -> Key {
         let clock = self.main.store.clock();
         let mut first = None;
         for message in messages {
-            self.compress(message)?;
             let key = match message.get(names::UNIQ_KEY) {
                 Some(given) => Key::Given(given.into()),
                 None => {
@@ -351,11 +362,19 @@ impl Inner {
             };
             first.get_or_insert(key);
         }
-        Ok(first.unwrap_or(Key::Given("".into())))
+        first.unwrap_or_default()
     }
 
-    fn compress(&self, message: &mut Message) -> Result<()> {
-        let Some(compression) = self.options.compression else { return Ok(()) };
+    fn compress(&self, messages: &mut [Message]) -> Result<()> {
+        match self.options.compression {
+            None => Ok(()),
+            Some(compression) => {
+                messages.iter_mut().try_for_each(|message| self.compress_one(message, compression))
+            }
+        }
+    }
+
+    fn compress_one(&self, message: &mut Message, compression: Compression) -> Result<()> {
         let len = message.body().len();
         if len < self.options.compress_over || message.sys_flag.contains(SysFlag::COMPRESSED) {
             return Ok(());

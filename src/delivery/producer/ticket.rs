@@ -52,7 +52,8 @@ impl SendTicket {
     pub(super) fn begin(inner: Arc<Inner>, message: Message) -> Result<Self> {
         let mut message = message;
         let now = inner.now();
-        let key = inner.prepare(std::slice::from_mut(&mut message), now)?;
+        inner.compress(std::slice::from_mut(&mut message))?;
+        let key = inner.identify(std::slice::from_mut(&mut message), now);
         let (until, attempts) =
             (now + inner.options.send_timeout, inner.attempts(inner.options.async_retries));
         let state = State::Pausing { until: now, seat: None, began: false };
@@ -139,15 +140,9 @@ impl SendTicket {
     fn settle(&mut self, outcome: Result<PutResult>) -> Option<Result<Sent>> {
         let now = self.inner.now();
         let left = self.until.saturating_duration_since(now);
-        let place = self.attempts.place;
         let inner = &self.inner;
         Some(inner.told(match self.attempts.judge(outcome, |status| inner.accepts(status), left) {
-            Verdict::Sent(put) => Ok(Sent {
-                put,
-                attempts: self.attempts.made,
-                fell_back: place == Place::Fallback,
-                key: self.key.clone(),
-            }),
+            Verdict::Sent(put) => Ok(Sent::new(put, &self.attempts, &mut self.key)),
             Verdict::Failed(error) => Err(failed(self.attempts.made, &self.key, error)),
             Verdict::Again(pause) => {
                 self.state = State::Pausing { until: now + pause, seat: None, began: false };
