@@ -102,3 +102,17 @@ fn a_table_that_cannot_be_read_refuses_to_be_replaced() {
     ));
     store.put(Message::new("orders", "x")).unwrap().ok().unwrap();
 }
+
+#[test]
+fn a_topic_that_only_puts_have_made_is_noted_with_as_many_queues_as_a_new_one() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk, true);
+    for (topic, queue) in [("few", 1), ("many", 9)] {
+        store.put(Message::new(topic, "x").queue(queue)).unwrap().ok().unwrap();
+    }
+    let producer = store.producer("shop").open().unwrap();
+    producer.send(Message::new("few", "y")).unwrap();
+    producer.send(Message::new("many", "y")).unwrap();
+    assert_eq!(queues(&store, "few"), Some((4, 4)));
+    assert_eq!(queues(&store, "many"), Some((10, 10)));
+}

@@ -143,7 +143,9 @@ impl Store {
         if there.is_none() && !shared.may_create(topic) {
             return Err(Error::UnknownTopic { topic: topic.to_owned() });
         }
-        let config = there.unwrap_or_else(|| TopicConfig::new(queues));
+        // One that nobody has noted has the queues that hold something, and what a new one would have.
+        let held = there.map_or(0, |topic| topic.read_queue_nums);
+        let config = TopicConfig::new(queues.max(held));
         if !shared.config.log.read_only {
             self.create_topic(topic, config.clone())?;
         }

@@ -1,7 +1,5 @@
 //! Stores that RocketMQ wrote.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
-
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
