@@ -1045,8 +1045,7 @@ impl Scenario<'_> {
         self.check(&store);
         if !self.points.is_empty() && self.rng.one_in(4) {
             // Each for itself: a broker's table may be taken over in part.
-            for queue in 0..SYSTEM_QUEUES.len() {
-                let (topic, queue_id) = SYSTEM_QUEUES[queue];
+            for (queue, (topic, queue_id)) in SYSTEM_QUEUES.into_iter().enumerate() {
                 let offset = self.rng.pick(&self.points)[queue];
                 let known = store.committed_offset(SYSTEM_GROUP, topic, queue_id).unwrap_or(0);
                 if self.rng.one_in(2) {
