@@ -5,7 +5,7 @@ use super::timers::marker;
 use crate::delivery::Delivery;
 use crate::error::Result;
 use crate::message::format::TIMER_TOPIC;
-use crate::message::{Message, names};
+use crate::message::{Message, PropertiesRef, names};
 use crate::store::{Store, Ticket};
 use std::fmt;
 
@@ -21,13 +21,17 @@ pub struct DelayHandle {
 impl DelayHandle {
     /// That of a message as it waits; `None` for one that does not, or waits for a level.
     pub(crate) fn of(waiting: &Message) -> Option<Self> {
-        if waiting.topic() != TIMER_TOPIC {
+        Self::from_parts(waiting.topic(), waiting.properties_ref())
+    }
+
+    fn from_parts(topic: &str, properties: PropertiesRef<'_>) -> Option<Self> {
+        if topic != TIMER_TOPIC {
             return None;
         }
         Some(Self {
-            topic: waiting.get(names::REAL_TOPIC)?.to_owned(),
-            deliver_at: waiting.get(names::TIMER_DELIVER_MS)?.parse().ok()?,
-            unique_key: waiting.get(names::UNIQ_KEY)?.to_owned(),
+            topic: properties.get(names::REAL_TOPIC)?.to_owned(),
+            deliver_at: properties.get(names::TIMER_DELIVER_MS)?.parse().ok()?,
+            unique_key: properties.get(names::UNIQ_KEY)?.to_owned(),
         })
     }
 
@@ -163,6 +167,38 @@ impl Store {
             None => message.unique_key(delivery.ids.next(self.clock(), self.now()).id()),
         };
         routed(message, self.clock().unix_millis())
+    }
+
+    /// The handle of a message that was sent to be delivered later, at a time of its own: where it was put
+    /// is what a [`Sent`](crate::delivery::Sent) or a ticket says. `None` for any other message.
+    ///
+    /// # Errors
+    /// As [`get_at`](Self::get_at).
+    ///
+    /// # Examples
+    /// ```
+    /// # use duralog::delivery::Cancelled;
+    /// # use duralog::{Message, Store, StoreConfig};
+    /// # use std::time::Duration;
+    /// # let dir = std::env::temp_dir().join(format!("duralog-doc-handle-{}", std::process::id()));
+    /// # let store = Store::open(StoreConfig::new(&dir).segment_size(1 << 20))?;
+    /// let producer = store.producer("shop").open()?;
+    /// let later = Message::new("orders", "remind of 42").delay(Duration::from_secs(3600));
+    /// let sent = producer.send(later)?;
+    /// let handle = store.delay_handle(sent.put.physical_offset)?.expect("it waits");
+    /// assert_eq!(store.cancel_delayed(&handle)?, Cancelled::InTime);
+    /// # drop(producer);
+    /// # store.close()?;
+    /// # std::fs::remove_dir_all(&dir).unwrap();
+    /// # Ok::<(), duralog::Error>(())
+    /// ```
+    pub fn delay_handle(&self, physical_offset: u64) -> Result<Option<DelayHandle>> {
+        let found = self.get_at(physical_offset)?;
+        let handle = found.and_then(|view| {
+            let record = view.record();
+            DelayHandle::from_parts(record.topic(), record.properties())
+        });
+        Ok(handle)
     }
 
     /// Cancels a message that has not been delivered yet, durably: as RocketMQ does, by a message that
