@@ -811,8 +811,9 @@ fn a_half_message_that_expires_is_told_of_unless_groups_hold_up_what_they_need()
         let store = world.open();
         let oracle = Oracle::default();
         let producer = oracle.producer(&store, "service");
+        (0..3).for_each(|_| world.pass(&store, SECOND));
         let half = producer.begin(order("forgotten")).unwrap();
-        world.pass(&store, Duration::ZERO);
+        world.pass(&store, SECOND);
         for _ in 0..300 {
             put(&store, order(&"x".repeat(1000)));
         }
@@ -955,17 +956,68 @@ fn what_a_broker_left_open_is_found_whichever_version_it_had() {
     // One that was checked.
     put(&store, brokers_half("checked").property(names::TRANSACTION_CHECK_TIMES, "14"));
     put(&store, Message::new(HALF_TOPIC, "makes no sense"));
+    // One whose copies and itself are all open: the newest stands for them.
+    put(&store, brokers_half("thrice"));
+    for body in ["thrice, again", "thrice, and again"] {
+        let offset = names::TRANSACTION_PREPARED_QUEUE_OFFSET;
+        put(&store, brokers_half(body).property(offset, "9"));
+    }
     store.commit_offset(SYSTEM_GROUP, HALF_TOPIC, 0, 1).unwrap();
     store.flush_offsets().unwrap();
     let store = world.power_cut();
     let oracle = Oracle::default();
     let _producer = oracle.producer(&store, "service");
-    assert_eq!((stats(&store).open, stats(&store).unreadable), (3, 1));
+    assert_eq!(stats(&store).unreadable, 1);
     world.pass(&store, 6 * SECOND);
-    assert_eq!(oracle.asked(), ["4", "5", "checked"]);
-    assert_eq!((stats(&store).open, stats(&store).parked), (2, 1));
+    assert_eq!(oracle.asked(), ["4", "5", "checked", "thrice, and again"]);
+    assert_eq!((stats(&store).open, stats(&store).parked), (3, 1));
     let parked = store.transactions().unwrap().parked();
     assert_eq!(parked[0].transaction_id(), "checked");
+}
+
+#[test]
+fn what_a_broker_parked_is_decided_by_hand() {
+    let mut world = World::new();
+    let store = world.open();
+    for body in ["paid", "sent"] {
+        let half = brokers_half(body).property(names::TRANSACTION_PREPARED_QUEUE_OFFSET, "0");
+        let properties = half.properties_ref().to_owned();
+        put(&store, Message::new(CHECKED_IN_VAIN_TOPIC, body).properties(properties));
+    }
+    let parked = store.transactions().unwrap().parked();
+    assert_eq!(parked.len(), 2);
+    parked[0].commit().unwrap();
+    world.pass(&store, SECOND);
+    let store = world.power_cut();
+    let parked = store.transactions().unwrap().parked();
+    assert_eq!((parked.len(), parked[0].transaction_id()), (1, "sent"));
+    assert_eq!(bodies(&store, "orders"), ["paid"]);
+}
+
+#[test]
+fn what_a_broker_left_that_cannot_be_committed_is_parked_in_the_end_and_holds_up_nobody() {
+    let mut world = World::new();
+    let store = world.open();
+    let nowhere = brokers_half("nowhere").property(names::REAL_TOPIC, "no topic");
+    put(&store, nowhere.property(names::TRANSACTION_CHECK_TIMES, "5"));
+    put(&store, brokers_half("paid"));
+    let store = world.power_cut();
+    let oracle = Oracle::default();
+    for body in ["nowhere", "paid"] {
+        oracle.say(body, TransactionState::Commit);
+    }
+    let _producer = oracle.producer(&store, "service");
+    world.pass(&store, 6 * SECOND);
+    assert_eq!(
+        (oracle.asked(), bodies(&store, "orders")),
+        (vec!["nowhere".into(), "paid".into()], vec!["paid".into()],)
+    );
+    (0..20).for_each(|_| world.pass(&store, 30 * SECOND));
+    assert_eq!((oracle.asked().len(), stats(&store).open, stats(&store).parked), (9, 0, 1));
+    let parked = store.transactions().unwrap().parked();
+    assert!(matches!(parked[0].commit(), Err(Error::InvalidMessage(_))));
+    parked[0].rollback().unwrap();
+    assert_eq!(stats(&store).parked, 0);
 }
 
 /// What is to become of a transaction: told to the checker after so many questions.

@@ -212,7 +212,7 @@ fn add(count: &AtomicU64) {
 }
 
 impl Coordinator {
-    /// Finds out which half messages of earlier lives of the store are open. Writes nothing.
+    /// Finds out which half messages of earlier lives of the store are open. Puts nothing.
     pub(super) fn recover(store: &Store, delivery: &Arc<Delivery>) -> Result<Self> {
         let nothing = || Ledger::new(Fronts { messages: 0, entries: 0 });
         let book = Book {
@@ -263,9 +263,10 @@ impl Coordinator {
         })?;
 
         let mut book = self.book.lock();
-        let mut found: Vec<(u64, Arc<Half>)> = Vec::new();
-        // The newest copy of a half message stands for all of them.
+        let mut found: Vec<(u64, Option<u64>, Arc<Half>)> = Vec::new();
+        // The newest copy of a half message stands for all of them, be it ours or a broker's.
         let mut newest: HashMap<u64, u64> = HashMap::new();
+        let mut brokers_newest: HashMap<u64, u64> = HashMap::new();
         read_all(store, queue.topic(), 0, fronts.messages, |offset, read| {
             let usable = read.and_then(|view| self.recovered(&mut book, queue, offset, &view));
             ledger.note(offset, None);
@@ -273,9 +274,12 @@ impl Coordinator {
                 Ok((half, prepared_offset)) => {
                     newest.insert(half.state.lock().origin, offset);
                     let is_done = done.contains(&offset)
-                        || prepared_offset.is_some_and(|offset| done.contains(&offset));
+                        || prepared_offset.is_some_and(|first| done.contains(&first));
+                    if let Some(first) = prepared_offset {
+                        brokers_newest.insert(first, offset);
+                    }
                     if !is_done {
-                        found.push((offset, Arc::new(half)));
+                        found.push((offset, prepared_offset, Arc::new(half)));
                     }
                 }
                 Err(_) if done.contains(&offset) => {}
@@ -288,10 +292,13 @@ impl Coordinator {
                 }
             }
         })?;
-        for (offset, half) in found {
+        for (offset, prepared_offset, half) in found {
             ledger.note(offset, Some(half.clone()));
             let mut state = half.state.lock();
-            if newest.get(&state.origin) != Some(&offset) || moved.contains(&state.origin) {
+            let first = prepared_offset.unwrap_or(offset);
+            let is_old = newest.get(&state.origin) != Some(&offset)
+                || brokers_newest.get(&first).is_some_and(|newest| *newest != offset);
+            if is_old || moved.contains(&state.origin) {
                 state.fate = Fate::RolledBack;
                 let place = state.place;
                 state.closing.push(place);
@@ -324,6 +331,8 @@ impl Coordinator {
         let is_copy = state.origin != view.view().physical_offset();
         state.since = if is_copy { record.born_timestamp() } else { record.store_timestamp() };
         let prepared_offset = view.get(names::TRANSACTION_PREPARED_QUEUE_OFFSET);
+        // It speaks of the queue of those that are checked.
+        let prepared_offset = prepared_offset.filter(|_| queue == Queue::Half);
         let prepared_offset = prepared_offset.and_then(|offset| offset.parse().ok());
         Ok((Half { group, state: Mutex::new(state) }, prepared_offset))
     }
