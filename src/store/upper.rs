@@ -8,7 +8,7 @@ use crate::environment::{Environment, Threads};
 use crate::error::{Error, Result};
 use crate::log::Reached;
 use crate::message::{Draft, Message};
-use crate::replication::Role;
+use crate::replication::{NodeId, Role};
 use crate::tables::Tables;
 use crate::worker::{Alarm, Next};
 use std::any::Any;
@@ -166,6 +166,16 @@ impl Store {
     /// the store's settings ask.
     pub(crate) fn put_safely(&self, message: Message) -> Result<Acknowledged> {
         self.settle(&self.lay(&message.waiting())?)?.ok()
+    }
+
+    /// Whether the log was written by more than one node: what groups had committed may be on another one.
+    pub(crate) fn has_changed_hands(&self) -> bool {
+        let epochs = self.shared().core.epochs();
+        // The number of a store that is opened without replication, on whatever node.
+        let named = |node: &NodeId| *node != NodeId(0);
+        let mut nodes = epochs.starts().iter().map(|start| start.node).filter(named);
+        let first = nodes.next();
+        nodes.any(|node| Some(node) != first)
     }
 
     /// Whether a message is as safe on this machine as the flush mode asks.

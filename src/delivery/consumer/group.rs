@@ -168,8 +168,10 @@ impl Group {
     /// Finds out where a group begins that is new, durably.
     fn start(&self, from: ConsumeFrom) -> Result<()> {
         let mut placed = false;
-        if from == ConsumeFrom::First || self.store.recovery().damaged_offsets > 0 {
-            // A group that is not known may be one whose offset was damaged.
+        let may_be_lost =
+            self.store.recovery().damaged_offsets > 0 || self.store.has_changed_hands();
+        if from == ConsumeFrom::First || may_be_lost {
+            // A group that is not known may be one whose offset was damaged, or is on another node.
             return Ok(());
         }
         for (topic, _) in &self.topics {

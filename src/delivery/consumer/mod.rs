@@ -33,6 +33,10 @@ const MAX_RECONSUME_TIMES: u32 = 16;
 const MAX_SPAN: usize = 2000;
 
 /// Where a group begins that has no offset yet.
+///
+/// With the first message in any case where it may have had one: in a store some of whose offsets were
+/// damaged, and in one that another node wrote before it, unless that was a RocketMQ master, which leaves no name.
+/// The offsets of groups are their node's own, and replicas do not have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum ConsumeFrom {
     /// With the first message that is kept. The default: nothing that was put is passed over.
