@@ -976,6 +976,23 @@ fn what_a_broker_left_open_is_found_whichever_version_it_had() {
 }
 
 #[test]
+fn what_a_broker_left_that_is_to_be_delayed_is_once_it_is_committed() {
+    let mut world = World::new();
+    let store = world.open();
+    put(&store, brokers_half("paid").property(names::DELAY, "4"));
+    let store = world.power_cut();
+    let oracle = Oracle::default();
+    oracle.say("paid", TransactionState::Commit);
+    let _producer = oracle.producer(&store, "service");
+    world.pass(&store, 6 * SECOND);
+    assert_eq!((stats(&store).committed, stats(&store).open), (1, 0));
+    (0..28).for_each(|_| world.pass(&store, SECOND));
+    assert_eq!(store.max_offset("orders", 0), None);
+    (0..3).for_each(|_| world.pass(&store, SECOND));
+    assert_eq!(bodies(&store, "orders"), ["paid"]);
+}
+
+#[test]
 fn what_a_broker_parked_is_decided_by_hand() {
     let mut world = World::new();
     let store = world.open();

@@ -4,7 +4,7 @@
 //! done with, or that entry alone. A crash in between leaves the half message open, and the producer is
 //! asked. The log keeps the order of what was put, so an entry never survives without what came before it.
 
-use super::super::Delivery;
+use super::super::{Delivery, delay};
 use super::checker::Checker;
 use super::half::{self, HalfMessageView};
 use super::ledger::{Fronts, Ledger};
@@ -473,6 +473,9 @@ impl Coordinator {
                     return Ok(done);
                 }
                 let message = half::committed(&view.record(), state.origin)?;
+                // None that was begun here is, but a broker lets a commit be.
+                let is_delayed = delay::asks_to_wait(&message);
+                let message = if is_delayed { store.routed(message)? } else { message };
                 state.latest = Some(Arc::new(store.lay(&message)?));
                 self.decide(half, state, Fate::Committed(None));
                 let place = state.place;
