@@ -1,5 +1,6 @@
-//! What `crash_writer` and `crash_node` write and `crash_verify` expects: messages that can be made again,
-//! byte for byte, by whoever knows the seed, and the lines that tell which of them were acknowledged.
+//! What `crash_writer` and `crash_node` write and `crash_verify` expects, and `crash_delivery` builds upon:
+//! messages that can be made again, byte for byte, by whoever knows the seed, and the lines that tell which of
+//! them were acknowledged.
 
 #![allow(dead_code, reason = "each program needs another part")]
 
@@ -54,7 +55,8 @@ impl Identity {
         [seed, self.thread, self.seq, self.size as u64]
     }
 
-    fn body(&self, seed: u64) -> Vec<u8> {
+    /// What its body holds.
+    pub fn body(&self, seed: u64) -> Vec<u8> {
         let mut state = digest(self.numbers(seed));
         let mut body = Vec::with_capacity(self.size + size_of::<u64>());
         while body.len() < self.size {
@@ -144,6 +146,6 @@ fn mix(mut z: u64) -> u64 {
     z ^ z >> 31
 }
 
-fn digest(numbers: impl IntoIterator<Item = u64>) -> u64 {
+pub fn digest(numbers: impl IntoIterator<Item = u64>) -> u64 {
     numbers.into_iter().fold(0, |digest, number| mix((digest ^ number).wrapping_add(GOLDEN)))
 }
