@@ -28,6 +28,7 @@ use crate::store::{Acknowledged, Ending, Store, Upper};
 use crate::worker::{Alarm, Next};
 use consumer::Groups;
 use observer::Observers;
+use parking_lot::Mutex;
 use std::any::Any;
 use std::sync::Arc;
 use unique_ids::UniqueIds;
@@ -37,6 +38,8 @@ pub(crate) struct Delivery {
     alarm: Arc<Alarm>,
     ids: UniqueIds,
     groups: Groups,
+    /// Held by whoever moves on in a group's dead letters.
+    dead_letters: Mutex<()>,
     observers: Observers,
     delay: delay::Delay,
     transactions: transaction::Slot,
@@ -48,6 +51,7 @@ impl Delivery {
             alarm: Arc::default(),
             ids: UniqueIds::new(store.clock(), store.config().log.store_host.ip()),
             groups: Groups::default(),
+            dead_letters: Mutex::new(()),
             observers: Observers::default(),
             delay: delay::Delay::default(),
             transactions: transaction::Slot::default(),

@@ -196,6 +196,11 @@ impl GroupOffsets {
         self.rows.read().groups.get(group).is_some_and(|topics| topics.contains_key(topic))
     }
 
+    /// Refuses names that no row can have.
+    pub(crate) fn check_names(group: &str, topic: &str, queue_id: i32) -> Result<()> {
+        check_names(group, topic, queue_id)
+    }
+
     /// Notes where a group goes on. In the page cache when this returns.
     pub(crate) fn commit(&self, group: &str, topic: &str, queue_id: i32, next: u64) -> Result<()> {
         self.check_writable()?;

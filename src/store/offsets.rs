@@ -242,6 +242,11 @@ impl Store {
         Ok(())
     }
 
+    /// Refuses a name under which no offset can be committed.
+    pub(crate) fn check_offset_name(&self, group: &str, topic: &str) -> Result<()> {
+        GroupOffsets::check_names(group, topic, 0)
+    }
+
     /// The next message that a consumer group wants of a queue; `None` if it never said.
     pub fn committed_offset(&self, group: &str, topic: &str, queue_id: i32) -> Option<u64> {
         self.shared().offsets.table.get(group, topic, queue_id)

@@ -67,13 +67,21 @@ impl Ending<'_> {
         self.shared.threaded
     }
 
-    /// Makes durable what was put, where no thread does.
+    /// Makes durable what was put, if that can be done in time.
     pub(crate) fn flush(&self) {
-        if !self.shared.threaded {
-            let core = &self.shared.core;
-            // Whoever waits is told by the latch.
-            let _ = core.write().and_then(|()| core.sync().map(drop));
-        }
+        let core = &self.shared.core;
+        // Whoever waits is told by the latch, and what is not durable is not noted as done with.
+        let _ = if self.shared.threaded {
+            core.want_flush();
+            self.shared.wait_durable(core.progress.appended(), self.until)
+        } else {
+            core.write().and_then(|()| core.sync().map(drop))
+        };
+    }
+
+    /// Whether a power cut leaves what lies before `end`.
+    pub(crate) fn is_durable(&self, end: u64) -> bool {
+        self.shared.core.progress.durable() >= end
     }
 
     /// The last things to be put.
@@ -162,10 +170,31 @@ impl Store {
         }
     }
 
-    /// Stores a message of our own making and waits whatever it says about waiting, until it is as safe as
-    /// the store's settings ask.
+    /// Stores a message that takes the place of another one and waits whatever it says about waiting, until
+    /// it is as safe as the store's settings ask, and durable in any case: the offset that passes over the
+    /// other one may become durable at any time.
     pub(crate) fn put_safely(&self, message: Message) -> Result<Acknowledged> {
-        self.settle(&self.lay(&message.waiting())?)?.ok()
+        let put = self.settle(&self.lay(&message.waiting())?)?.ok()?;
+        let shared = self.shared();
+        if shared.core.progress.durable() < put.end_offset {
+            if !shared.threaded {
+                self.flush()?;
+            }
+            shared.core.want_flush();
+            let until = self.now() + shared.core.config.put_timeout;
+            shared.wait_durable(put.end_offset, until)?;
+        }
+        Ok(put)
+    }
+
+    /// Whether a power cut leaves what lies before `end`.
+    pub(crate) fn is_durable(&self, end: u64) -> bool {
+        self.shared().core.progress.durable() >= end
+    }
+
+    /// Asks for a sync before it is due.
+    pub(crate) fn want_flush(&self) {
+        self.shared().core.want_flush();
     }
 
     /// Whether the log was written by more than one node: what groups had committed may be on another one.

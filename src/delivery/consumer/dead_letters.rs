@@ -3,8 +3,9 @@
 use super::group::{dead_letter_topic, retry_topic};
 use super::retry;
 use crate::delivery::Delivery;
-use crate::error::Result;
+use crate::error::{Error, InvalidMessage, Result};
 use crate::log::MessageView;
+use crate::message::format::is_system_topic;
 use crate::message::{Message, RecordRef, names};
 use crate::store::{Store, TagFilter};
 use std::fmt;
@@ -57,8 +58,7 @@ impl DeadLetters {
 
     /// How many there are.
     pub fn count(&self) -> u64 {
-        let end = self.store.max_offset(&self.topic, 0).unwrap_or(0);
-        end.saturating_sub(self.next())
+        self.end().saturating_sub(self.next())
     }
 
     /// The first `max` of them. Their properties `DLQ_ORIGIN_TOPIC` and `DLQ_ORIGIN_MESSAGE_ID` say where
@@ -83,23 +83,27 @@ impl DeadLetters {
     pub fn redrive(&self, max: usize) -> Result<usize> {
         self.send(max, |record| {
             let first = origin(record).to_owned();
-            fresh(record, retry_topic(&self.group)).property(names::RETRY_TOPIC, first)
+            Ok(fresh(record, retry_topic(&self.group)).property(names::RETRY_TOPIC, first))
         })
     }
 
     /// The same, but they are put to the topic that they come from: every group gets them.
     ///
     /// # Errors
-    /// As [`redrive`](Self::redrive).
+    /// As [`redrive`](Self::redrive), and [`InvalidMessage::SystemTopic`] for one that comes from no topic of
+    /// an application's: [`discard`](Self::discard) it.
     pub fn redrive_to_topic(&self, max: usize) -> Result<usize> {
         self.send(max, |record| {
             let topic = origin(record);
-            let queues =
-                self.store.topic(topic).ok().flatten().map_or(1, |topic| topic.write_queue_nums);
+            if retry::is_retry(topic) || retry::is_dead_letter(topic) || is_system_topic(topic) {
+                let topic = topic.to_owned();
+                return Err(Error::InvalidMessage(InvalidMessage::SystemTopic { topic }));
+            }
+            let queues = self.store.topic(topic)?.map_or(1, |topic| topic.write_queue_nums);
             let queue = record.queue_offset() % i64::from(queues.max(1));
-            fresh(record, topic)
+            Ok(fresh(record, topic)
                 .without(&[names::RETRY_TOPIC])
-                .queue(i32::try_from(queue).unwrap_or(0))
+                .queue(i32::try_from(queue).unwrap_or(0)))
         })
     }
 
@@ -108,31 +112,42 @@ impl DeadLetters {
     /// # Errors
     /// As [`Store::commit_offset`].
     pub fn discard(&self, max: usize) -> Result<usize> {
-        let count = self.count().min(max as u64);
-        self.pass(self.next() + count)?;
+        let delivery = Delivery::of(&self.store)?;
+        let _alone = delivery.dead_letters.lock();
+        let (next, end) = (self.next(), self.end());
+        let count = end.saturating_sub(next).min(max as u64);
+        self.pass(next + count)?;
         self.store.flush_offsets()?;
         Ok(count as usize)
     }
 
-    fn send(&self, max: usize, copy: impl Fn(&RecordRef<'_>) -> Message) -> Result<usize> {
+    fn send(&self, max: usize, copy: impl Fn(&RecordRef<'_>) -> Result<Message>) -> Result<usize> {
         let delivery = Delivery::of(&self.store)?;
+        let _alone = delivery.dead_letters.lock();
+        // Those that come meanwhile are for the next call.
+        let (mut next, end) = (self.next(), self.end());
         let mut sent = 0;
-        while sent < max {
+        while sent < max && next < end {
             let any = TagFilter::any();
             let wanted = BATCH.min(max - sent);
-            let found = self.store.get_view(&self.topic, 0, self.next(), wanted, &any)?;
+            let found = self.store.get_before(&self.topic, 0, next..end, wanted, &any)?;
             for view in &found.messages {
-                delivery.put(&self.store, copy(&view.record()))?;
+                delivery.put(&self.store, copy(&view.record())?)?;
                 self.pass(view.queue_offset() + 1)?;
                 sent += 1;
             }
-            if found.next_offset <= self.next() && found.messages.is_empty() {
+            if found.next_offset <= next {
                 break;
             }
-            self.pass(found.next_offset)?;
+            next = found.next_offset;
+            self.pass(next)?;
         }
         self.store.flush_offsets()?;
         Ok(sent)
+    }
+
+    fn end(&self) -> u64 {
+        self.store.max_offset(&self.topic, 0).unwrap_or(0)
     }
 
     fn next(&self) -> u64 {

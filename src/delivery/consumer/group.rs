@@ -6,6 +6,7 @@ use super::received::Batch;
 use crate::delivery::{Delivery, Event};
 use crate::error::{Error, Result};
 use crate::log::{MessageView, TimeBound};
+use crate::message::RecordRef;
 use crate::message::format::{DEAD_LETTER_TOPIC_PREFIX, RETRY_TOPIC_PREFIX};
 use crate::store::{FetchStatus, Store, TagFilter};
 use parking_lot::{Mutex, RwLock};
@@ -17,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// Entries of a queue looked at before others get their turn, where a filter lets none pass.
 const SCAN: u64 = 16 * 1024;
+/// Between the name of a group and that of one that gets everything for itself.
+pub(super) const BROADCAST: &str = "%BROADCAST%";
 /// How long a message waits that could be neither handed out nor set aside.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -57,6 +60,8 @@ pub(super) struct Group {
     changes: AtomicU64,
     owners: AtomicU64,
     turn: AtomicUsize,
+    /// The shortest lease of any consumer.
+    shortest_lease_ms: AtomicU64,
 }
 
 #[derive(Default)]
@@ -110,7 +115,7 @@ impl Groups {
     ) -> Result<Arc<Group>> {
         let delivery = Delivery::of(store)?;
         let offsets_name = match &agreement.mode {
-            Mode::Broadcast { instance } => format!("{name}%{instance}"),
+            Mode::Broadcast { instance } => format!("{name}{BROADCAST}{instance}"),
             _ => name.to_owned(),
         };
         let mut live = delivery.groups.live.lock();
@@ -140,9 +145,8 @@ impl Group {
         agreement: Agreement,
     ) -> Self {
         let mut subscriptions = agreement.subscriptions.clone();
-        if agreement.mode == Mode::Concurrent {
-            subscriptions.push((retry_topic(name), TagFilter::any()));
-        }
+        // Where nothing is retried by way of it, dead letters that are sent back come through it.
+        subscriptions.push((retry_topic(name), TagFilter::any()));
         Self {
             store: store.clone(),
             delivery,
@@ -154,10 +158,16 @@ impl Group {
             changes: AtomicU64::new(0),
             owners: AtomicU64::new(0),
             turn: AtomicUsize::new(0),
+            shortest_lease_ms: AtomicU64::new(u64::from(u32::MAX)),
         }
     }
 
-    pub(super) fn new_owner(&self) -> Owner {
+    /// Another consumer, which takes messages on those terms.
+    pub(super) fn new_owner(&self, terms: &Terms) -> Owner {
+        let lease = u64::try_from(terms.consume_timeout.as_millis()).unwrap_or(u64::MAX);
+        self.shortest_lease_ms.fetch_min(lease.max(1), SeqCst);
+        // Those that sleep go by the new one.
+        self.changed();
         Owner(self.owners.fetch_add(1, SeqCst))
     }
 
@@ -168,13 +178,14 @@ impl Group {
     /// Finds out where a group begins that is new, durably.
     fn start(&self, from: ConsumeFrom) -> Result<()> {
         let mut placed = false;
-        let may_be_lost =
-            self.store.recovery().damaged_offsets > 0 || self.store.has_changed_hands();
-        if from == ConsumeFrom::First || may_be_lost {
-            // A group that is not known may be one whose offset was damaged, or is on another node.
-            return Ok(());
-        }
-        for (topic, _) in &self.topics {
+        let recovery = self.store.recovery();
+        // A group that is not known may be one whose offset was damaged, or is on another node.
+        let may_be_lost = recovery.damaged_offsets > 0
+            || recovery.offsets_not_imported.is_some()
+            || self.store.has_changed_hands();
+        let from = if may_be_lost { ConsumeFrom::First } else { from };
+        // Its own retries are nothing that it could want to pass over.
+        for (topic, _) in &self.agreement.subscriptions {
             let ids = self.store.queue_ids(topic);
             let knows = |id: &i32| self.committed(topic, *id).is_some();
             if ids.iter().chain(&[0]).any(knows) {
@@ -185,7 +196,11 @@ impl Group {
             let ids = if ids.is_empty() { vec![0] } else { ids };
             for id in ids {
                 let offset = self.offset_from(topic, id, from)?;
-                self.commit(topic, id, offset)?;
+                match self.commit(topic, id, offset) {
+                    // It begins there in any case.
+                    Err(Error::DiskFull { .. }) if from == ConsumeFrom::First => {}
+                    committed => committed?,
+                }
             }
             placed = true;
         }
@@ -246,10 +261,12 @@ impl Group {
         if deadline.is_some_and(|deadline| deadline <= self.now()) {
             return Ok(false);
         }
+        let of = self.store.queue_count();
         let queues = self.queues();
         let due = queues.iter().filter_map(|queue| queue.state.lock().due()).min();
-        let until = [due, deadline].into_iter().flatten().min();
-        let of = self.store.queue_count();
+        // A lease that begins while nobody looks ends no sooner.
+        let lease = self.now() + Duration::from_millis(self.shortest_lease_ms.load(SeqCst));
+        let until = [due, deadline, Some(lease)].into_iter().flatten().min();
         let ready = self.store.wait_dispatched(until, || {
             let new = |queue: &Arc<Queue>| {
                 let next = queue.next.load(SeqCst);
@@ -262,7 +279,9 @@ impl Group {
         if !self.store.is_open() {
             return Err(Error::Closed);
         }
-        Ok(ready.is_some() || due.is_some_and(|due| deadline.is_none_or(|deadline| due < deadline)))
+        let look_again =
+            until.is_some_and(|until| deadline.is_none_or(|deadline| until < deadline));
+        Ok(ready.is_some() || look_again)
     }
 
     /// To be told to [`wait`](Self::wait), from before it was looked for messages.
@@ -322,24 +341,23 @@ impl Group {
         let mut state = queue.state.lock();
         state.expire(now);
         let floor = state.floor();
-        let mut buried = Vec::new();
+        let mut hopeless = Vec::new();
         let mut taken = Ok(None);
-        while let (Ok(None), Some((lease, again))) =
-            (&taken, state.lend_again(max, now, owner, until))
+        while let (Ok(None), true, Some((lease, again))) =
+            (&taken, hopeless.is_empty(), state.lend_again(max, now, owner, until))
         {
-            taken = self.fetch_again(queue, &mut state, (lease, &again), terms, &mut buried);
+            taken = self.fetch_again(queue, &mut state, (lease, &again), terms, &mut hopeless);
         }
-        if let Ok(None) = taken {
+        if let (Ok(None), true) = (&taken, hopeless.is_empty()) {
             taken = self.fetch_new(queue, &mut state, owner, terms, max);
         }
         let noted = self.note(queue, &state, floor);
         self.publish(queue, &state);
-        // What is not handed out goes back, which takes the lock; and a stranger's code may.
+        // What is not handed out goes back, which takes the lock; a put may take its time, and a stranger's
+        // code may do anything.
         drop(state);
-        for message in &buried {
-            self.tell(&Event::DeadLetter { group: &self.name, message });
-        }
-        noted.and(taken)
+        let buried = hopeless.into_iter().try_for_each(|message| message.bury());
+        noted.and(buried).and(taken)
     }
 
     /// Messages that nobody had yet.
@@ -372,8 +390,11 @@ impl Group {
                     let lease = state.lend(lent, found.next_offset, owner, until);
                     if !found.messages.is_empty() {
                         let messages = found.messages.into_iter().map(|view| (view, 0));
-                        return Ok(Some(self.batch(queue, lease, terms, messages)));
+                        let lent = self.lent(queue, lease, terms);
+                        return Ok(Some(Batch::new(lent, messages)));
                     }
+                    // Others get their turn, and whoever waits may be out of time.
+                    return Ok(None);
                 }
                 _ => {}
             }
@@ -402,52 +423,55 @@ impl Group {
         state: &mut InFlight,
         (lease, again): (LeaseId, &[Again]),
         terms: &Arc<Terms>,
-        buried: &mut Vec<MessageView>,
+        hopeless: &mut Vec<Hopeless>,
     ) -> Result<Option<Batch>> {
         let Some((topic, _)) = self.topic(queue) else { return Ok(None) };
+        let lent = self.lent(queue, lease, terms);
         let mut messages = Vec::with_capacity(again.len());
-        let mut failed = None;
         for Again { offset, failures } in again.iter().copied() {
             let any = TagFilter::any();
             let found = self.store.get_before(topic, queue.id, offset..offset + 1, 1, &any);
-            let settled = match found.map(|found| found.messages.into_iter().next()) {
+            match found.map(|found| found.messages.into_iter().next()) {
                 Ok(Some(view)) => {
-                    let times = u32::try_from(view.record().reconsume_times()).unwrap_or(0);
-                    if times.saturating_add(failures) <= terms.max_reconsume_times {
+                    let times = self.retried(&view.record()).saturating_add(failures);
+                    if times <= terms.max_reconsume_times {
                         messages.push((view, failures));
-                        continue;
+                    } else {
+                        hopeless.push(Hopeless { lent: lent.clone(), view });
+                        if self.agreement.mode == Mode::Ordered {
+                            // Those behind it come once it is out of the way.
+                            state.give_back_behind(offset, lease, self.now());
+                            break;
+                        }
                     }
-                    self.bury(&view).map(|()| buried.push(view))
                 }
                 // It has expired.
-                Ok(None) => Ok(()),
-                Err(error) => Err(error),
-            };
-            match settled {
-                Ok(()) => drop(state.settle(offset, lease)),
+                Ok(None) => drop(state.settle(offset, lease)),
                 Err(error) => {
                     state.give_back(offset, lease, self.now() + PAUSE, false);
-                    failed.get_or_insert(error);
+                    if messages.is_empty() {
+                        return Err(error);
+                    }
+                    // In order, all behind it went back with it.
+                    if self.agreement.mode == Mode::Ordered {
+                        break;
+                    }
                 }
             }
         }
-        match failed {
-            Some(error) if messages.is_empty() => Err(error),
-            _ if messages.is_empty() => Ok(None),
-            _ => Ok(Some(self.batch(queue, lease, terms, messages))),
-        }
+        Ok((!messages.is_empty()).then(|| Batch::new(lent, messages)))
     }
 
-    fn batch(
-        self: &Arc<Self>,
-        queue: &Arc<Queue>,
-        lease: LeaseId,
-        terms: &Arc<Terms>,
-        messages: impl IntoIterator<Item = (MessageView, u32)>,
-    ) -> Batch {
+    /// How often the group has set the message aside before: what another group says of it means nothing.
+    pub(super) fn retried(&self, record: &RecordRef<'_>) -> u32 {
+        let own = self.topics.last().is_some_and(|(topic, _)| topic == record.topic());
+        if own { u32::try_from(record.reconsume_times()).unwrap_or(0) } else { 0 }
+    }
+
+    fn lent(self: &Arc<Self>, queue: &Arc<Queue>, lease: LeaseId, terms: &Arc<Terms>) -> Arc<Lent> {
         let (group, queue, terms) = (self.clone(), queue.clone(), terms.clone());
         let since = self.now();
-        Batch::new(Arc::new(Lent { group, queue, terms, lease, since }), messages)
+        Arc::new(Lent { group, queue, terms, lease, since })
     }
 
     /// Says what may be taken from the queue to those who wait for it.
@@ -465,6 +489,32 @@ impl Group {
             queue.state.lock().release(owner, now);
         }
         self.changed();
+    }
+}
+
+/// A message that has failed too often.
+struct Hopeless {
+    lent: Arc<Lent>,
+    view: MessageView,
+}
+
+impl Hopeless {
+    /// Makes it a dead letter. If that fails it comes again, and is tried again: later where it may be one
+    /// already.
+    fn bury(self) -> Result<()> {
+        let Self { lent, view } = self;
+        let (group, offset) = (&lent.group, view.queue_offset());
+        if let Err(error) = group.bury(&view) {
+            let pause = if error.is_unknown() || matches!(error, Error::NotOk(_)) {
+                lent.terms.consume_timeout.max(PAUSE)
+            } else {
+                PAUSE
+            };
+            lent.give_back(offset, group.now() + pause, false);
+            return Err(error);
+        }
+        group.tell(&Event::DeadLetter { group: &group.name, message: &view });
+        lent.settle_one(offset).map(|_| ())
     }
 }
 

@@ -271,6 +271,14 @@ impl InFlight {
         true
     }
 
+    /// Takes back what was lent with a message and lies behind it.
+    pub(super) fn give_back_behind(&mut self, offset: u64, lease: LeaseId, when: Instant) {
+        let end = self.lease(lease).map_or(0, |lease| lease.range.end);
+        for each in offset + 1..end {
+            self.take_back(each, lease, when, false);
+        }
+    }
+
     fn take_back(&mut self, offset: u64, lease: LeaseId, when: Instant, failed: bool) -> bool {
         let Some(place) = self.place(offset) else { return false };
         if place.slot != Slot::Lent(lease) {

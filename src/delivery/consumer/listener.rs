@@ -1,5 +1,6 @@
 //! Threads that hand messages to a handler.
 
+use super::group::Mode;
 use super::{Consumer, Received};
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::worker::{Doorbell, Next, Worker};
@@ -129,6 +130,7 @@ impl Shared {
         if self.stopping.load(Ordering::SeqCst) {
             return Next::Idle;
         }
+        let is_ordered = consumer.member.group.agreement.mode == Mode::Ordered;
         let max = consumer.messages_at_a_time();
         let stop = || self.stopping.load(Ordering::SeqCst);
         let batch = match consumer.poll_until(max, LOOK, stop) {
@@ -148,8 +150,11 @@ impl Shared {
             }
             if let Err(error) = self.handle(&message) {
                 *self.trouble.lock() = Some(error);
-                // Not at once: what went wrong may last.
+                // Not at once: what went wrong may last. In order, nothing may be handled before it.
                 message.keep();
+                if is_ordered {
+                    break;
+                }
             }
         }
         Next::Now

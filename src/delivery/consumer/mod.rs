@@ -16,7 +16,7 @@ use super::Event;
 use crate::error::{Error, Result};
 use crate::log::GroupOffset;
 use crate::store::{Store, TagFilter};
-use group::{Agreement, Group, Mode, Terms, retry_topic};
+use group::{Agreement, BROADCAST, Group, Mode, Terms, dead_letter_topic, retry_topic};
 use in_flight::Owner;
 use std::fmt;
 use std::sync::Arc;
@@ -224,6 +224,9 @@ impl ConsumerBuilder {
         if store.config().log.read_only {
             return Err(Error::ReadOnly);
         }
+        if !store.is_open() {
+            return Err(Error::Closed);
+        }
         let refused = |field, value: String, allowed| Err(Error::Config { field, value, allowed });
         if subscriptions.is_empty() {
             return refused("subscription", "none".to_owned(), "at least one topic");
@@ -242,25 +245,36 @@ impl ConsumerBuilder {
                 "1 ms to 24 h",
             );
         }
-        for (topic, _) in &subscriptions {
-            store.check_known(topic)?;
-        }
         let max_reconsume_times = self.max_reconsume_times.unwrap_or(match mode {
             Mode::Ordered => u32::MAX,
             _ => MAX_RECONSUME_TIMES,
         });
-        if mode == Mode::Concurrent {
-            // Also what says that no group can be called so.
-            store.require_topic(&retry_topic(&group), 1)?;
+        let own = [retry_topic(&group), dead_letter_topic(&group)];
+        if let Some((topic, _)) = subscriptions.iter().find(|(topic, _)| own.contains(topic)) {
+            return refused("subscription", topic.clone(), "no topic that is the group's own");
         }
+        if group.is_empty() || group.contains(BROADCAST) {
+            return refused("group", group, "a name without `%BROADCAST%`");
+        }
+        // What no topic and no offset can be called is not found out when a message is to be set aside.
+        let name = match &mode {
+            Mode::Broadcast { instance } => format!("{group}{BROADCAST}{instance}"),
+            _ => group.clone(),
+        };
+        for topic in subscriptions.iter().map(|(topic, _)| topic).chain(&own) {
+            store.check_known(topic)?;
+            store.check_offset_name(&name, topic)?;
+        }
+        let [retries, _] = &own;
+        store.require_topic(retries, 1)?;
         let agreement = Agreement { subscriptions, mode, max_span: self.max_span };
         let group = Groups::join(&store, &group, agreement, from)?;
-        let owner = group.new_owner();
         let terms = Terms {
             batch_max: self.batch_max,
             consume_timeout: self.consume_timeout,
             max_reconsume_times,
         };
+        let owner = group.new_owner(&terms);
         let member = Member { group, owner, terms: Arc::new(terms), gone: AtomicBool::new(false) };
         Ok(Consumer { member: Arc::new(member) })
     }

@@ -40,7 +40,7 @@ impl Received {
     pub fn topic(&self) -> &str {
         let record = self.view.record();
         let first = record.properties().get(names::RETRY_TOPIC);
-        first.filter(|_| retry::is_retry(record.topic())).unwrap_or(record.topic())
+        first.filter(|_| self.lent.group.is_own_retry(record.topic())).unwrap_or(record.topic())
     }
 
     /// The queue it lies in, of the topic that it lies in: see [`view`](Self::view).
@@ -81,8 +81,7 @@ impl Received {
     /// How often the group has failed to handle it, as far as is known: retries survive a crash, leases
     /// that ran out do not.
     pub fn reconsume_times(&self) -> u32 {
-        let times = u32::try_from(self.view.record().reconsume_times()).unwrap_or(0);
-        times.saturating_add(self.failures)
+        self.lent.group.retried(&self.view.record()).saturating_add(self.failures)
     }
 
     /// Whether it has not been given to somebody else and was not settled. In order, one that failed takes
@@ -139,11 +138,12 @@ impl Received {
         self.set_aside(retry::Fate::Later)
     }
 
-    /// The same with a delay of the caller's choice, at least 1 ms; in steps of RocketMQ's levels where
-    /// one fits.
+    /// The same with a delay of the caller's choice, at least 1 ms; by one of RocketMQ's levels where one
+    /// fits.
     ///
     /// # Errors
-    /// As [`retry_later`](Self::retry_later), and for a delay longer than messages may be delayed.
+    /// As [`retry_later`](Self::retry_later), and
+    /// [`InvalidMessage::DelayTooLong`](crate::InvalidMessage::DelayTooLong) beyond three days.
     pub fn retry_after(&self, delay: Duration) -> Result<Settled> {
         self.set_aside(retry::Fate::After(delay))
     }
@@ -162,6 +162,10 @@ impl Received {
             return Ok(Settled::LeaseLost);
         }
         let group = &self.lent.group;
+        let fate = match fate {
+            retry::Fate::After(delay) => retry::Fate::After(retry::checked(delay)?),
+            other => other,
+        };
         let max = self.lent.terms.max_reconsume_times;
         let counted = match group.plan(&self.view, self.reconsume_times(), max, fate) {
             retry::Plan::InPlace(delay) => {

@@ -1,10 +1,12 @@
 //! What happens to messages that could not be handled.
 
 use super::group::{Group, Mode, dead_letter_topic, retry_topic};
-use crate::error::Result;
+use crate::error::{Error, InvalidMessage, Result};
 use crate::log::MessageView;
-use crate::message::format::{DEAD_LETTER_TOPIC_PREFIX, DELAY_LEVELS_MS, RETRY_TOPIC_PREFIX};
-use crate::message::{Message, RecordRef, names};
+use crate::message::format::{
+    DEAD_LETTER_TOPIC_PREFIX, DELAY_LEVELS_MS, RETRY_TOPIC_PREFIX, TIMER_DELAY_MAX_MS,
+};
+use crate::message::{Message, Properties, RecordRef, names};
 use std::time::Duration;
 
 /// The level of a message's first retry.
@@ -26,6 +28,37 @@ pub(super) enum Plan {
     InPlace(Duration),
     /// This is stored, and the message is done with.
     Copy(Message),
+}
+
+/// A delay that a message may have.
+pub(super) fn checked(delay: Duration) -> Result<Duration> {
+    let max = Duration::from_millis(TIMER_DELAY_MAX_MS.unsigned_abs());
+    if delay > max {
+        let delay_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
+        let max_ms = TIMER_DELAY_MAX_MS;
+        return Err(Error::InvalidMessage(InvalidMessage::DelayTooLong { delay_ms, max_ms }));
+    }
+    Ok(delay.max(Duration::from_millis(1)))
+}
+
+/// The message with what matters most of its properties.
+fn bare(message: Message) -> Message {
+    let kept = [
+        names::UNIQ_KEY,
+        names::RETRY_TOPIC,
+        names::ORIGIN_MESSAGE_ID,
+        names::DELAY,
+        names::TIMER_DELAY_MS,
+        names::WAIT,
+    ];
+    let mut properties = Properties::new();
+    for name in kept {
+        if let Some(value) = message.get(name).filter(|value| value.len() < 1024) {
+            // It was one before.
+            let _ = properties.set(name, value);
+        }
+    }
+    message.properties(properties)
 }
 
 /// Whether a topic is that of a group's retries.
@@ -74,9 +107,20 @@ impl Group {
         }
     }
 
-    /// Stores what takes a message's place; it is as safe as the store's settings ask when this returns.
+    /// Whether a topic is that of the group's own retries.
+    pub(super) fn is_own_retry(&self, topic: &str) -> bool {
+        topic.strip_prefix(RETRY_TOPIC_PREFIX) == Some(&self.name)
+    }
+
+    /// Stores what takes a message's place; it is durable and as safe as the store's settings ask when
+    /// this returns.
     pub(super) fn put_copy(&self, copy: Message) -> Result<()> {
-        self.delivery.put(&self.store, copy).map(|_| ())
+        match self.delivery.put(&self.store, copy.clone()) {
+            // Its properties leave no room for what says where it comes from: the message itself must not
+            // get lost for that.
+            Err(Error::TooLarge { .. }) => self.delivery.put(&self.store, bare(copy)).map(|_| ()),
+            put => put.map(|_| ()),
+        }
     }
 
     /// Sets a message aside that was given out in vain too often.
@@ -90,7 +134,7 @@ impl Group {
     }
 
     fn dead_letter(&self, record: &RecordRef<'_>) -> Message {
-        let times = record.reconsume_times().saturating_add(1);
+        let times = i32::try_from(self.retried(record)).unwrap_or(i32::MAX).saturating_add(1);
         let copy = self.copy(record, dead_letter_topic(&self.name)).reconsume_times(times);
         let topic = copy.get(names::RETRY_TOPIC).unwrap_or(record.topic()).to_owned();
         let origin = copy.get(names::ORIGIN_MESSAGE_ID).map(str::to_owned);
@@ -112,10 +156,12 @@ impl Group {
             names::TIMER_OUT_MS,
         ];
         let mut copy = Message::copy_of(record, topic).without(&gone);
-        if copy.get(names::RETRY_TOPIC).is_none() {
+        // What anybody else says of that means nothing.
+        let own = self.is_own_retry(record.topic());
+        if !own || copy.get(names::RETRY_TOPIC).is_none() {
             copy = copy.property(names::RETRY_TOPIC, record.topic());
         }
-        if copy.get(names::ORIGIN_MESSAGE_ID).is_none() {
+        if !own || copy.get(names::ORIGIN_MESSAGE_ID).is_none() {
             copy = copy.property(names::ORIGIN_MESSAGE_ID, record.message_id().to_string());
         }
         copy.wait(false)

@@ -126,6 +126,7 @@ impl Level {
         outbox.settle(
             moment.waker,
             |end| store.is_confirmed(end),
+            |end| store.is_durable(end),
             |behind| {
                 *reached = behind;
                 arrived += 1;
@@ -150,6 +151,7 @@ impl Level {
         }
         let waits = if self.outbox.is_empty() { Next::Idle } else { moment.at(i64::MAX) };
         if self.outbox.is_full() {
+            store.want_flush();
             return Ok(waits);
         }
         // The clock may have gone back since.

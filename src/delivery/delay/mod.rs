@@ -213,8 +213,9 @@ fn wait_for<K>(
     moment: &Moment<'_>,
     mut arrived: impl FnMut(K),
 ) {
+    let is_durable = |end| ending.is_durable(end);
     loop {
-        if outbox.settle(moment.waker, |_| false, &mut arrived).is_err() {
+        if outbox.settle(moment.waker, |_| false, is_durable, &mut arrived).is_err() {
             return;
         }
         let left = ending.until.saturating_duration_since(ending.clock().now());
@@ -223,7 +224,14 @@ fn wait_for<K>(
         }
         let waited = outbox.first().map(|ticket| ticket.wait_timeout(left));
         match waited {
-            Some(Ok(Some(answer))) if answer.status == crate::PutStatus::PutOk => {}
+            Some(Ok(Some(answer))) if answer.status == crate::PutStatus::PutOk => {
+                if !is_durable(answer.end_offset) {
+                    ending.flush();
+                }
+                if !is_durable(answer.end_offset) {
+                    break;
+                }
+            }
             _ => break,
         }
     }

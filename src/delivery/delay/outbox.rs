@@ -94,6 +94,7 @@ impl<K> Outbox<K> {
         &mut self,
         waker: &Waker,
         is_confirmed: impl Fn(u64) -> bool,
+        is_durable: impl Fn(u64) -> bool,
         mut arrived: impl FnMut(K),
     ) -> Result<(), Trouble> {
         let mut context = Context::from_waker(waker);
@@ -104,6 +105,10 @@ impl<K> Outbox<K> {
             };
             let late = result.status == PutStatus::ReplicaNotAvailable;
             if result.status != PutStatus::PutOk && !(late && is_confirmed(result.end_offset)) {
+                break;
+            }
+            // What notes that it arrived may become durable at any time.
+            if !is_durable(result.end_offset) {
                 break;
             }
             if let Some((key, _)) = self.puts.pop_front() {

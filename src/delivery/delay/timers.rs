@@ -133,8 +133,12 @@ impl Timers {
         self.outbox.settle(
             moment.waker,
             |end| store.is_confirmed(end),
+            |end| store.is_durable(end),
             |key| arrived.push(offset_of(key)),
         )?;
+        if self.outbox.is_full() {
+            store.want_flush();
+        }
         report.stats.delivered += arrived.len() as u64;
         arrived.into_iter().for_each(|offset| self.finish(offset, moment));
         if let Some(until) = self.pause {

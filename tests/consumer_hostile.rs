@@ -1,0 +1,331 @@
+//! Consumers among messages and names that are meant to hurt, and faults where they hurt most.
+
+use duralog::clock::ManualClock;
+use duralog::delivery::{ConsumeFrom, Consumer, ConsumerBuilder, Handled, Settled};
+use duralog::disk::{Cut, SimDisk};
+use duralog::{
+    Environment, Error, FlushMode, InvalidMessage, Message, Next, Store, StoreConfig, StoreWorker,
+    TagFilter,
+};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+const NOW: Duration = Duration::ZERO;
+const LONG: Duration = Duration::from_secs(60);
+
+fn config() -> StoreConfig {
+    let mut config = StoreConfig::new("/store").segment_size(256 << 10);
+    config.index_enable = false;
+    config
+}
+
+fn stepped(disk: &SimDisk, clock: &Arc<ManualClock>) -> Store {
+    let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();
+    Store::open_in(config(), environment).unwrap()
+}
+
+fn world() -> (SimDisk, Arc<ManualClock>, Store) {
+    let (disk, clock) = (SimDisk::new(1), Arc::new(ManualClock::new(1_700_000_000_000)));
+    let store = stepped(&disk, &clock);
+    (disk, clock, store)
+}
+
+fn put(store: &Store, message: Message) {
+    while store.step(StoreWorker::Upkeep) == Next::Now {}
+    let ticket = store.try_submit(message).unwrap();
+    store.flush().unwrap();
+    ticket.wait().unwrap().ok().unwrap();
+}
+
+fn deliver(store: &Store) {
+    for _ in 0..3 {
+        for worker in [StoreWorker::Delivery, StoreWorker::Upkeep, StoreWorker::Flush] {
+            while store.step(worker) == Next::Now {}
+        }
+    }
+}
+
+fn builder(store: &Store) -> ConsumerBuilder {
+    store.consumer("billing").subscribe("orders", TagFilter::any())
+}
+
+fn body(consumer: &Consumer) -> Option<String> {
+    let batch = consumer.poll(NOW).unwrap();
+    let body = batch.first().map(|one| String::from_utf8_lossy(one.body()).into_owned());
+    batch.ack().unwrap();
+    body
+}
+
+#[test]
+fn dead_letters_that_are_sent_back_come_to_every_kind_of_group() {
+    for kind in 0..3 {
+        let (_disk, _clock, store) = world();
+        put(&store, Message::new("orders", "x"));
+        let builder = match kind {
+            0 => builder(&store),
+            1 => builder(&store).ordered(),
+            _ => builder(&store).broadcast("ann"),
+        };
+        let consumer = builder.open().unwrap();
+        assert_eq!(consumer.poll(NOW).unwrap()[0].reject().unwrap(), Settled::Done);
+        assert_eq!(store.dead_letters("billing").redrive(10).unwrap(), 1);
+        assert_eq!(body(&consumer).as_deref(), Some("x"), "{kind}");
+    }
+}
+
+#[test]
+fn a_group_that_begins_with_what_comes_next_keeps_its_retries() {
+    let (disk, clock, store) = world();
+    put(&store, Message::new("orders", "x"));
+    let consumer = builder(&store).open().unwrap();
+    assert_eq!(consumer.poll(NOW).unwrap()[0].retry_later().unwrap(), Settled::Done);
+    clock.advance(Duration::from_secs(10));
+    deliver(&store);
+    drop((consumer, store));
+    let store = stepped(&disk.kill(), &clock);
+    let consumer = builder(&store).from(ConsumeFrom::Last).open().unwrap();
+    assert_eq!(body(&consumer).as_deref(), Some("x"));
+}
+
+#[test]
+fn under_async_flush_what_takes_a_messages_place_is_durable_before_it_is_passed_over() {
+    for what in 0..3 {
+        let disk = SimDisk::new(what);
+        let mut config = config();
+        let hour = Duration::from_secs(3600);
+        config = config.flush_mode(FlushMode::Async {
+            interval: hour,
+            least_pages: 1 << 20,
+            thorough_interval: hour,
+        });
+        let open = |disk: &SimDisk| {
+            Store::open_in(config.clone(), Environment::on(disk.shared())).unwrap()
+        };
+        let store = open(&disk);
+        store.put(Message::new("orders", "x")).unwrap().ok().unwrap();
+        store.flush().unwrap();
+        let consumer = builder(&store).open().unwrap();
+        let batch = consumer.poll(LONG).unwrap();
+        match what {
+            0 => batch[0].reject().unwrap(),
+            1 => batch[0].retry_later().unwrap(),
+            _ => {
+                batch[0].reject().unwrap();
+                assert_eq!(store.dead_letters("billing").redrive(1).unwrap(), 1);
+                Settled::Done
+            }
+        };
+        store.flush_offsets().unwrap();
+        let cut = disk.cut_power(Cut::losing_all());
+        drop((batch, consumer, store));
+        let store = open(&cut);
+        assert_eq!(store.committed_offset("billing", "orders", 0), Some(1));
+        let kept = [
+            store.dead_letters("billing").count(),
+            store.max_offset("SCHEDULE_TOPIC_XXXX", 2).unwrap_or(0),
+            store.max_offset("%RETRY%billing", 0).unwrap_or(0),
+        ];
+        assert_eq!(kept.iter().sum::<u64>(), 1, "{what}: {kept:?}");
+    }
+}
+
+#[test]
+fn in_order_nothing_is_handled_behind_a_message_that_could_not_be_set_aside() {
+    let disk = SimDisk::new(4);
+    let config = config().sync_flush_timeout(Duration::from_millis(50));
+    let store = Store::open_in(config, Environment::on(disk.shared())).unwrap();
+    for n in 0..3 {
+        store.put(Message::new("orders", n.to_string())).unwrap().ok().unwrap();
+    }
+    let consumer = builder(&store).ordered().open().unwrap();
+    disk.hang_syncs(true);
+    let (seen, heard) = mpsc::channel();
+    let listener = consumer
+        .listen(1, move |message| {
+            seen.send(message.queue_offset())?;
+            Ok(Handled::Reject)
+        })
+        .unwrap();
+    assert_eq!(heard.recv_timeout(LONG).unwrap(), 0);
+    while listener.trouble().is_none() {
+        std::thread::yield_now();
+    }
+    disk.hang_syncs(false);
+    listener.close().unwrap();
+    assert!(heard.try_recv().is_err(), "1 and 2 come behind 0");
+    assert_eq!(store.committed_offset("billing", "orders", 0), Some(0));
+}
+
+#[test]
+fn a_waiting_consumer_gets_what_another_one_holds_too_long() {
+    let store = Store::open_in(config(), Environment::on(SimDisk::new(5).shared())).unwrap();
+    let open = || builder(&store).consume_timeout(Duration::from_millis(100)).open().unwrap();
+    for round in 0..5 {
+        let (ann, bob) = (open(), open());
+        let waiter = std::thread::spawn(move || ann.poll(LONG).unwrap());
+        store.put(Message::new("orders", round.to_string())).unwrap().ok().unwrap();
+        let first = bob.poll(NOW).unwrap();
+        // Whoever has it hangs.
+        std::mem::forget(first);
+        let got = waiter.join().unwrap();
+        assert!(!got.is_empty(), "round {round}");
+        got.ack().unwrap();
+    }
+}
+
+#[test]
+fn a_dead_letter_that_is_not_safe_in_time_is_not_made_again_and_again() {
+    let disk = SimDisk::new(6);
+    let config = config().sync_flush_timeout(Duration::from_millis(20));
+    let store = Store::open_in(config, Environment::on(disk.shared())).unwrap();
+    store.put(Message::new("orders", "x")).unwrap().ok().unwrap();
+    let lease = Duration::from_millis(1);
+    let hangs = builder(&store).max_reconsume_times(0).consume_timeout(lease).open().unwrap();
+    std::mem::forget(hangs.poll(LONG).unwrap());
+    let consumer = builder(&store).max_reconsume_times(0).open().unwrap();
+    disk.hang_syncs(true);
+    let refused = loop {
+        match consumer.poll(Duration::from_millis(10)) {
+            Ok(batch) => assert!(batch.is_empty()),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, Error::NotOk(_)), "{refused}");
+    assert!(consumer.poll(Duration::from_millis(50)).unwrap().is_empty());
+    disk.hang_syncs(false);
+    store.flush().unwrap();
+    assert_eq!(store.dead_letters("billing").count(), 1);
+}
+
+#[test]
+fn a_group_that_could_set_nothing_aside_is_refused() {
+    let (_disk, _clock, store) = world();
+    let long = "g".repeat(123);
+    for group in ["a@b", "a.b", "", "a/b", "x%BROADCAST%y", &long] {
+        for kind in 0..3 {
+            let builder = store.consumer(group).subscribe("orders", TagFilter::any());
+            let opened = match kind {
+                0 => builder.open(),
+                1 => builder.ordered().open(),
+                _ => builder.broadcast("ann").open(),
+            };
+            assert!(opened.is_err(), "{group:?} {kind}");
+        }
+    }
+    assert!(builder(&store).broadcast("a/b").open().is_err());
+    for own in ["%RETRY%billing", "%DLQ%billing"] {
+        assert!(matches!(
+            builder(&store).subscribe(own, TagFilter::any()).open(),
+            Err(Error::Config { field: "subscription", .. })
+        ));
+    }
+    assert!(store.topics().is_empty(), "nothing was made of them");
+}
+
+#[test]
+fn no_delay_of_a_retry_panics_or_spins() {
+    for kind in 0..3 {
+        let (_disk, clock, store) = world();
+        put(&store, Message::new("orders", "x"));
+        let builder = match kind {
+            0 => builder(&store),
+            1 => builder(&store).ordered(),
+            _ => builder(&store).broadcast("ann"),
+        };
+        let consumer = builder.open().unwrap();
+        let batch = consumer.poll(NOW).unwrap();
+        for far in [Duration::MAX, Duration::from_secs(4 * 24 * 3600)] {
+            let refused = batch[0].retry_after(far);
+            let too_long = InvalidMessage::DelayTooLong { delay_ms: 0, max_ms: 0 };
+            let same = std::mem::discriminant(&too_long);
+            assert!(
+                matches!(&refused, Err(Error::InvalidMessage(why))
+                    if std::mem::discriminant(why) == same),
+                "{kind}: {refused:?}"
+            );
+        }
+        assert_eq!(batch[0].retry_after(Duration::ZERO).unwrap(), Settled::Done);
+        drop(batch);
+        assert!(consumer.poll(NOW).unwrap().is_empty(), "{kind}: a millisecond at least");
+        clock.advance(Duration::from_millis(1));
+        deliver(&store);
+        assert_eq!(body(&consumer).as_deref(), Some("x"), "{kind}");
+    }
+}
+
+#[test]
+fn a_message_without_room_for_more_properties_is_set_aside_all_the_same() {
+    let (_disk, clock, store) = world();
+    let full = Message::new("orders", "x").unique_key("id").property("fat", "y".repeat(32_700));
+    put(&store, full.clone());
+    put(&store, full);
+    let consumer = builder(&store).open().unwrap();
+    let batch = consumer.poll(NOW).unwrap();
+    assert_eq!(batch[0].retry_later().unwrap(), Settled::Done);
+    assert_eq!(batch[1].reject().unwrap(), Settled::Done);
+    drop(batch);
+    clock.advance(Duration::from_secs(10));
+    deliver(&store);
+    let again = consumer.poll(NOW).unwrap();
+    assert_eq!((again[0].topic(), again[0].unique_key()), ("orders", Some("id")));
+    assert_eq!(store.dead_letters("billing").count(), 1);
+}
+
+#[test]
+fn what_a_producer_says_of_retries_means_nothing() {
+    let (_disk, clock, store) = world();
+    let forged = Message::new("orders", "x")
+        .property("RETRY_TOPIC", "SCHEDULE_TOPIC_XXXX")
+        .property("ORIGIN_MESSAGE_ID", "nobody")
+        .reconsume_times(17);
+    put(&store, forged);
+    let consumer = builder(&store).open().unwrap();
+    let batch = consumer.poll(NOW).unwrap();
+    assert_eq!((batch[0].topic(), batch[0].reconsume_times()), ("orders", 0));
+    assert_eq!(batch[0].retry_later().unwrap(), Settled::Done);
+    drop(batch);
+    assert_eq!(store.dead_letters("billing").count(), 0);
+    clock.advance(Duration::from_secs(10));
+    deliver(&store);
+    let batch = consumer.poll(NOW).unwrap();
+    assert_eq!((batch[0].topic(), batch[0].reconsume_times()), ("orders", 1));
+    assert_ne!(batch[0].get("ORIGIN_MESSAGE_ID"), Some("nobody"));
+    batch[0].reject().unwrap();
+    assert_eq!(store.dead_letters("billing").redrive_to_topic(1).unwrap(), 1);
+    assert_eq!(body(&consumer).as_deref(), Some("x"));
+}
+
+#[test]
+fn letters_that_come_from_nowhere_are_sent_nowhere() {
+    let (_disk, _clock, store) = world();
+    for topic in [None, Some("%RETRY%billing"), Some("%DLQ%billing"), Some("SCHEDULE_TOPIC_XXXX")] {
+        let letter = Message::new("%DLQ%billing", "x");
+        put(
+            &store,
+            match topic {
+                Some(topic) => letter.property("RETRY_TOPIC", topic),
+                None => letter,
+            },
+        );
+    }
+    let letters = store.dead_letters("billing");
+    for left in (1..=4).rev() {
+        assert_eq!(letters.count(), left);
+        let refused = letters.redrive_to_topic(usize::MAX);
+        assert!(
+            matches!(refused, Err(Error::InvalidMessage(InvalidMessage::SystemTopic { .. }))),
+            "{refused:?}"
+        );
+        assert_eq!(letters.discard(1).unwrap(), 1);
+    }
+    assert_eq!(store.max_offset("%DLQ%billing", 0), Some(4));
+}
+
+#[test]
+fn a_new_group_lags_from_its_beginning() {
+    let (_disk, _clock, store) = world();
+    put(&store, Message::new("orders", "x"));
+    let _consumer = builder(&store).open().unwrap();
+    let lag = store.lag("billing");
+    assert_eq!((lag.len(), lag[0].messages()), (1, 1));
+}
