@@ -456,7 +456,8 @@ impl Judge<'_> {
         if unsaid.len() > in_hand {
             wrong.push(format!("at {committed}, and {unsaid:?} were not settled"));
         }
-        for offset in unsaid.iter().filter(|offset| !progress.judged.contains(*offset)) {
+        let never = |offset: &u64| !progress.judged.contains(offset) && !letter(*offset);
+        for offset in (before..committed).filter(never) {
             wrong.push(format!("at {committed}, and nobody was done with {offset}"));
         }
         self.verdict.add("settled unsaid", unsaid.len() as u64);
@@ -529,9 +530,13 @@ impl Judge<'_> {
         self.verdict.count("settled");
         let progress = self.progress.entry(place.queue.clone()).or_default();
         progress.settle(place.offset);
+        let is_judged = progress.judged.contains(&place.offset);
         // Rule 4.
         if !progress.now.insert(place.offset) {
             self.verdict.wrong(format!("{place}: settled twice"));
+        }
+        if !is_judged {
+            self.verdict.wrong(format!("{place}: settled before a handler was done with it"));
         }
     }
 
