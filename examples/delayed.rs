@@ -7,6 +7,8 @@
 
 use duralog::delivery::DelayHandle;
 use duralog::{Message, Store, StoreConfig};
+use std::path::Path;
+use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 fn now_ms() -> i64 {
@@ -14,9 +16,26 @@ fn now_ms() -> i64 {
     since.as_millis() as i64
 }
 
-fn main() -> duralog::Result<()> {
+fn main() -> ExitCode {
+    if std::env::args_os().len() > 1 {
+        eprintln!("usage: delayed");
+        return ExitCode::from(2);
+    }
     let dir = std::env::temp_dir().join(format!("duralog-delayed-{}", std::process::id()));
-    let config = StoreConfig::new(&dir).segment_size(16 << 20);
+    let outcome = delayed(&dir);
+    // It was only a demonstration, nobody misses it.
+    let _ = std::fs::remove_dir_all(&dir);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("delayed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn delayed(dir: &Path) -> duralog::Result<()> {
+    let config = StoreConfig::new(dir).segment_size(16 << 20);
     let store = Store::open(config.clone())?;
     let start = now_ms();
     let send = |body: &str, message: Message, due: i64| {
@@ -66,7 +85,5 @@ fn main() -> duralog::Result<()> {
         show(&store, next)?;
     }
     println!("{:?}", store.delay_stats()?);
-    store.close()?;
-    let _ = std::fs::remove_dir_all(&dir);
-    Ok(())
+    store.close()
 }
