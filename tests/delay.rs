@@ -15,8 +15,8 @@ use duralog::clock::ManualClock;
 use duralog::delivery::{Cancelled, DelayHandle};
 use duralog::disk::{Cut, CutMoment, SimDisk};
 use duralog::message::SysFlag;
-use duralog::message::format::{SCHEDULE_TOPIC, TIMER_DONE_TOPIC, TIMER_TOPIC};
-use duralog::tables::{DelayOffsets, Tables, TopicConfig};
+use duralog::message::format::{DELAY_GROUP, SCHEDULE_TOPIC, TIMER_DONE_TOPIC, TIMER_TOPIC};
+use duralog::tables::{ConsumerOffsets, DelayOffsets, Tables, TopicConfig};
 use duralog::{
     Environment, Error, FlushMode, InvalidMessage, Message, Next, PutStatus, RecoveryMode, Store,
     StoreConfig, StoreWorker, StoredMessage, Ticket,
@@ -640,6 +640,41 @@ fn brokers_are_told_how_far_the_levels_are_and_what_they_have_delivered_is_not_a
     let before = world.bodies().len();
     world.advance(5_000);
     assert_eq!(world.bodies()[before..], ["6", "7", "8"]);
+}
+
+#[test]
+fn a_broker_hands_on_the_offsets_it_was_told_and_does_not_undo_what_it_has_delivered() {
+    let mut world = World::new();
+    for n in 0..4 {
+        world.send(message(&n.to_string()).delay_level(1));
+        world.send(message(&format!("timed {n}")).delay(Duration::from_millis(500)));
+    }
+    world.advance(1_000);
+    assert_eq!(world.bodies().len(), 8);
+    for n in 4..8 {
+        world.send(message(&n.to_string()).delay_level(1));
+    }
+    world.store.take().unwrap().close().unwrap();
+    // It writes the file anew, and so makes one that was not written here.
+    let mut known = tables(&world).load::<ConsumerOffsets>().unwrap().table;
+    assert_eq!(known.get(SCHEDULE_TOPIC, DELAY_GROUP, 0), Some(4));
+    known.set(TOPIC, "billing", 0, 3).unwrap();
+    tables(&world).save(&mut known).unwrap();
+    let mut delivered = tables(&world).load::<DelayOffsets>().unwrap().table;
+    delivered.set(1, 6);
+    tables(&world).save(&mut delivered).unwrap();
+
+    world.open();
+    assert_eq!(world.store().committed_offset("billing", TOPIC, 0), Some(3));
+    world.advance(1_000);
+    assert_eq!(world.bodies()[8..], ["6", "7"]);
+    // Of a store that has forgotten all that RocketMQ does not know, it is all there is.
+    world.store.take().unwrap().close().unwrap();
+    let ours = world.disk.files().into_iter().filter(|file| file.starts_with("/store/duralog"));
+    ours.for_each(|file| world.disk.drop_file(file).unwrap());
+    world.open();
+    world.advance(1_000);
+    assert_eq!(world.bodies().len(), 10);
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -91,6 +91,12 @@ impl Offsets {
         for progress in theirs.iter() {
             // What a broker may hold that it cannot mean.
             let Ok(next) = u64::try_from(progress.offset) else { continue };
+            // No broker moves those: it hands on what it was told, and has perhaps delivered more since.
+            let is_behind =
+                Some(next) < self.table.get(progress.group, progress.topic, progress.queue_id);
+            if progress.group == DELAY_GROUP && is_behind {
+                continue;
+            }
             match self.table.import(progress.group, progress.topic, progress.queue_id, next) {
                 Ok(()) => count += 1,
                 Err(Error::Config { .. } | Error::TooLarge { .. } | Error::InvalidMessage(_)) => {}
