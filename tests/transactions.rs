@@ -10,7 +10,7 @@ use duralog::delivery::{
 };
 use duralog::disk::{Cut, CutMoment, SimDisk};
 use duralog::message::format::{CHECKED_IN_VAIN_TOPIC, HALF_DONE_TOPIC, HALF_TOPIC};
-use duralog::message::names;
+use duralog::message::{SysFlag, names};
 use duralog::{
     Environment, Error, FlushMode, InvalidMessage, Message, Next, Store, StoreConfig, StoreWorker,
     StoredMessage,
@@ -591,6 +591,37 @@ fn a_crash_between_a_message_and_its_entry_makes_no_second_message_and_nobody_is
         world.pass(&store, 6 * SECOND);
         assert_eq!(oracle.asked(), ["open"]);
         assert_eq!(bodies(&store, "orders"), ["first", "paid", "sent", "late"]);
+        assert_eq!(stats(&store).open, 1);
+    }
+}
+
+#[test]
+fn what_a_broker_has_committed_of_a_copy_is_not_committed_again_though_it_did_not_say_so() {
+    for index_enable in [true, false] {
+        let mut world = World::new();
+        world.config.index_enable = index_enable;
+        let store = world.open();
+        let oracle = Oracle::default();
+        let producer = oracle.producer(&store, "service");
+        for body in ["paid", "open"] {
+            drop(producer.begin(order(body).unique_key(body)).unwrap());
+        }
+        // Checked in vain, they are put again.
+        world.pass(&store, 6 * SECOND);
+        assert_eq!(oracle.asked(), ["paid", "open"]);
+        let copy = read(&store, HALF_TOPIC, 0).remove(2);
+        assert_eq!(text(&copy.body), "paid");
+        let committed = Message::new("orders", copy.body)
+            .properties(copy.properties)
+            .sys_flag(SysFlag::COMMIT)
+            .prepared_transaction_offset(copy.physical_offset);
+        put(&store, committed);
+        let store = world.power_cut();
+        let _producer = oracle.producer(&store, "service");
+        oracle.say("paid", TransactionState::Commit);
+        world.pass(&store, 60 * SECOND);
+        assert_eq!(oracle.asked(), ["open"], "index {index_enable}");
+        assert_eq!(bodies(&store, "orders"), ["paid"]);
         assert_eq!(stats(&store).open, 1);
     }
 }

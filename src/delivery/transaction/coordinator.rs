@@ -657,9 +657,11 @@ impl Coordinator {
     ) -> Result<Option<MessageView>> {
         let half = HalfMessageView::new(view.clone())?;
         let since = view.record().store_timestamp();
+        // A broker that commits a copy says where that lies.
+        let origins = [origin, view.physical_offset()].map(u64::cast_signed);
         let comes_from_it = |found: &MessageView| {
             found.physical_offset() > view.physical_offset()
-                && committed_from(found) == Some(origin.cast_signed())
+                && committed_from(found).is_some_and(|from| origins.contains(&from))
         };
         if store.config().index_enable
             && let Some(key) = view.record().unique_key()
@@ -682,11 +684,14 @@ impl Coordinator {
             })?;
             scans.insert(queue.clone(), Scan { from, committed });
         }
-        let scan = scans.get(&queue);
-        let offset = scan.and_then(|scan| scan.committed.get(&origin.cast_signed()).copied());
-        let Some(offset) = offset else { return Ok(None) };
-        let found = store.get_view(topic, queue_id, offset, 1, &TagFilter::any())?;
-        Ok(found.messages.into_iter().find(comes_from_it))
+        let Some(scan) = scans.get(&queue) else { return Ok(None) };
+        for offset in origins.iter().filter_map(|from| scan.committed.get(from)) {
+            let found = store.get_view(topic, queue_id, *offset, 1, &TagFilter::any())?;
+            if let Some(found) = found.messages.into_iter().find(comes_from_it) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
     /// Asks the producer what is to become of a half message. Nobody needs the store while it thinks.
