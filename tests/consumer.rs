@@ -3,6 +3,7 @@
 use duralog::clock::ManualClock;
 use duralog::delivery::{ConsumeFrom, Consumer, Handled, Settled};
 use duralog::disk::{Cut, SimDisk};
+use duralog::tables::{Tables, TopicTable};
 use duralog::{Environment, Error, Message, Next, Store, StoreConfig, StoreWorker, TagFilter};
 use std::collections::BTreeSet;
 use std::sync::mpsc;
@@ -187,6 +188,22 @@ fn a_message_that_is_never_handled_in_time_becomes_a_dead_letter() {
     assert_eq!(record.properties().get("RETRY_TOPIC"), Some("orders"));
     let origin = world.store.get_at(0).unwrap().unwrap().record().message_id().to_string();
     assert_eq!(record.properties().get("DLQ_ORIGIN_MESSAGE_ID"), Some(&*origin));
+}
+
+#[test]
+fn a_broker_finds_the_topics_of_retries_and_dead_letters_in_its_table() {
+    let world = World::new();
+    world.fill(1);
+    let tables = Tables::new_in(DIR, Environment::on(world.disk.shared()));
+    let queues = || {
+        let table = tables.load::<TopicTable>().unwrap().table;
+        ["%RETRY%billing", "%DLQ%billing"]
+            .map(|topic| table.get(topic).map(|topic| topic.write_queue_nums))
+    };
+    let consumer = world.consumer();
+    assert_eq!(queues(), [Some(1), None]);
+    consumer.poll(NOW).unwrap()[0].reject().unwrap();
+    assert_eq!(queues(), [Some(1), Some(1)]);
 }
 
 /// Lets time pass, and what is due be delivered.
