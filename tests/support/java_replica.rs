@@ -1,12 +1,13 @@
 //! A master or a slave of RocketMQ's own, told line by line what to do: see `Replica.java`.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use crate::java::{Java, Process};
+#[path = "java_session.rs"]
+mod java_session;
+
+use crate::java::Java;
+use java_session::JavaSession;
 use serde_json::Value;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, ChildStdout, Stdio};
+use std::path::Path;
 
 /// The topics and queues that a Java master puts into.
 pub const TOPICS: [&str; 3] = ["orders", "payments", "%RETRY%billing"];
@@ -14,10 +15,7 @@ pub const QUEUES: i32 = 4;
 
 /// Halts as if killed when it is dropped.
 pub struct JavaReplica {
-    process: Process,
-    commands: ChildStdin,
-    answers: BufReader<ChildStdout>,
-    log: PathBuf,
+    session: JavaSession,
     /// Where it listens for slaves.
     pub port: u16,
 }
@@ -34,33 +32,14 @@ impl JavaReplica {
     }
 
     fn start(java: Java, command: &str, dir: &Path, place: &str, settings: &[&str]) -> Self {
-        let log = dir.with_extension("stderr");
-        let mut child = java.command(command, dir, &[&[place], settings].concat());
-        let child = child.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let child = child.stderr(File::create(&log).expect("a file")).spawn().expect("java runs");
-        let mut process = Process(child);
-        let commands = process.0.stdin.take().expect("piped");
-        let answers = BufReader::new(process.0.stdout.take().expect("piped"));
-        let mut replica = Self { process, commands, answers, log, port: 0 };
-        let port = replica.answer(command)["port"].as_u64().expect("a number");
-        replica.port = port.try_into().expect("a port");
-        replica
+        let (session, first) =
+            JavaSession::start(java, command, dir, &[&[place], settings].concat());
+        let port = first["port"].as_u64().expect("a number").try_into().expect("a port");
+        Self { session, port }
     }
 
     pub fn ask(&mut self, command: &str) -> Value {
-        writeln!(self.commands, "{command}").expect("it listens");
-        self.answer(command)
-    }
-
-    fn answer(&mut self, command: &str) -> Value {
-        let mut line = String::new();
-        self.answers.read_line(&mut line).expect("UTF-8");
-        let answer: Value = serde_json::from_str(&line).unwrap_or_default();
-        if !answer.is_object() || answer.get("error").is_some() {
-            let said = fs::read(&self.log).unwrap_or_default();
-            panic!("{command}: {line}\n{}", String::from_utf8_lossy(&said));
-        }
-        answer
+        self.session.ask(command)
     }
 
     /// Puts messages; where the log ends then, and how many were answered with which status.
@@ -100,8 +79,7 @@ impl JavaReplica {
         messages
     }
 
-    pub fn close(mut self) {
-        self.ask("close");
-        assert!(self.process.0.wait().expect("it ends").success());
+    pub fn close(self) {
+        self.session.close();
     }
 }

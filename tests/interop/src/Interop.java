@@ -54,6 +54,8 @@ public final class Interop {
           ha-master DIR PORT             a master on PORT, or on any if that is 0
           ha-slave DIR HOST:PORT         a slave of the master there
             Both do what standard input says; see Replica.
+          broker DIR                     as much of a broker as there is of this version
+            Does what standard input says; see Master, and Broker for 5.x.
 
         A line of JSON for every message and every key; OPTION is one of MessageStoreConfig, such as
         mappedFileSizeCommitLog=65536.""";
@@ -162,6 +164,8 @@ public final class Interop {
                 String master = words.remove();
                 return () -> Replica.slave(dir, master, options);
             }
+            case "broker":
+                return () -> Master.of(dir, options).serve();
             case "hold":
                 return () -> with(dir, options, store -> {
                     print("READY");
@@ -183,8 +187,7 @@ public final class Interop {
         store.shutdown();
     }
 
-    /** As a broker does it: load, which recovers, then start, which locks. */
-    static DefaultMessageStore open(String dir, Properties options) throws Exception {
+    static MessageStoreConfig config(String dir, Properties options) {
         MessageStoreConfig config = new MessageStoreConfig();
         config.setStorePathRootDir(dir);
         config.setStorePathCommitLog(dir + "/commitlog");
@@ -193,6 +196,12 @@ public final class Interop {
         config.setDiskMaxUsedSpaceRatio(99);
         config.setCleanFileForciblyEnable(false);
         MixAll.properties2Object(options, config);
+        return config;
+    }
+
+    /** As a broker does it: load, which recovers, then start, which locks. */
+    static DefaultMessageStore open(String dir, Properties options) throws Exception {
+        MessageStoreConfig config = config(dir, options);
         MessageArrivingListener nobody = (topic, queue, offset, tags, time, bits, properties) -> { };
         BrokerStatsManager stats = new BrokerStatsManager("interop", false);
         BrokerConfig broker = new BrokerConfig();
@@ -209,25 +218,30 @@ public final class Interop {
             throw new IOException("RocketMQ does not load " + dir);
         }
         store.start();
+        await(() -> store.dispatchBehindBytes() <= 0);
+        return store;
+    }
+
+    interface Condition {
+        boolean holds() throws Exception;
+    }
+
+    static void await(Condition done) throws Exception {
         long deadline = System.currentTimeMillis() + PATIENCE_MS;
-        while (store.dispatchBehindBytes() > 0) {
+        while (!done.holds()) {
             if (System.currentTimeMillis() > deadline) {
-                throw new IOException(store.dispatchBehindBytes() + " bytes are not dispatched");
+                throw new IOException("not within " + PATIENCE_MS + " ms");
             }
             Thread.sleep(1);
         }
-        return store;
     }
 
     private static void list(DefaultMessageStore store, boolean keys) throws Exception {
         Map<String, Set<String>> queries = new TreeMap<>();
-        for (Map.Entry<String, ? extends Map<Integer, ?>> topic
-                : new TreeMap<>(store.getConsumeQueueTable()).entrySet()) {
-            for (Map.Entry<Integer, ?> queue : new TreeMap<>(topic.getValue()).entrySet()) {
-                list(store, topic.getKey(), queue.getKey(), (ConsumeQueue) queue.getValue(),
-                    queries);
-            }
-        }
+        everything(store, (record, tagsCode) -> {
+            print(describe(record, tagsCode));
+            keys(record, queries);
+        });
         for (Map.Entry<String, Set<String>> topic : queries.entrySet()) {
             for (String key : keys ? topic.getValue() : Set.<String>of()) {
                 query(store, topic.getKey(), key, QUERY_MAX);
@@ -235,18 +249,21 @@ public final class Interop {
         }
     }
 
-    private static void list(DefaultMessageStore store, String topic, int queueId, ConsumeQueue queue,
-            Map<String, Set<String>> queries) throws Exception {
-        long first = store.getMinOffsetInQueue(topic, queueId);
-        long end = store.getMaxOffsetInQueue(topic, queueId);
-        read(store, topic, queueId, first, end, (record, offset) -> {
-            print(describe(record, tagsCode(queue, offset)));
-            keys(record, queries);
-        });
+    /** Every message, queue by queue, and what its queue says of its tags. */
+    static void everything(DefaultMessageStore store, Reader reader) throws Exception {
+        for (Map.Entry<String, ? extends Map<Integer, ?>> topic
+                : new TreeMap<>(store.getConsumeQueueTable()).entrySet()) {
+            for (Map.Entry<Integer, ?> queue : new TreeMap<>(topic.getValue()).entrySet()) {
+                long first = store.getMinOffsetInQueue(topic.getKey(), queue.getKey());
+                long end = store.getMaxOffsetInQueue(topic.getKey(), queue.getKey());
+                read(store, topic.getKey(), queue.getKey(), first, end, (record, offset) ->
+                    reader.on(record, tagsCode((ConsumeQueue) queue.getValue(), offset)));
+            }
+        }
     }
 
     interface Reader {
-        void on(ByteBuffer record, long offset) throws Exception;
+        void on(ByteBuffer record, long number) throws Exception;
     }
 
     /** Every message of a part of a queue. */
@@ -467,7 +484,7 @@ public final class Interop {
         line.put("properties", message.getProperties());
     }
 
-    private static MessageExt decode(ByteBuffer record) throws IOException {
+    static MessageExt decode(ByteBuffer record) throws IOException {
         MessageExt message = MessageDecoder.decode(record.duplicate(), true, false);
         if (message == null) {
             throw new IOException("a record does not decode");

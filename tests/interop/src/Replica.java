@@ -1,13 +1,8 @@
-import java.io.BufferedReader;
 import java.io.IOException;
-import java.io.InputStreamReader;
 import java.lang.reflect.Field;
 import java.net.InetSocketAddress;
 import java.nio.channels.ServerSocketChannel;
-import java.nio.charset.StandardCharsets;
-import java.util.ArrayDeque;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.Deque;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -16,15 +11,13 @@ import java.util.Properties;
 import java.util.Random;
 import java.util.TreeMap;
 import java.util.concurrent.CompletableFuture;
-import java.util.function.BooleanSupplier;
 import org.apache.rocketmq.common.ServiceThread;
 import org.apache.rocketmq.common.message.*;
 import org.apache.rocketmq.store.*;
 import org.apache.rocketmq.store.config.BrokerRole;
 
 /**
- * A store that replicates and does what standard input says, a command on each line. It answers each
- * with a line of JSON, and begins with one. When standard input ends it halts as if killed.
+ * A store that replicates and does what standard input says; see Conversation.
  *
  * <pre>
  * (at first)                    {"port"}: where it listens for slaves
@@ -40,8 +33,6 @@ import org.apache.rocketmq.store.config.BrokerRole;
  * wake                          a slave that waits before it connects again does so now; {}
  * close                         closes the store and ends; {}
  * </pre>
- *
- * What it cannot do it answers with {"error"}.
  */
 final class Replica {
     private final DefaultMessageStore store;
@@ -69,25 +60,7 @@ final class Replica {
     private void serve() throws Exception {
         Map<String, Object> line = new LinkedHashMap<>();
         line.put("port", port());
-        Interop.print(line);
-        BufferedReader commands =
-            new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
-        for (String command = commands.readLine(); command != null; command = commands.readLine()) {
-            Deque<String> words = new ArrayDeque<>(Arrays.asList(command.split(" ")));
-            String name = words.remove();
-            Map<String, Object> answer = new LinkedHashMap<>();
-            try {
-                answer(name, words, answer);
-            } catch (Exception failure) {
-                answer = new LinkedHashMap<>();
-                answer.put("error", command + ": " + failure);
-            }
-            Interop.print(answer);
-            if (name.equals("close")) {
-                return;
-            }
-        }
-        Runtime.getRuntime().halt(137);
+        Conversation.hold(line, this::answer);
     }
 
     private void answer(String name, Deque<String> words, Map<String, Object> answer) throws Exception {
@@ -117,9 +90,6 @@ final class Replica {
                 break;
             default:
                 throw new IOException("unknown");
-        }
-        if (!words.isEmpty()) {
-            throw new IOException("too many words");
         }
     }
 
@@ -155,14 +125,14 @@ final class Replica {
 
     private void offset(long max, Map<String, Object> answer) throws Exception {
         // Behind by half a message, too: nothing is dispatched of what ends within one.
-        await(() -> store.getMaxPhyOffset() >= max && (max == 0 || store.dispatchBehindBytes() <= 0));
+        Interop.await(() -> store.getMaxPhyOffset() >= max && (max == 0 || store.dispatchBehindBytes() <= 0));
         answer.put("min", store.getMinPhyOffset());
         answer.put("max", store.getMaxPhyOffset());
     }
 
     private void slaves(int count, long acked, Map<String, Object> answer) throws Exception {
-        await(() -> store.getHaService().getPush2SlaveMaxOffset().get() >= acked);
-        await(() -> count < 0 || count == connections().stream()
+        Interop.await(() -> store.getHaService().getPush2SlaveMaxOffset().get() >= acked);
+        Interop.await(() -> count < 0 || count == connections().stream()
             .filter(slave -> number(slave, "slaveRequestOffset") >= 0).count());
         List<Map<String, Object>> slaves = new ArrayList<>();
         for (Object connection : connections()) {
@@ -205,16 +175,6 @@ final class Replica {
         List<?> connections = (List<?>) field(store.getHaService(), "connectionList");
         synchronized (connections) {
             return new ArrayList<>(connections);
-        }
-    }
-
-    private static void await(BooleanSupplier done) throws Exception {
-        long deadline = System.currentTimeMillis() + Interop.PATIENCE_MS;
-        while (!done.getAsBoolean()) {
-            if (System.currentTimeMillis() > deadline) {
-                throw new IOException("not within " + Interop.PATIENCE_MS + " ms");
-            }
-            Thread.sleep(1);
         }
     }
 
