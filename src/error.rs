@@ -184,6 +184,35 @@ pub enum InvalidMessage {
     },
 }
 
+/// Why an expression is no filter, see `SqlFilter` (feature `sql92`). Positions are in bytes, counted from 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InvalidFilter {
+    /// The expression is too long.
+    TooLong {
+        /// Its length in bytes.
+        len: usize,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// Parentheses stand in more of them than are allowed.
+    TooDeep {
+        /// Where the first one stands that is too many.
+        at: usize,
+        /// How deep they may be.
+        max: usize,
+    },
+    /// Something stands where it may not.
+    Unexpected {
+        /// Where it begins.
+        at: usize,
+        /// What stands there, shortened if it is long; empty where the expression ends too early.
+        found: String,
+        /// What may stand there.
+        expected: &'static str,
+    },
+}
+
 /// Why a body cannot be compressed or decompressed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -283,6 +312,8 @@ pub enum Error {
     },
     /// The message breaks a rule of the format. Nothing was stored.
     InvalidMessage(InvalidMessage),
+    /// An expression is no filter. Nothing was changed.
+    InvalidFilter(InvalidFilter),
     /// Another store has the directory open, in this process or in another, or a Java broker has.
     Locked {
         /// The lock file.
@@ -563,6 +594,23 @@ impl fmt::Display for InvalidMessage {
     }
 }
 
+impl fmt::Display for InvalidFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong { len, max } => write!(f, "{len} bytes are over the limit of {max}"),
+            Self::TooDeep { at, max } => {
+                write!(f, "at byte {at}: more than {max} parentheses in each other")
+            }
+            Self::Unexpected { at, found, expected } if found.is_empty() => {
+                write!(f, "at byte {at}: it ends where {expected} must stand")
+            }
+            Self::Unexpected { at, found, expected } => {
+                write!(f, "at byte {at}: {found:?} stands where {expected} must stand")
+            }
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -614,6 +662,7 @@ impl fmt::Display for Error {
                 })
             }
             Self::InvalidMessage(what) => write!(f, "invalid message: {what}"),
+            Self::InvalidFilter(what) => write!(f, "invalid filter: {what}"),
             Self::Locked { path, pid: Some(pid) } if *pid == std::process::id() => {
                 let path = path.display();
                 write!(f, "{path} is held by this process ({pid}); one store at a time")

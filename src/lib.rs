@@ -72,6 +72,7 @@
 //!   loses what was not synced; `clock::ManualClock`, a clock that moves only when told to;
 //!   `replication::ScriptedReplica` and `ReplicaBehaviour`, a replica that confirms, delays, refuses or
 //!   is away.
+//! * `sql92`, off by default: consumers that choose messages by their properties, with `SqlFilter`.
 //! * `zlib`, `lz4`, `zstd`, off by default: what producers compress large bodies with, and consumers
 //!   decompress. The last one builds a C library.
 
@@ -99,14 +100,16 @@ pub use config::{
 };
 pub use disk::SyncMethod;
 pub use environment::{Environment, Threads};
-pub use error::{CodecError, Corruption, Error, InvalidMessage, IoOp, Result};
+pub use error::{CodecError, Corruption, Error, InvalidFilter, InvalidMessage, IoOp, Result};
 pub use log::{
     ClampedOffset, GroupOffset, MessageView, Reached, RecoveryReport, TimeBound, Watermarks,
 };
 pub use message::{Message, StoredMessage};
+#[cfg(feature = "sql92")]
+pub use store::SqlFilter;
 pub use store::{
-    Acknowledged, FetchStatus, Fetched, Health, Pinned, PutResult, PutStatus, RetentionStats,
-    SnapshotReport, Stats, Store, StoreWorker, TagFilter, Ticket, VerifyReport,
+    Acknowledged, FetchStatus, Fetched, Filter, Health, Pinned, PutResult, PutStatus,
+    RetentionStats, SnapshotReport, Stats, Store, StoreWorker, TagFilter, Ticket, VerifyReport,
 };
 pub use worker::Next;
 

@@ -3,6 +3,7 @@
 mod deadline;
 mod dispatch;
 mod engine;
+mod filter;
 mod offsets;
 mod put;
 mod read;
@@ -16,7 +17,10 @@ mod topics;
 mod upper;
 mod verify;
 
-pub use read::{FetchStatus, Fetched, TagFilter};
+#[cfg(feature = "sql92")]
+pub use filter::SqlFilter;
+pub use filter::{Filter, TagFilter};
+pub use read::{FetchStatus, Fetched};
 pub use result::{Acknowledged, PutResult, PutStatus};
 pub use retention::{Pinned, RetentionStats};
 pub use snapshot::SnapshotReport;

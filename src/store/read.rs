@@ -1,12 +1,13 @@
 //! Reading: by queue offset, by time, and waiting for what is not there yet.
 
 use super::dispatch::entry;
+use super::filter::{Filter, Passes, TagFilter};
 use super::stats::QueueWork;
 use super::{Shared, Store};
 use crate::config::RecoveryMode;
 use crate::error::{Corruption, Error, Result};
 use crate::log::{ConsumeQueue, Located, MessageView, QueueEntry, Reader, TimeBound};
-use crate::message::{RecordRef, StoredMessage, is_filler, java_string_hash};
+use crate::message::{StoredMessage, is_filler};
 use std::io::ErrorKind;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
@@ -54,43 +55,6 @@ pub struct Fetched<T> {
     pub max_offset: u64,
     /// Damaged messages stepped over; only under [`RecoveryMode::Salvage`].
     pub skipped_damaged: u64,
-}
-
-/// Which tags a reader wants: by hash in the queue, then by the string in the message.
-///
-/// A filter without tags lets everything pass: the default, [`any`](Self::any), and also an empty
-/// list given to [`of`](Self::of) or an empty expression given to [`parse`](Self::parse).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TagFilter {
-    /// Empty: everything.
-    tags: Vec<(i64, String)>,
-}
-
-impl TagFilter {
-    /// Everything.
-    pub fn any() -> Self {
-        Self::default()
-    }
-
-    /// RocketMQ's subscription expression: `*` or nothing for everything, or tags separated by `||`.
-    pub fn parse(expression: &str) -> Self {
-        let tags = expression.split("||").map(str::trim).filter(|tag| !tag.is_empty());
-        if expression.trim() == "*" { Self::any() } else { Self::of(tags) }
-    }
-
-    /// Messages with one of these tags. No tags at all means everything, not nothing.
-    pub fn of<'a>(tags: impl IntoIterator<Item = &'a str>) -> Self {
-        let tags = tags.into_iter().map(|tag| (i64::from(java_string_hash(tag)), tag.to_owned()));
-        Self { tags: tags.collect() }
-    }
-
-    fn may_pass(&self, tags_code: i64) -> bool {
-        self.tags.is_empty() || self.tags.iter().any(|(code, _)| *code == tags_code)
-    }
-
-    fn passes(&self, record: &RecordRef<'_>) -> bool {
-        self.tags.is_empty() || self.tags.iter().any(|(_, tag)| record.tags() == Some(tag))
-    }
 }
 
 impl Store {
@@ -249,7 +213,7 @@ impl Store {
         queue_id: i32,
         offsets: Range<u64>,
         max: usize,
-        filter: &TagFilter,
+        filter: &Filter,
     ) -> Result<Fetched<MessageView>> {
         self.shared().fetch(topic, queue_id, offsets, max, filter)
     }
@@ -464,7 +428,7 @@ impl Shared {
         queue_id: i32,
         Range { start: offset, end: until }: Range<u64>,
         max: usize,
-        filter: &TagFilter,
+        filter: &impl Passes,
     ) -> Result<Fetched<MessageView>> {
         let mut fetched = Fetched {
             status: FetchStatus::NoSuchQueue,

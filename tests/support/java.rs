@@ -35,13 +35,19 @@ const JVM: [&str; 6] = [
 pub struct Java(pub &'static str);
 
 impl Java {
-    pub fn command(self, command: &str, dir: &Path, args: &[&str]) -> Command {
+    /// The class of `tests/interop`, run.
+    pub fn class(self, class: &str) -> Command {
         let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/target").join(self.0);
         let libraries = fs::read_to_string(built.join("classpath")).expect("built by .ci/interop");
         let classpath = format!("{}:{}", built.join("classes").display(), libraries.trim());
         let mut java = Command::new("java");
-        java.args(JVM).args(["-cp", &classpath, "Interop", command]).arg(dir);
-        java.args(args).args(SIZES).stdin(Stdio::null());
+        java.args(JVM).args(["-cp", &classpath, class]);
+        java
+    }
+
+    pub fn command(self, command: &str, dir: &Path, args: &[&str]) -> Command {
+        let mut java = self.class("Interop");
+        java.arg(command).arg(dir).args(args).args(SIZES).stdin(Stdio::null());
         java
     }
 

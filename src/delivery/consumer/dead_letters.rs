@@ -7,7 +7,7 @@ use crate::error::{Error, InvalidMessage, Result};
 use crate::log::MessageView;
 use crate::message::format::is_system_topic;
 use crate::message::{Message, RecordRef, names};
-use crate::store::{Store, TagFilter};
+use crate::store::{Filter, Store, TagFilter};
 use std::fmt;
 
 /// Letters fetched in one go.
@@ -128,7 +128,7 @@ impl DeadLetters {
         let (mut next, end) = (self.next(), self.end());
         let mut sent = 0;
         while sent < max && next < end {
-            let any = TagFilter::any();
+            let any = Filter::any();
             let wanted = BATCH.min(max - sent);
             let found = self.store.get_before(&self.topic, 0, next..end, wanted, &any)?;
             for view in &found.messages {

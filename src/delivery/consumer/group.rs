@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::log::{MessageView, TimeBound};
 use crate::message::RecordRef;
 use crate::message::format::{DEAD_LETTER_TOPIC_PREFIX, RETRY_TOPIC_PREFIX};
-use crate::store::{FetchStatus, Store, TagFilter};
+use crate::store::{FetchStatus, Filter, Store};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::SeqCst;
@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// Entries of a queue looked at before others get their turn, where a filter lets none pass.
 const SCAN: u64 = 16 * 1024;
+/// Messages read before others get their turn, where a filter looks at all of them.
+const READ: u64 = 256;
 /// Between the name of a group and that of one that gets everything for itself.
 pub(super) const BROADCAST: &str = "%BROADCAST%";
 /// How long a message waits that could be neither handed out nor set aside.
@@ -27,7 +29,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Agreement {
     /// In the order in which they were asked for.
-    pub(super) subscriptions: Vec<(String, TagFilter)>,
+    pub(super) subscriptions: Vec<(String, Filter)>,
     pub(super) mode: Mode,
     /// How many messages of a queue may be between the first one that is not done with and the last one
     /// that was taken.
@@ -54,7 +56,7 @@ pub(super) struct Group {
     /// Under which name its offsets are committed.
     offsets_name: String,
     /// The retry topic included.
-    topics: Vec<(String, TagFilter)>,
+    topics: Vec<(String, Filter)>,
     queues: RwLock<Found>,
     /// Counts what makes it worth looking again for messages, but for new ones.
     changes: AtomicU64,
@@ -146,7 +148,7 @@ impl Group {
     ) -> Self {
         let mut subscriptions = agreement.subscriptions.clone();
         // Where nothing is retried by way of it, dead letters that are sent back come through it.
-        subscriptions.push((retry_topic(name), TagFilter::any()));
+        subscriptions.push((retry_topic(name), Filter::any()));
         Self {
             store: store.clone(),
             delivery,
@@ -226,7 +228,7 @@ impl Group {
         self.store.commit_offset(&self.offsets_name, topic, id, next)
     }
 
-    fn topic(&self, queue: &Queue) -> Option<(&str, &TagFilter)> {
+    fn topic(&self, queue: &Queue) -> Option<(&str, &Filter)> {
         self.topics.get(queue.topic).map(|(name, filter)| (name.as_str(), filter))
     }
 
@@ -377,7 +379,8 @@ impl Group {
                 return Ok(None);
             }
             // Nothing in between has to be remembered while nothing is lent.
-            let scan = if state.floor() == next { SCAN.max(room as u64) } else { room as u64 };
+            let turn = if filter.reads_all() { READ } else { SCAN };
+            let scan = if state.floor() == next { turn.max(room as u64) } else { room as u64 };
             let offsets = next..next.saturating_add(scan);
             let max = max.min(room);
             let found = self.store.get_before(topic, queue.id, offsets, max, filter)?;
@@ -429,7 +432,7 @@ impl Group {
         let lent = self.lent(queue, lease, terms);
         let mut messages = Vec::with_capacity(again.len());
         for Again { offset, failures } in again.iter().copied() {
-            let any = TagFilter::any();
+            let any = Filter::any();
             let found = self.store.get_before(topic, queue.id, offset..offset + 1, 1, &any);
             match found.map(|found| found.messages.into_iter().next()) {
                 Ok(Some(view)) => {

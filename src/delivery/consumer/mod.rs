@@ -15,7 +15,7 @@ pub use received::{Batch, Received, Settled};
 use super::Event;
 use crate::error::{Error, Result};
 use crate::log::GroupOffset;
-use crate::store::{Store, TagFilter};
+use crate::store::{Filter, Store};
 use group::{Agreement, BROADCAST, Group, Mode, Terms, dead_letter_topic, retry_topic};
 use in_flight::Owner;
 use std::fmt;
@@ -142,7 +142,7 @@ impl Store {
 pub struct ConsumerBuilder {
     store: Store,
     group: String,
-    subscriptions: Vec<(String, TagFilter)>,
+    subscriptions: Vec<(String, Filter)>,
     mode: Mode,
     from: ConsumeFrom,
     batch_max: usize,
@@ -152,10 +152,11 @@ pub struct ConsumerBuilder {
 }
 
 impl ConsumerBuilder {
-    /// Asks for the messages of a topic that pass `filter`; the others count as handled. The second call
-    /// for a topic replaces the first.
-    pub fn subscribe(mut self, topic: impl Into<String>, filter: TagFilter) -> Self {
-        let topic = topic.into();
+    /// Asks for the messages of a topic that pass `filter`, a [`TagFilter`](crate::TagFilter) or, with the
+    /// feature `sql92`, an `SqlFilter`; the others count as handled. The second call for a topic replaces the
+    /// first.
+    pub fn subscribe(mut self, topic: impl Into<String>, filter: impl Into<Filter>) -> Self {
+        let (topic, filter) = (topic.into(), filter.into());
         self.subscriptions.retain(|(known, _)| *known != topic);
         self.subscriptions.push((topic, filter));
         self
@@ -304,7 +305,8 @@ impl Consumer {
     }
 
     /// Messages of one queue, up to `batch_max` of them; blocks up to `timeout` until there are any. Empty
-    /// if there was none in time. The queues take turns.
+    /// if there was none in time: also where a long row of messages that do not pass took all of it; the next
+    /// call goes on behind them. The queues take turns.
     ///
     /// The messages are on lease for `consume_timeout`, see [`Received`].
     ///
