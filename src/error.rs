@@ -431,6 +431,23 @@ pub enum Error {
         /// What is wrong.
         what: CodecError,
     },
+    /// A database of the application's failed, or somebody's implementation upon it. What was to be changed in
+    /// it is not changed, unless it says so itself.
+    Database {
+        /// What it says.
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// Somebody else handles what has this key, or did when the process ended; once that is
+    /// done, or its time is up, the same call may succeed.
+    InProgress {
+        /// The key.
+        key: String,
+    },
+    /// Code of the application's panicked where it was called from a thread of this crate.
+    Panicked {
+        /// What the panic said.
+        message: String,
+    },
     /// A background thread did not stop in time: it hangs in the operating system. What was put is as
     /// safe as its `PutOk` said; the thread is left behind, and with it the lock of the store.
     CloseTimeout {
@@ -451,6 +468,11 @@ impl Error {
         Self::Io { op, path: path.to_owned(), offset, source: Arc::new(source) }
     }
 
+    /// The error of a database, for implementations upon one.
+    pub fn database(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Database { source: source.into().into() }
+    }
+
     /// Whether the same call may succeed later: a full disk that has room again, bytes in flight that
     /// are written, a segment that is ready, a replicator that takes puts again, a sync that ends.
     pub fn is_retryable(&self) -> bool {
@@ -463,6 +485,7 @@ impl Error {
                 | Self::FlushTimeout { .. }
                 | Self::OffsetsNotDurable
                 | Self::TooManyTransactions { .. }
+                | Self::InProgress { .. }
         )
     }
 
@@ -477,6 +500,13 @@ impl Error {
             Self::SendFailed { error, .. } => error.cause(),
             other => other,
         }
+    }
+}
+
+#[cfg(feature = "rusqlite")]
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::database(error)
     }
 }
 
@@ -754,6 +784,13 @@ impl fmt::Display for Error {
                 }
                 CodecError::Malformed { what } => write!(f, "no {compression:?} body: {what}"),
             },
+            Self::Database { source } => write!(f, "the database failed: {source}"),
+            Self::InProgress { key } => {
+                write!(f, "somebody else is at {key:?}, try again later")
+            }
+            Self::Panicked { message } => {
+                write!(f, "a function of the application panicked: {message}")
+            }
             Self::CloseTimeout { thread } => {
                 write!(
                     f,
@@ -774,6 +811,7 @@ impl std::error::Error for Error {
             Self::Io { source, .. } => Some(&**source),
             Self::Latched { first } | Self::Unknown { first, .. } => Some(&**first),
             Self::SendFailed { error, .. } => Some(&**error),
+            Self::Database { source } => Some(&**source),
             _ => None,
         }
     }

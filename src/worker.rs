@@ -6,6 +6,7 @@
 
 use crate::error::{Error, IoOp};
 use crate::sync::{AtomicBool, Receiver, RecvTimeoutError, Sender, TrySendError, channel};
+use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -138,6 +139,12 @@ pub(crate) fn run_bounded(
     }
 }
 
+/// What a panic said.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+}
+
 thread_local! {
     static IS_WORKER: Cell<bool> = const { Cell::new(false) };
 }
@@ -191,11 +198,7 @@ impl Worker {
                 }
             });
             if let Err(panic) = catch_unwind(run) {
-                let message = panic
-                    .downcast_ref::<&str>()
-                    .map(ToString::to_string)
-                    .or_else(|| panic.downcast_ref::<String>().cloned())
-                    .unwrap_or_default();
+                let message = panic_message(&*panic);
                 on_panic(Error::WorkerPanicked { thread: thread_name, message });
             }
         };

@@ -4,8 +4,10 @@
 //! topics, or an offset of a consumer group.
 
 mod consumer;
+pub mod dedup;
 mod delay;
 mod observer;
+pub mod outbox;
 mod producer;
 mod transaction;
 mod unique_ids;

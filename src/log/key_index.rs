@@ -255,7 +255,8 @@ impl KeyIndex {
         let mut found = Vec::new();
         self.writer.lock().last_name = names.last().copied().unwrap_or(0);
         let mut opened = names.iter().map(|name| {
-            Ok((*name, IndexFile::open(&*self.disk, &self.dir, *name, &self.options)?))
+            let file = IndexFile::open(&*self.disk, &self.dir, *name, &self.options);
+            file.map(|file| (*name, file))
         });
         let misfit = loop {
             match opened.next().transpose()? {

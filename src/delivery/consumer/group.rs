@@ -164,6 +164,11 @@ impl Group {
         }
     }
 
+    /// Under which name its offsets are committed, and of which topics.
+    pub(super) fn reads(&self) -> (&str, &[(String, Filter)]) {
+        (&self.offsets_name, &self.topics)
+    }
+
     /// Another consumer, which takes messages on those terms.
     pub(super) fn new_owner(&self, terms: &Terms) -> Owner {
         let lease = u64::try_from(terms.consume_timeout.as_millis()).unwrap_or(u64::MAX);

@@ -304,6 +304,12 @@ impl Consumer {
         &self.member.group.name
     }
 
+    /// What the group reads of which store, its retries included, and the name of its offsets.
+    pub(in crate::delivery) fn reads(&self) -> (&Store, &str, &[(String, Filter)]) {
+        let (offsets_name, topics) = self.member.group.reads();
+        (&self.member.group.store, offsets_name, topics)
+    }
+
     /// Messages of one queue, up to `batch_max` of them; blocks up to `timeout` until there are any. Empty
     /// if there was none in time: also where a long row of messages that do not pass took all of it; the next
     /// call goes on behind them. The queues take turns.

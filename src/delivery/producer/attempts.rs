@@ -141,7 +141,7 @@ impl Attempts {
 }
 
 /// Whether the message itself is at fault: no store would take it.
-pub(super) fn is_of_message(error: &Error) -> bool {
+pub(in crate::delivery) fn is_of_message(error: &Error) -> bool {
     matches!(
         error,
         Error::InvalidMessage(_)

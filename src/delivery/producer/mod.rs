@@ -13,8 +13,10 @@ use super::unique_ids::{Entry, UniqueIds};
 use super::{Delivery, Event, delay};
 use crate::error::{Error, Result};
 use crate::message::{Compression, Message, SysFlag, names};
-use crate::store::{PutResult, PutStatus, Store, Ticket};
-use attempts::{Attempts, Place, Verdict, is_of_message};
+use crate::store::{PutResult, PutStatus, Store, StoreWorker, Ticket};
+use crate::worker::Next;
+pub(in crate::delivery) use attempts::is_of_message;
+use attempts::{Attempts, Place, Verdict};
 use select::{Routes, Selector};
 use std::borrow::Cow;
 use std::fmt;
@@ -259,6 +261,23 @@ impl Producer {
     /// As [`send`](Self::send), where no other attempt would help.
     pub fn send_async(&self, message: Message) -> Result<SendTicket> {
         SendTicket::begin(self.inner.clone(), message)
+    }
+
+    /// Whether there is no second store.
+    pub(in crate::delivery) fn is_single(&self) -> bool {
+        self.inner.fallback.is_none()
+    }
+
+    /// Does what threads would do, where nobody but the caller drives a store.
+    pub(in crate::delivery) fn drive(&self) {
+        for target in [Some(&self.inner.main), self.inner.fallback.as_ref()].into_iter().flatten() {
+            if !target.store.is_threaded() {
+                while target.store.step(StoreWorker::Upkeep) == Next::Now {}
+                // Whoever waits is told by the store.
+                let _ = target.store.flush();
+                while target.store.step(StoreWorker::Upkeep) == Next::Now {}
+            }
+        }
     }
 
     /// Sends `message` once and does not wait for disk or replicas: it is in the page cache on return and

@@ -79,6 +79,11 @@ impl SendTicket {
         self.key.as_str()
     }
 
+    /// Whether the store has taken it, or has already said that it never will.
+    pub(in crate::delivery) fn is_placed(&self) -> bool {
+        !matches!(self.state, State::Pausing { .. })
+    }
+
     /// Blocks until the message is sent or has failed: until
     /// [`send_timeout`](super::ProducerBuilder::send_timeout) after the call that sent it at the latest,
     /// or, if that is over already, at once, without another attempt.
