@@ -3,9 +3,8 @@
 use super::table::{OutboxTable, PendingMessage, SendFailure};
 use super::{Options, SealedMessage};
 use crate::delivery::producer::is_of_message;
-use crate::delivery::{Producer, SendTicket, Sent};
+use crate::delivery::{Producer, Sent};
 use crate::error::{Error, Result};
-use crate::message::Message;
 use crate::store::PutStatus;
 use crate::worker::{Next, panic_message};
 use parking_lot::Mutex;
@@ -16,6 +15,8 @@ use std::time::Duration;
 
 /// Messages sent before any of them is marked: as many as a crash may send twice.
 pub(super) const BATCH: usize = 64;
+/// Bytes that a store takes before somebody must write them, where no thread does.
+const LAID: usize = 1 << 20;
 /// Rows forgotten in one go.
 const PRUNE: usize = 1000;
 /// Between two looks at what may be forgotten, in milliseconds.
@@ -149,6 +150,7 @@ impl Relay {
         window: Vec<PendingMessage>,
     ) -> Vec<PendingMessage> {
         let (mut busy, mut left, mut flights) = (HashSet::new(), Vec::new(), Vec::new());
+        let mut laid = 0;
         for pending in window {
             if round.end.is_some() || self.is_stopping() {
                 break;
@@ -173,7 +175,11 @@ impl Relay {
                     continue;
                 }
             };
-            match self.begin(message) {
+            laid += pending.bytes.len();
+            self.producer.drive(laid > LAID);
+            laid = if laid > LAID { 0 } else { laid };
+            // Whatever it says itself about waiting: it is marked for good.
+            match guarded(|| self.producer.send_async(message.waiting())) {
                 Ok(ticket) => {
                     if !ticket.is_placed() {
                         // The store has no room, or none for this one: the others wait for how it ends.
@@ -184,18 +190,12 @@ impl Relay {
                 Err(error) => self.judge(state, round, &pending, Err(error)),
             }
         }
-        self.producer.drive();
+        self.producer.drive(true);
         for (pending, ticket) in flights {
             let outcome = guarded(|| ticket.wait());
             self.judge(state, round, &pending, outcome);
         }
         left
-    }
-
-    fn begin(&self, message: Message) -> Result<SendTicket> {
-        self.producer.drive();
-        // Whatever it says itself: it is marked for good.
-        guarded(|| self.producer.send_async(message.waiting()))
     }
 
     /// What became of a message that was stored, but not as safely as asked. Another copy would lie behind
@@ -241,7 +241,7 @@ impl Relay {
         let mut may_die = true;
         match error.cause() {
             cause if ends_the_store(cause) => {
-                round.end = Some(End::Halt(error));
+                round.end = Some(End::Halt(cause.clone()));
                 return;
             }
             cause if is_of_message(cause) => return round.bury(pending, attempts, &error),

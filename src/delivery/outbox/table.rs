@@ -1,11 +1,13 @@
 //! What an outbox needs of a database.
 
+use super::SealedMessage;
 use crate::error::Result;
+use crate::message::Message;
 
 /// The table in which messages wait, and which tells afterwards what became of them.
 ///
 /// How a message is recorded within the application's transaction is the implementation's own: the method
-/// that does it takes whatever a transaction is there, [seals](super::SealedMessage::seal) the message and
+/// that does it takes whatever a transaction is there, [seals](SealedMessage::seal) the message and
 /// adds it as one that is pending, with no attempts, due at once. Ids must grow in the order in which
 /// transactions commit as far as the order of messages matters: rows of one lane, recorded one after the
 /// other, must have ascending ids.
@@ -78,11 +80,11 @@ pub trait OutboxTable: Send {
 pub struct PendingMessage {
     /// Its id in the table.
     pub id: i64,
-    /// What it is kept in order with, see [`SealedMessage::lane`](super::SealedMessage::lane).
+    /// What it is kept in order with, see [`SealedMessage::lane`].
     pub lane: Option<String>,
     /// How often it was tried.
     pub attempts: u32,
-    /// The message, see [`SealedMessage::bytes`](super::SealedMessage::bytes).
+    /// The message, see [`SealedMessage::bytes`].
     pub bytes: Vec<u8>,
 }
 
@@ -115,8 +117,18 @@ pub struct DeadMessage {
     pub attempts: u32,
     /// Why it was not sent.
     pub error: String,
-    /// The message, to be [opened](super::SealedMessage::open).
+    /// The message, see [`SealedMessage::bytes`].
     pub bytes: Vec<u8>,
+}
+
+impl DeadMessage {
+    /// The message.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if it is dead because its row is damaged.
+    pub fn message(&self) -> Result<Message> {
+        SealedMessage::open(&self.bytes)
+    }
 }
 
 /// How many messages an outbox has.

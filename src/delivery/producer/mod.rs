@@ -268,13 +268,15 @@ impl Producer {
         self.inner.fallback.is_none()
     }
 
-    /// Does what threads would do, where nobody but the caller drives a store.
-    pub(in crate::delivery) fn drive(&self) {
+    /// Does what threads would do, where nobody but the caller drives a store: makes room, and what was
+    /// put durable if `flush` says so.
+    pub(in crate::delivery) fn drive(&self, flush: bool) {
         for target in [Some(&self.inner.main), self.inner.fallback.as_ref()].into_iter().flatten() {
             if !target.store.is_threaded() {
-                while target.store.step(StoreWorker::Upkeep) == Next::Now {}
-                // Whoever waits is told by the store.
-                let _ = target.store.flush();
+                if flush {
+                    // Whoever waits is told by the store.
+                    let _ = target.store.flush();
+                }
                 while target.store.step(StoreWorker::Upkeep) == Next::Now {}
             }
         }
