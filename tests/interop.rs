@@ -30,7 +30,6 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use temp::TempDir;
 
 /// Tells a copy of this program what to write, and where.
 const ROLE: &str = "DURALOG_TEST_ROLE";

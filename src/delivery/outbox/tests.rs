@@ -38,7 +38,10 @@ fn body(bytes: &[u8]) -> Vec<u8> {
     SealedMessage::open(bytes).unwrap().body().to_vec()
 }
 
-fn told(due: DueMessages) -> (Vec<(i64, Option<String>, u32, Vec<u8>)>, Option<i64>) {
+/// Id, lane, attempts and body.
+type Told = (i64, Option<String>, u32, Vec<u8>);
+
+fn told(due: DueMessages) -> (Vec<Told>, Option<i64>) {
     let messages = due.messages.into_iter();
     let messages = messages.map(|it| (it.id, it.lane, it.attempts, body(&it.bytes)));
     (messages.collect(), due.next_ms)
