@@ -4,7 +4,8 @@
 #[path = "support/temp.rs"]
 mod temp;
 
-use duralog::{FlushMode, Message, PutStatus, Store, StoreConfig};
+use duralog::message::PropertiesRef;
+use duralog::{FlushMode, Message, PutStatus, SqlFilter, Store, StoreConfig};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Mutex;
@@ -123,4 +124,18 @@ fn a_send_allocates_what_the_id_takes_and_nothing_else() {
     for with_id in [false, true] {
         assert_eq!(allocations_of_sends(with_id), 10_000);
     }
+}
+
+#[test]
+fn a_message_passes_a_filter_without_an_allocation() {
+    let filter = SqlFilter::parse(
+        "amount > 100 AND price < 2.5 AND paid = TRUE AND region IN ('eu', 'uk') AND (name CONTAINS 'x' \
+         OR amount BETWEEN 1 AND 300) AND nothing IS NULL AND a = b AND region <> 'it''s'",
+    )
+    .expect("an expression");
+    let properties =
+        b"amount\x01200\x02price\x011.5\x02paid\x01true\x02region\x01eu\x02name\x01y\x02a\x013\x02b\x013\x02";
+    let before = HERE.get();
+    let passed = (0..1000).filter(|_| filter.passes(PropertiesRef::new(properties))).count();
+    assert_eq!((passed, HERE.get() - before), (1000, 0));
 }
