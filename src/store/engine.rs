@@ -99,7 +99,9 @@ impl Engine {
         let (bell, heard) = Doorbell::new();
         if alarm.bell().is_none() {
             workers.push(self.spawn_with(name, (bell.clone(), heard), step)?);
-            alarm.connect(bell);
+            alarm.connect(bell.clone());
+            // It may have gone to sleep before, and whoever rang then found no bell.
+            bell.ring();
         }
         Ok(())
     }

@@ -266,8 +266,11 @@ impl ConsumerBuilder {
             store.check_known(topic)?;
             store.check_offset_name(&name, topic)?;
         }
-        let [retries, _] = &own;
-        store.require_topic(retries, 1)?;
+        // For brokers, which give out nothing of a topic that is not in their table, and when told to clean up
+        // delete its queues. Not when something is to be set aside: the disk may hang then.
+        for topic in &own {
+            store.require_topic(topic, 1)?;
+        }
         let agreement = Agreement { subscriptions, mode, max_span: self.max_span };
         let group = Groups::join(&store, &group, agreement, from)?;
         let terms = Terms {

@@ -115,11 +115,6 @@ impl Group {
     /// Stores what takes a message's place; it is durable and as safe as the store's settings ask when
     /// this returns.
     pub(super) fn put_copy(&self, copy: Message) -> Result<()> {
-        if is_dead_letter(copy.topic()) {
-            // For brokers, which give out nothing of a topic that is not in their table, and when told to
-            // clean up delete its queues. The letter is not held up if that cannot be noted.
-            let _ = self.store.require_topic(copy.topic(), 1);
-        }
         match self.delivery.put(&self.store, copy.clone()) {
             // Its properties leave no room for what says where it comes from: the message itself must not
             // get lost for that.

@@ -48,6 +48,8 @@ struct State {
     waiting: Option<Waiting>,
     report: Report,
     export_at: Option<Instant>,
+    /// Nothing is put any more.
+    stopped: bool,
     ended: bool,
     #[cfg(test)]
     soon_max: Option<usize>,
@@ -120,7 +122,7 @@ impl Delay {
             return Next::Idle;
         }
         let mut state = self.state.lock();
-        if state.ended {
+        if state.ended || state.stopped {
             return Next::Idle;
         }
         let waker = Waker::from(alarm.clone());
@@ -128,7 +130,8 @@ impl Delay {
         match state.step(store, &moment) {
             Ok(next) => next,
             Err(Trouble::Ended) => {
-                state.ended = true;
+                // How far all is, is yet to be noted.
+                state.stopped = true;
                 Next::Idle
             }
             Err(Trouble::OwnFault(error) | Trouble::Later(error)) => {

@@ -46,11 +46,13 @@ fn waiting_in(message: Message, topic: &str, queue_id: i32) -> Result<Message> {
         let invalid = InvalidMessage::QueueId { queue_id: id, limit: i32::MAX };
         return Err(Error::InvalidMessage(invalid));
     }
-    let real_topic = message.topic().to_owned();
-    Ok(message
+    let (real_topic, waits) = (message.topic().to_owned(), message.waits());
+    let waiting = message
         .property(names::REAL_TOPIC, real_topic)
         .property(names::REAL_QUEUE_ID, id.to_string())
-        .moved_to(topic, queue_id))
+        .moved_to(topic, queue_id);
+    // Whoever puts it may not want to wait, whatever its properties say.
+    Ok(if waits { waiting } else { waiting.not_waiting() })
 }
 
 /// Whether a message may be one that is to be delivered later. It may turn out not to be.

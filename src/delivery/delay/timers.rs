@@ -91,7 +91,9 @@ impl Timers {
     /// Where the timers are. What waits is read step by step.
     pub(super) fn load(store: &Store) -> Self {
         let committed = store.committed_offset(GROUP, TIMER_TOPIC, 0);
-        let floor = committed.unwrap_or(0);
+        // What has expired need not be looked at, and may be very much.
+        let first = store.min_offset(TIMER_TOPIC, 0).unwrap_or(0);
+        let floor = committed.unwrap_or(0).max(first);
         let notes_from = store.committed_offset(GROUP, TIMER_DONE_TOPIC, 0).unwrap_or(0);
         Self {
             soon: BTreeSet::new(),

@@ -718,8 +718,12 @@ impl Coordinator {
     ) {
         let mut state = half.state.lock();
         // The application was faster.
-        if !matches!(state.fate, Fate::Open) || state.place != place {
+        if !matches!(state.fate, Fate::Open) {
             return;
+        }
+        // What is said of one copy holds for the one that has taken its place meanwhile.
+        if state.place != place && answer == TransactionState::Unknown {
+            return self.check_later(store, checker, half, &mut state);
         }
         let done = match answer {
             TransactionState::Commit => self.commit_locked(store, half, &mut state).map(drop),
@@ -808,7 +812,8 @@ impl Coordinator {
         half: &Arc<Half>,
         state: &mut HalfState,
     ) {
-        let due = store.clock().now() + checker.options.check_interval;
+        let now = store.clock().now();
+        let due = now.checked_add(checker.options.check_interval).unwrap_or(now + NEVER);
         self.schedule(half, state, due);
     }
 
@@ -1101,6 +1106,9 @@ fn begin(store: &Store, queue: Queue) -> Result<Fronts> {
     Ok(Fronts { messages, entries })
 }
 
+/// As good as never, and a time that can be told.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// When a half message is to be checked for the first time.
 fn first_check(store: &Store, checker: &Checker, state: &HalfState) -> Instant {
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
@@ -1108,7 +1116,7 @@ fn first_check(store: &Store, checker: &Checker, state: &HalfState) -> Instant {
     let age = store.clock().unix_millis().saturating_sub(state.since);
     let age = Duration::from_millis(u64::try_from(age).unwrap_or(0));
     let now = store.clock().now();
-    now.checked_add(timeout.saturating_sub(age)).unwrap_or(now + checker.options.check_interval)
+    now.checked_add(timeout.saturating_sub(age)).unwrap_or(now + NEVER)
 }
 
 /// What the copy at `place` says.
