@@ -55,6 +55,10 @@ fn wait_until_sent(outbox: &Outbox) -> Result<()> {
 }
 
 fn main() -> Result<()> {
+    if std::env::args_os().len() > 1 {
+        eprintln!("usage: outbox_sqlite");
+        std::process::exit(2);
+    }
     let dir = std::env::temp_dir().join(format!("duralog-outbox-{}", std::process::id()));
     std::fs::create_dir_all(&dir).map_err(Error::database)?;
     let mut database = connect(&dir)?;

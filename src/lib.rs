@@ -72,6 +72,9 @@
 //!   loses what was not synced; `clock::ManualClock`, a clock that moves only when told to;
 //!   `replication::ScriptedReplica` and `ReplicaBehaviour`, a replica that confirms, delays, refuses or
 //!   is away.
+//! * `rusqlite`, off by default: an outbox and marks in an application's own SQLite database, see
+//!   [`delivery::outbox`] and [`delivery::dedup`]. Which SQLite is linked is the application's choice:
+//!   `rusqlite-bundled` builds the C library that rusqlite brings.
 //! * `sql92`, off by default: consumers that choose messages by their properties, with `SqlFilter`.
 //! * `zlib`, `lz4`, `zstd`, off by default: what producers compress large bodies with, and consumers
 //!   decompress. The last one builds a C library.

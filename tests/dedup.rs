@@ -35,6 +35,24 @@ fn subscribed(store: &Store) -> ConsumerBuilder {
     store.consumer("billing").subscribe("orders", TagFilter::any())
 }
 
+/// Puts a message into a store that nobody but the caller drives.
+fn put(store: &Store, message: Message) -> Result<()> {
+    while store.step(StoreWorker::Upkeep) == Next::Now {}
+    let ticket = store.try_submit(message)?;
+    for worker in [StoreWorker::Upkeep, StoreWorker::Flush, StoreWorker::Upkeep] {
+        while store.step(worker) == Next::Now {}
+    }
+    ticket.wait()?.ok().map(drop)
+}
+
+/// Delivers what is due.
+fn deliver(store: &Store) {
+    for worker in [StoreWorker::Upkeep, StoreWorker::Delivery, StoreWorker::Flush] {
+        while store.step(worker) == Next::Now {}
+    }
+    while store.step(StoreWorker::Delivery) == Next::Now {}
+}
+
 fn key_of(message: &Received) -> String {
     message.unique_key().expect("a key").to_owned()
 }
@@ -161,7 +179,7 @@ impl Bench {
     }
 
     fn open(disk: &SimDisk, clock: &Arc<ManualClock>) -> Store {
-        let environment = Environment::on(disk.shared()).clock(clock.clone());
+        let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();
         Store::open_in(config(), environment).unwrap()
     }
 
@@ -174,8 +192,7 @@ impl Bench {
     }
 
     fn put(&self, key: &str) {
-        let message = Message::new("orders", "x").unique_key(key);
-        self.store.put(message).unwrap().ok().unwrap();
+        put(&self.store, Message::new("orders", "x").unique_key(key)).unwrap();
     }
 
     fn consumer(&self) -> (Consumer, Deduplicator) {
@@ -199,20 +216,6 @@ impl Bench {
                 }
                 message.ack().unwrap();
             }
-        }
-    }
-
-    /// Delivers what is due.
-    fn deliver(&self) {
-        let until = std::time::Instant::now() + Duration::from_secs(60);
-        let waiting = || {
-            let end = self.store.max_offset("%RETRY%billing", 0).unwrap_or(0);
-            end == self.store.committed_offset("billing", "%RETRY%billing", 0).unwrap_or(0)
-        };
-        while waiting() {
-            assert!(std::time::Instant::now() < until, "it is never delivered");
-            let _ = self.store.deliver_delayed();
-            thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -287,7 +290,7 @@ fn a_retry_is_handled_though_the_group_is_done_with_the_message_that_it_stands_f
         bench.clock.advance(Duration::from_secs(2));
         let (consumer, dedup) = bench.consumer();
         assert_eq!(dedup.known_keys(), 1);
-        bench.deliver();
+        deliver(&bench.store);
         assert_eq!(bench.handle(&consumer, &dedup), ["a"]);
         // Whoever sends it now sends a copy.
         bench.put("a");
@@ -359,7 +362,7 @@ fn what_the_group_did_not_ask_for_is_not_taken_for_handled() {
     let bench = Bench::new();
     let tagged = |tag: &str| {
         let message = Message::new("orders", "x").unique_key("a").tag(tag);
-        bench.store.put(message).unwrap().ok().unwrap();
+        put(&bench.store, message).unwrap();
     };
     tagged("placed");
     let paid = bench.store.consumer("billing").subscribe("orders", TagFilter::of(["paid"]));
@@ -380,16 +383,16 @@ fn an_application_has_keys_of_its_own() {
         record.keys().map(|key| format!("{key} {}", record.tags().unwrap_or_default()))
     });
     let dedup = builder.open().unwrap();
-    let put = |key: &str, order: &str, tag: &str| {
+    let put_order = |key: &str, order: &str, tag: &str| {
         let message = Message::new("orders", "x").unique_key(key).tag(tag);
         let message = if order.is_empty() { message } else { message.key(order) };
-        bench.store.put(message).unwrap().ok().unwrap();
+        put(&bench.store, message).unwrap();
     };
-    put("a", "42", "placed");
-    put("b", "42", "paid");
-    put("c", "42", "paid");
-    put("d", "", "paid");
-    put("d", "", "paid");
+    put_order("a", "42", "placed");
+    put_order("b", "42", "paid");
+    put_order("c", "42", "paid");
+    put_order("d", "", "paid");
+    put_order("d", "", "paid");
     assert_eq!(bench.handle(&consumer, &dedup), ["a", "b", "d", "d"]);
 }
 
@@ -587,17 +590,9 @@ impl World {
         self.next = self.next.max(number + 1);
         let key = format!("k{number}");
         let queue = self.rng.below(QUEUES as u64) as i32;
-        let put = (|| {
-            while self.store().step(StoreWorker::Upkeep) == Next::Now {}
-            let message = Message::new("orders", "x").unique_key(&key).queue(queue);
-            let ticket = self.store().try_submit(message)?;
-            for worker in [StoreWorker::Upkeep, StoreWorker::Flush, StoreWorker::Upkeep] {
-                while self.store().step(worker) == Next::Now {}
-            }
-            ticket.wait()?.ok()
-        })();
-        match put {
-            Ok(_) => {
+        let message = Message::new("orders", "x").unique_key(&key).queue(queue);
+        match put(self.store(), message) {
+            Ok(()) => {
                 self.counts.put += 1;
                 self.counts.copies += usize::from(copy);
                 self.sure.insert(key);
@@ -739,10 +734,7 @@ impl World {
 
     fn deliver(&mut self) {
         self.clock.advance(Duration::from_secs(self.rng.below(60)));
-        for worker in [StoreWorker::Upkeep, StoreWorker::Delivery, StoreWorker::Flush] {
-            while self.store().step(worker) == Next::Now {}
-        }
-        while self.store().step(StoreWorker::Delivery) == Next::Now {}
+        deliver(self.store());
         if self.disk.is_down() {
             self.crash();
         }

@@ -135,14 +135,14 @@ impl fmt::Debug for DeduplicatorBuilder {
 /// # Examples
 /// ```
 /// # use duralog::{Message, Store, StoreConfig};
-/// use duralog::Filter;
+/// use duralog::TagFilter;
 /// use duralog::delivery::Handled;
 /// # use std::sync::mpsc;
 ///
 /// # let dir = std::env::temp_dir().join(format!("duralog-doc-dedup-{}", std::process::id()));
 /// # let store = Store::open(StoreConfig::new(&dir).segment_size(1 << 20))?;
 /// # let (mail, sent) = mpsc::channel();
-/// let consumer = store.consumer("mailing").subscribe("orders", Filter::any()).open()?;
+/// let consumer = store.consumer("mailing").subscribe("orders", TagFilter::any()).open()?;
 /// let dedup = consumer.deduplicator().open()?;
 /// let listener = consumer.listen(2, move |message| {
 ///     // A handler that fails is asked again.

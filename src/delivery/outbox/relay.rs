@@ -207,8 +207,9 @@ impl Relay {
             round.sent.push(pending.id);
             return;
         }
-        if let Some(first) = store.latched() {
-            round.end = Some(End::Halt((*first).clone()));
+        let over = store.latched().map(|first| (*first).clone());
+        if let Some(error) = over.or_else(|| (!store.is_open()).then_some(Error::Closed)) {
+            round.end = Some(End::Halt(error));
             return;
         }
         let error = "stored, but not yet as safe as the store's settings ask".to_owned();
