@@ -15,6 +15,7 @@ import org.apache.rocketmq.broker.BrokerController;
 import org.apache.rocketmq.broker.processor.EndTransactionProcessor;
 import org.apache.rocketmq.broker.transaction.AbstractTransactionalMessageCheckListener;
 import org.apache.rocketmq.common.BrokerConfig;
+import org.apache.rocketmq.common.MixAll;
 import org.apache.rocketmq.common.TopicConfig;
 import org.apache.rocketmq.common.message.MessageAccessor;
 import org.apache.rocketmq.common.message.MessageDecoder;
@@ -68,6 +69,7 @@ final class Broker extends Master {
         BrokerConfig config = new BrokerConfig();
         config.setBrokerIP1("127.0.0.1");
         config.setTransactionCheckInterval(NEVER);
+        MixAll.properties2Object(options, config);
         NettyServerConfig server = new NettyServerConfig();
         server.setListenPort(0);
         MessageStoreConfig store = Interop.config(dir, options);

@@ -58,7 +58,7 @@ public final class Interop {
             Does what standard input says; see Master, and Broker for 5.x.
 
         A line of JSON for every message and every key; OPTION is one of MessageStoreConfig, such as
-        mappedFileSizeCommitLog=65536.""";
+        mappedFileSizeCommitLog=65536; for a broker of 5.x also one of BrokerConfig.""";
 
     /** Bodies up to this length are printed, of longer ones the SHA-256. */
     private static final int BODY_PRINTED = 256;
