@@ -25,6 +25,14 @@ pub(super) const BROADCAST: &str = "%BROADCAST%";
 /// How long a message waits that could be neither handed out nor set aside.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// What there was for a consumer.
+pub(super) enum Taken {
+    Batch(Batch),
+    Nothing,
+    /// Nothing yet, and there is more to be looked at.
+    NotYet,
+}
+
 /// What all consumers of a group agree on.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Agreement {
@@ -315,25 +323,30 @@ impl Group {
         owner: Owner,
         terms: &Arc<Terms>,
         max: usize,
-    ) -> Result<Option<Batch>> {
+    ) -> Result<Taken> {
         self.store.catch_up();
         let queues = self.queues();
         let first = self.turn.fetch_add(1, SeqCst);
-        let mut failed = None;
+        let (mut failed, mut unfinished) = (None, false);
         for number in 0..queues.len() {
             let Some(queue) = queues.get(first.wrapping_add(number) % queues.len()) else {
                 continue;
             };
             match self.take_from(queue, owner, terms, max) {
-                Ok(Some(batch)) => return Ok(Some(batch)),
-                Ok(None) => {}
+                Ok(Taken::Batch(batch)) => return Ok(Taken::Batch(batch)),
+                Ok(Taken::Nothing) => {}
+                Ok(Taken::NotYet) => unfinished = true,
                 // One queue's damage does not hold up the others.
                 Err(error) => {
                     failed.get_or_insert(error);
                 }
             }
         }
-        failed.map_or(Ok(None), Err)
+        match failed {
+            _ if unfinished => Ok(Taken::NotYet),
+            Some(error) => Err(error),
+            None => Ok(Taken::Nothing),
+        }
     }
 
     fn take_from(
@@ -342,20 +355,20 @@ impl Group {
         owner: Owner,
         terms: &Arc<Terms>,
         max: usize,
-    ) -> Result<Option<Batch>> {
+    ) -> Result<Taken> {
         let now = self.now();
         let until = now + terms.consume_timeout;
         let mut state = queue.state.lock();
         state.expire(now);
         let floor = state.floor();
         let mut hopeless = Vec::new();
-        let mut taken = Ok(None);
-        while let (Ok(None), true, Some((lease, again))) =
+        let mut taken = Ok(Taken::Nothing);
+        while let (Ok(Taken::Nothing), true, Some((lease, again))) =
             (&taken, hopeless.is_empty(), state.lend_again(max, now, owner, until))
         {
             taken = self.fetch_again(queue, &mut state, (lease, &again), terms, &mut hopeless);
         }
-        if let (Ok(None), true) = (&taken, hopeless.is_empty()) {
+        if let (Ok(Taken::Nothing), true) = (&taken, hopeless.is_empty()) {
             taken = self.fetch_new(queue, &mut state, owner, terms, max);
         }
         let noted = self.note(queue, &state, floor);
@@ -375,17 +388,22 @@ impl Group {
         owner: Owner,
         terms: &Arc<Terms>,
         max: usize,
-    ) -> Result<Option<Batch>> {
+    ) -> Result<Taken> {
         let until = self.now() + terms.consume_timeout;
-        let Some((topic, filter)) = self.topic(queue) else { return Ok(None) };
+        let Some((topic, filter)) = self.topic(queue) else { return Ok(Taken::Nothing) };
+        let mut looked = false;
         loop {
             let (room, next) = (state.room(self.agreement.max_span), state.next());
             if room == 0 || self.store.dispatched_end(topic, queue.id) <= next {
-                return Ok(None);
+                return Ok(Taken::Nothing);
+            }
+            // Others get their turn, and whoever waits may be out of time.
+            if looked {
+                return Ok(Taken::NotYet);
             }
             // Nothing in between has to be remembered while nothing is lent.
-            let turn = if filter.reads_all() { READ } else { SCAN };
-            let scan = if state.floor() == next { turn.max(room as u64) } else { room as u64 };
+            let scan = if state.floor() == next { SCAN.max(room as u64) } else { room as u64 };
+            let scan = if filter.reads_all() { scan.min(READ) } else { scan };
             let offsets = next..next.saturating_add(scan);
             let max = max.min(room);
             let found = self.store.get_before(topic, queue.id, offsets, max, filter)?;
@@ -399,15 +417,14 @@ impl Group {
                     if !found.messages.is_empty() {
                         let messages = found.messages.into_iter().map(|view| (view, 0));
                         let lent = self.lent(queue, lease, terms);
-                        return Ok(Some(Batch::new(lent, messages)));
+                        return Ok(Taken::Batch(Batch::new(lent, messages)));
                     }
-                    // Others get their turn, and whoever waits may be out of time.
-                    return Ok(None);
+                    looked = true;
                 }
                 _ => {}
             }
             if state.next() == next {
-                return Ok(None);
+                return Ok(Taken::Nothing);
             }
         }
     }
@@ -432,8 +449,8 @@ impl Group {
         (lease, again): (LeaseId, &[Again]),
         terms: &Arc<Terms>,
         hopeless: &mut Vec<Hopeless>,
-    ) -> Result<Option<Batch>> {
-        let Some((topic, _)) = self.topic(queue) else { return Ok(None) };
+    ) -> Result<Taken> {
+        let Some((topic, _)) = self.topic(queue) else { return Ok(Taken::Nothing) };
         let lent = self.lent(queue, lease, terms);
         let mut messages = Vec::with_capacity(again.len());
         for Again { offset, failures } in again.iter().copied() {
@@ -467,7 +484,11 @@ impl Group {
                 }
             }
         }
-        Ok((!messages.is_empty()).then(|| Batch::new(lent, messages)))
+        Ok(if messages.is_empty() {
+            Taken::Nothing
+        } else {
+            Taken::Batch(Batch::new(lent, messages))
+        })
     }
 
     /// How often the group has set the message aside before: what another group says of it means nothing.

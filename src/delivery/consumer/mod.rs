@@ -16,7 +16,7 @@ use super::Event;
 use crate::error::{Error, Result};
 use crate::log::GroupOffset;
 use crate::store::{Filter, Store};
-use group::{Agreement, BROADCAST, Group, Mode, Terms, dead_letter_topic, retry_topic};
+use group::{Agreement, BROADCAST, Group, Mode, Taken, Terms, dead_letter_topic, retry_topic};
 use in_flight::Owner;
 use std::fmt;
 use std::sync::Arc;
@@ -355,15 +355,19 @@ impl Consumer {
                 return Err(Error::Closed);
             }
             let seen = group.changes();
-            if let Some(batch) = group.take(*owner, terms, max)? {
-                if group.delivery.observers.some() {
-                    for message in &batch {
-                        group.tell(&Event::Delivered { group: &group.name, message });
+            let goes_on = match group.take(*owner, terms, max)? {
+                Taken::Batch(batch) => {
+                    if group.delivery.observers.some() {
+                        for message in &batch {
+                            group.tell(&Event::Delivered { group: &group.name, message });
+                        }
                     }
+                    return Ok(batch);
                 }
-                return Ok(batch);
-            }
-            if stop() || !group.wait(seen, deadline)? {
+                Taken::Nothing => !stop() && group.wait(seen, deadline)?,
+                Taken::NotYet => !stop() && deadline.is_none_or(|deadline| group.now() <= deadline),
+            };
+            if !goes_on {
                 return Ok(Batch::default());
             }
         }
