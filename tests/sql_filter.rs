@@ -239,6 +239,7 @@ fn what_is_wrong_is_named_with_its_place() {
         ("a ! 3", 2, "!"),
         ("a = \"x\"", 4, "\""),
         ("a = 'x", 6, ""),
+        ("a = 'x''", 8, ""),
         ("a = 3 /* x", 10, ""),
         ("ü = 3", 0, "ü"),
         ("a = 'ü' ß", 9, "ß"),
@@ -361,6 +362,8 @@ fn an_expression_is_bounded() {
     let deep = |depth: usize| format!("{}a = 3{}", "(".repeat(depth), ")".repeat(depth));
     assert_eq!(answer(&deep(63), &[("a", "3")]), "T");
     assert!(SqlFilter::parse(&deep(64)).is_ok());
+    let wide = vec![deep(40); 100].join(" AND ");
+    assert_eq!(answer(&wide, &[("a", "3")]), "T", "only those count that are in each other");
     let too_deep = SqlFilter::parse(&deep(65)).unwrap_err();
     let limits = InvalidFilter::TooDeep { at: 64, max: 64 };
     assert!(matches!(&too_deep, Error::InvalidFilter(why) if *why == limits), "{too_deep}");
