@@ -12,7 +12,10 @@ mod temp;
 use duralog::clock::ManualClock;
 use duralog::disk::SimDisk;
 use duralog::message::{Draft, Host, RecordLayout, Stamp};
-use duralog::replication::{ReplicaBehaviour, ScriptedReplica};
+use duralog::replication::{
+    Admission, QueueStart, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator, Role,
+    ScriptedReplica, StartPoint,
+};
 use duralog::tables::{
     ConsumerOffsets, DelayOffsets, SubscriptionGroup, SubscriptionGroups, Tables, TopicConfig,
     TopicTable,
@@ -279,6 +282,14 @@ fn state(actual: &mut Actual) {
     opened.expect("the store opens").close().expect("the store closes");
     actual.insert("duralog-epochs", bytes(&replicated, "duralog/epochs"));
 
+    let begun_anew = sim::disk();
+    for _ in 0..2 {
+        let replicator = Arc::new(BeginsAnew);
+        let opened = Store::open_replicated(config(), environment(&begun_anew), replicator);
+        drop(opened.expect("the store opens"));
+    }
+    actual.insert("duralog-queue-starts", bytes(&begun_anew, "duralog/queue-starts"));
+
     for (name, bytes) in actual.iter().filter(|(name, _)| name.starts_with("duralog-")) {
         if *name != "duralog-format" {
             let (before, crc) = bytes.split_last_chunk().expect("a checksum");
@@ -287,6 +298,35 @@ fn state(actual: &mut Actual) {
     }
     open(&disk, config()).close().expect("the store closes");
     assert!(disk.bytes(format!("{DIR}/duralog/any.tmp")).is_err());
+}
+
+/// A replica whose primary keeps nothing of the first segment.
+#[derive(Debug)]
+struct BeginsAnew;
+
+impl Replicator for BeginsAnew {
+    fn role(&self) -> Role {
+        Role::Replica
+    }
+
+    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<u64> {
+        if at.end == 0 {
+            let start = QueueStart { topic: "T".to_owned(), queue_id: 0, offset: 7 };
+            log.prepare_restart(SEGMENT_SIZE, &[start])?;
+            log.restart(SEGMENT_SIZE)?;
+        }
+        Ok(at.end)
+    }
+
+    fn admit(&self) -> Result<Admission, Refusal> {
+        Err(Refusal::NotPrimary)
+    }
+
+    fn on_written(&self, _: u64) {}
+
+    fn on_durable(&self, _: u64) {}
+
+    fn stop(&self) {}
 }
 
 fn lock(actual: &mut Actual) {

@@ -7,16 +7,18 @@ mod sim;
 use duralog::disk::{Cut, CutMoment, Fault, SimCall, SimDisk};
 use duralog::message::{Frame, frame};
 use duralog::replication::{
-    Admission, Epoch, EpochStart, LogId, NodeId, Refusal, ReplicatedLog, Replicator, Role,
-    StartPoint,
+    Admission, Epoch, EpochStart, LogId, NodeId, QueueStart, Refusal, ReplicatedLog, Replicator,
+    Role, StartPoint,
 };
 use duralog::{
-    Corruption, Environment, Error, Message, Store, StoreConfig, StoreWorker, WriteMode,
+    Corruption, Environment, Error, Message, RecoveryMode, Retention, Store, StoreConfig,
+    StoreWorker, WriteMode,
 };
 use proptest::prelude::*;
 use sim::*;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 const FIRST: EpochStart =
     EpochStart { epoch: Epoch(1), start: 0, node: NodeId(1), record_crc: true };
@@ -494,6 +496,112 @@ fn a_log_that_begins_anew_holds_nothing_of_before() {
             }
         }
     }
+}
+
+fn start(topic: &str, offset: u64) -> QueueStart {
+    QueueStart { topic: topic.to_owned(), queue_id: 0, offset }
+}
+
+fn next_offsets(store: &Store) -> [Option<u64>; 3] {
+    ["idle", TOPIC, "gone"].map(|topic| store.max_offset(topic, 0))
+}
+
+#[test]
+fn queues_go_on_where_they_were_said_to_in_a_log_that_begins_anew() {
+    let (_original, bytes) = original(60);
+    for moment in [CutMoment::Before, CutMoment::Middle] {
+        for call in 1.. {
+            let disk = SimDisk::new(call);
+            let copy = copy_of(&disk, config());
+            copy.log.enter_epoch(FIRST).expect("it is the first");
+            take_over(&copy, &bytes, &[7000]);
+            copy.log.confirm(u64::MAX, Epoch(1)).expect("the epoch is right");
+            step(&copy.store);
+            assert_eq!(next_offsets(&copy.store), [None, Some(60), None]);
+            let at = 10 * copy.log.segment_size();
+            disk.cut_at(call, moment);
+            // Fewer than are here: some of these were another primary's.
+            let starts = [start("idle", 10), start(TOPIC, 40)];
+            let prepared = copy.log.prepare_restart(at, &starts).is_ok();
+            let ordered = prepared && copy.log.restart(at).is_ok();
+            drop(copy);
+            let opened = open_copy(&disk, config());
+            let finished = !disk.is_down();
+            let disk = disk.reboot(Cut::seeded(call));
+            drop(opened);
+            let copy = copy_of(&disk, config());
+            if copy.at.end == at {
+                assert_eq!(next_offsets(&copy.store), [Some(10), Some(40), None], "at call {call}");
+            } else {
+                assert!(!ordered, "at call {call}");
+                copy.log.confirm(u64::MAX, Epoch(1)).expect("the epoch is right");
+                step(&copy.store);
+                assert_eq!(next_offsets(&copy.store), [None, Some(60), None], "at call {call}");
+            }
+            if finished {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn where_queues_go_on_outlasts_the_queue_table_and_what_comes_in_them_counts_on() {
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    let at = copy.log.segment_size();
+    let starts = [start("idle", 10), start("gone", 20), start(TOPIC, 40)];
+    copy.log.prepare_restart(at, &starts).expect("there is room");
+    copy.log.restart(at).expect("it is empty");
+    drop(copy);
+    let mut config = config();
+    let retention = Retention::max_total_bytes(3 * at).check_interval(Duration::from_millis(1));
+    config.retention = Some(retention);
+    let put = |store: &Store, topic: &str| {
+        let put = store.put(Message::new(topic, vec![1; 1000])).expect("stored");
+        put.ok().expect("durable").queue_offset
+    };
+    let store = open(&disk, config.clone());
+    (10..15).for_each(|next| assert_eq!(put(&store, "idle"), next));
+    let mut expected = 40..;
+    while store.min_offset("idle", 0) != Some(15) {
+        assert_eq!(Some(put(&store, TOPIC)), expected.next());
+    }
+    let wanted = [Some(15), expected.next(), Some(20)];
+    store.close().expect("it closes");
+    for table_is_lost in [false, true] {
+        if table_is_lost {
+            disk.drop_file(format!("{DIR}/duralog/queues")).expect("it is there");
+        }
+        let store = open(&disk, config.clone());
+        assert_eq!(next_offsets(&store), wanted, "the table is lost: {table_is_lost}");
+        store.snapshot(format!("{DIR}-{table_is_lost}")).expect("there is room");
+        store.close().expect("it closes");
+    }
+    let root = format!("{DIR}-true");
+    disk.drop_file(format!("{root}/duralog/queues")).expect("it is there");
+    let environment = Environment::on(disk.shared());
+    config.log.dir = root.into();
+    let copy = Store::open_in(config, environment);
+    assert_eq!(next_offsets(&copy.expect("it opens")), wanted);
+}
+
+#[test]
+fn a_store_that_cannot_tell_where_its_queues_go_on_is_opened_to_salvage_it_alone() {
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    let at = copy.log.segment_size();
+    copy.log.prepare_restart(at, &[start("idle", 10)]).expect("there is room");
+    copy.log.restart(at).expect("it is empty");
+    drop(copy);
+    copy_of(&disk, config()).store.close().expect("it closes");
+    disk.flip_bit(format!("{DIR}/duralog/queue-starts"), 20, 0).expect("it is there");
+    let refused = try_open(&disk, config()).map(drop);
+    assert!(
+        matches!(refused, Err(Error::Corrupt { what: Corruption::StateFile { .. }, .. })),
+        "{refused:?}"
+    );
+    open(&disk, config().recovery_mode(RecoveryMode::Salvage));
 }
 
 #[test]

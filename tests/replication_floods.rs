@@ -373,3 +373,42 @@ fn a_length_is_believed_only_as_far_as_bytes_come() {
     });
     scene.close();
 }
+
+#[test]
+fn a_replica_begins_anew_once_it_was_told_of_as_many_queues_as_it_was_to_hear_of() {
+    let _alone = alone();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("an address").to_string();
+    let dir = TempDir::in_memory();
+    let mut options = ReplicaOptions::new(node(3, &Heard::default()), address);
+    (options.retry_min, options.retry_max) = (Duration::from_millis(1), Duration::from_millis(1));
+    let replica = Replica::open(config(dir.path()), options).expect("it opens");
+    let mut primary = Peer::accept(&listener);
+    let at = primary.prove().segment_size;
+    let begin_anew = welcome(LOG_ID, EpochStart::new(1, 0), 2, at);
+    let wrong = [
+        vec![queues(u32::MAX, "t", &[(0, 7)])],
+        vec![queues(1, "t", &[(0, 7)]), queues(1, "t", &[(1, 8)])],
+        vec![queues(1, "t", &[(0, 7)]), queues(1, "t", &[])],
+        vec![queues(1, "t", &[(0, 7)]), queues(0, "t", &[(1, 8), (2, 9)])],
+        vec![queues(0, "../t", &[(0, 7)])],
+        vec![queues(0, "t", &[(u32::MAX, 7)])],
+        vec![queues(0, "t", &[(0, u64::MAX)])],
+    ];
+    for frames in wrong {
+        primary.send(&[begin_anew.clone(), frames.concat()].concat());
+        primary.rest();
+        primary = Peer::accept(&listener);
+        assert_eq!(primary.prove().min, 0, "{frames:?}");
+        assert!(replica.store().topics().is_empty());
+    }
+    primary.send(&begin_anew);
+    primary.send(&queues(1, "t", &[(0, 7)]));
+    primary.send(&queues(0, "t", &[(1, 8)]));
+    let joined = Peer::accept(&listener).prove();
+    assert_eq!((joined.min, joined.end), (at, at));
+    let next = |queue_id| replica.store().max_offset("t", queue_id);
+    assert_eq!([0, 1, 2].map(next), [Some(7), Some(8), None]);
+    drop((primary, listener));
+    ends("closing", move || replica.close().expect("it closes"));
+}

@@ -525,6 +525,46 @@ fn a_replica_that_is_pointed_at_another_cluster_says_so_and_keeps_its_log() {
     eventually("the replica shows all", || bodies(&replica.store()) == wanted);
 }
 
+#[test]
+fn a_promoted_replica_goes_on_with_the_offsets_of_queues_all_of_whose_records_have_expired() {
+    let dir = TempDir::new();
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    let mut keeping_little = config(&a);
+    let retention = Retention::max_total_bytes(128 << 10).check_interval(Duration::from_millis(1));
+    keeping_little.retention = Some(retention);
+    let options = PrimaryOptions::new(open_node(1)).ack(Ack::Async);
+    let primary = Primary::open(keeping_little, options).expect("it opens");
+    // More than one frame tells of.
+    let queues = 0..250;
+    let to = |queue| Message::new("idle", "x").queue(queue);
+    let puts = |store: &Store, queue| {
+        store.put(to(queue)).expect("stored").ok().expect("it waits for nobody").queue_offset
+    };
+    for queue in queues.clone() {
+        (0..=queue % 3).for_each(|n| assert_eq!(puts(primary.store(), queue), n as u64));
+    }
+    eventually("the idle queues are empty", || {
+        assert_eq!(put(primary.store(), &"x".repeat(1000)).status, PutStatus::PutOk);
+        queues.clone().all(|queue| {
+            let store = primary.store();
+            store.min_offset("idle", queue) == store.max_offset("idle", queue)
+        })
+    });
+    let address = primary.listen("127.0.0.1:0").expect("a port is free");
+    let options = ReplicaOptions::new(open_node(2), address.to_string());
+    let replica = Replica::open(config(&b), options).expect("it opens");
+    primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+    let end = primary.store().stats().watermarks.appended;
+    eventually("the replica holds all", || replica.state().durable >= end);
+    replica.fence(primary.epoch().next_term()).expect("a newer term");
+    primary.close().expect("it closes");
+    let options = PrimaryOptions::new(open_node(2)).ack(Ack::Async);
+    let next = replica.promote(options).expect("it was fenced");
+    for queue in queues {
+        assert_eq!(puts(next.store(), queue), queue as u64 % 3 + 1, "queue {queue}");
+    }
+}
+
 type Told = Arc<Mutex<Vec<Event>>>;
 
 fn count(told: &Told, is: impl Fn(&Event) -> bool) -> usize {

@@ -74,6 +74,8 @@ struct State {
     first_physical: Option<u64>,
     /// Files below this index are known to be gone.
     swept: u64,
+    /// Nothing before this was ever in the log that is here.
+    start: u64,
 }
 
 impl State {
@@ -95,6 +97,7 @@ impl State {
             last_physical: 0,
             first_physical: None,
             swept: 0,
+            start: 0,
         }
     }
 
@@ -425,6 +428,22 @@ impl ConsumeQueue {
     /// The table on disk says that the queue starts here.
     pub(crate) fn set_recorded_min(&self, min: u64) {
         self.recorded_min.store(min, Ordering::Relaxed);
+    }
+
+    /// Lets a queue go on at `offset`, if it does not reach that far: what comes before is nowhere in the log.
+    /// For recovery, while nobody else uses the queue.
+    pub(crate) fn go_on_at(&self, offset: u64) {
+        let mut state = self.state.write();
+        state.start = offset;
+        if self.max_offset() < offset {
+            self.start_at(&mut state, offset);
+        }
+    }
+
+    /// Where it went on, if nothing has come since as far as is known here.
+    pub(crate) fn unmoved(&self) -> Option<u64> {
+        let start = self.state.read().start;
+        (self.max_offset() == start).then_some(start)
     }
 
     /// Whether anything happened since the queue was opened.
@@ -1166,6 +1185,22 @@ impl ConsumeQueue {
             self.shared.min_moved.store(true, Ordering::Release);
         }
         Ok(())
+    }
+
+    /// The queue offset of the first entry that points to `log_min` or behind, also of one to come.
+    pub(crate) fn start_in(&self, log_min: u64) -> Result<u64> {
+        {
+            let state = self.state.read();
+            let (min, max) = (self.min_offset(), self.max_offset());
+            if min == max || state.first_physical.is_some_and(|first| first >= log_min) {
+                return Ok(min);
+            }
+            // Known without a look at the files, which matters for many idle queues.
+            if state.last_physical < log_min {
+                return Ok(max);
+            }
+        }
+        self.lower_bound(log_min)
     }
 
     /// Removes the files in which every entry has expired, except the last of the queue; how many

@@ -24,6 +24,7 @@ mod queue_copy;
 mod queue_dir;
 mod queue_entry;
 mod queue_offsets;
+pub(crate) mod queue_starts;
 mod queue_table;
 mod queues;
 pub(crate) mod quick_hash;

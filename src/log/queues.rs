@@ -4,17 +4,19 @@ use super::consume_queue::{ConsumeQueue, Durable};
 use super::queue_dir::{Layout, QueueOptions, QueueRepair, Shared, check_topic, non_empty};
 use super::queue_entry::ENTRY_SIZE;
 use super::queue_entry::QueueEntry;
+use super::queue_starts::QueueStarts;
 use super::queue_table::{self, Row, Table, TableWriter};
 use super::quick_hash::QuickHash;
 use super::segment::{file_name, parse_file_name};
 use crate::disk::{Allocation, Disk, OpenAccess, SyncMethod};
 use crate::error::{Error, IoContext, IoOp, Result};
+use crate::replication::QueueStart;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Directory of the queues below the store's root, where RocketMQ has it.
 const QUEUES_DIR: &str = "consumequeue";
@@ -98,6 +100,8 @@ pub struct Queues {
     distrusted: AtomicBool,
     /// The offset of the table on disk. Held by the one checkpoint at a time.
     saved: Mutex<Option<u64>>,
+    /// Where they go on in a log that began anew in the middle of another one.
+    starts: OnceLock<QueueStarts>,
 }
 
 impl Queues {
@@ -121,6 +125,7 @@ impl Queues {
             rebuilding: AtomicBool::new(true),
             distrusted: AtomicBool::new(false),
             saved: Mutex::new(None),
+            starts: OnceLock::new(),
         };
         let read = queues.read_table().and_then(|table| {
             let Some(table) = table else { return Ok(None) };
@@ -276,7 +281,38 @@ impl Queues {
         *self.registry.write() = Registry::default();
         self.shared.listed.lock().clear();
         self.rebuilding.store(true, Ordering::Relaxed);
-        Ok(())
+        drop(saved);
+        self.go_on()
+    }
+
+    /// Lets queues go on where those of the log do from which this one was begun anew. For recovery, before
+    /// the log is dispatched.
+    pub(crate) fn begin_at(&self, starts: QueueStarts) -> Result<()> {
+        self.starts.get_or_init(|| starts);
+        self.go_on()
+    }
+
+    fn go_on(&self) -> Result<()> {
+        let rows = self.starts.get().map_or(&[][..], |starts| &starts.rows);
+        rows.iter().try_for_each(|row| {
+            self.get_or_create(&row.topic, row.queue_id)?.go_on_at(row.offset);
+            Ok(())
+        })
+    }
+
+    /// Where each queue goes on in a log that begins at `log_min`: those in which nothing lies before are left
+    /// out.
+    pub(crate) fn starts_in(&self, log_min: u64) -> Result<Vec<QueueStart>> {
+        let mut starts = Vec::new();
+        self.for_each(|queue| {
+            let offset = queue.start_in(log_min)?;
+            if offset > 0 {
+                let (topic, queue_id) = (queue.topic().to_owned(), queue.queue_id());
+                starts.push(QueueStart { topic, queue_id, offset });
+            }
+            Ok(())
+        })?;
+        Ok(starts)
     }
 
     /// Ends recovery, when the log has been dispatched to its end: nothing stale stays behind the
@@ -294,7 +330,9 @@ impl Queues {
         if !self.shared.is_read_only() {
             let cut = cut || self.rebuilding.load(Ordering::Relaxed);
             for queue in self.snapshot() {
-                if cut || queue.is_listed() {
+                // Its files may tell of more, which has expired: the sweep looks at them.
+                let is_unmoved = queue.unmoved().is_some_and(|start| start > 0);
+                if (cut && !is_unmoved) || queue.is_listed() {
                     queue.truncate(u64::MAX)?;
                 }
             }
@@ -335,10 +373,9 @@ impl Queues {
 
     /// Whether the directory was removed.
     fn sweep_queue(&self, topic: &str, queue_id: i32, dir: PathBuf, log_min: u64) -> Result<bool> {
-        if self.get(topic, queue_id).is_some_and(|queue| queue.max_offset() > 0) {
-            return Ok(false);
-        }
         let known = self.get(topic, queue_id);
+        let start = known.as_ref().map_or(Some(0), |queue| queue.unmoved());
+        let Some(start) = start else { return Ok(false) };
         let number = self.registry.read().all.len() as u32;
         let Ok(queue) = ConsumeQueue::load(Arc::clone(&self.shared), number, topic, queue_id)
         else {
@@ -347,14 +384,19 @@ impl Queues {
             return Ok(false);
         };
         let expired = queue.lower_bound(log_min)?;
-        let keep = expired > queue.min_offset();
+        // What points before the beginning of a log that began anew was perhaps never confirmed.
+        let begin = self.starts.get().map_or(0, |starts| starts.offset);
+        let keep = expired > queue.lower_bound(begin)?.max(start);
         queue.truncate(if keep { expired } else { 0 })?;
-        if keep && known.is_none() {
-            queue.correct_min_offset(log_min)?;
-            self.registry.write().insert(queue);
-            return Ok(false);
+        match known {
+            Some(known) if keep => known.go_on_at(expired),
+            None if keep => {
+                queue.correct_min_offset(log_min)?;
+                self.registry.write().insert(queue);
+            }
+            _ => return Ok(self.remove_dir(&dir)),
         }
-        Ok(self.remove_dir(&dir))
+        Ok(false)
     }
 
     /// Removes a directory in which nothing of a queue is left; what else it holds stays.

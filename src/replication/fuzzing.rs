@@ -5,7 +5,7 @@ use super::inbox::Inbox;
 use super::primary::{PrimaryReplicator, PrimarySession};
 use super::replica::{Identity, ReplicaReplicator, ReplicaSession};
 use super::rocketmq::{MasterSession, SlaveSession};
-use super::session::{Order, Session, SessionError};
+use super::session::{Session, SessionError};
 use super::wire::{FRAME_MAX, next_frame};
 use super::{NodeOptions, PrimaryOptions, Protocol, ReplicatedLog};
 use crate::environment::Environment;
@@ -122,10 +122,7 @@ impl End {
             let Some(order) = self.session.receive(&mut self.inbox, self.now)? else {
                 continue;
             };
-            match order {
-                Order::Truncate(to) => self.log.truncate(to)?,
-                Order::Restart(at) => self.log.restart(at)?,
-            }
+            order.give(&*self.log)?;
             return Ok(true);
         }
         Ok(false)

@@ -131,6 +131,17 @@ impl fmt::Display for LogId {
     }
 }
 
+/// Where a queue goes on in a log that begins later than with its first record.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct QueueStart {
+    /// The topic.
+    pub topic: String,
+    /// The queue.
+    pub queue_id: i32,
+    /// The queue offset of its first record that lies there or behind, also of one to come.
+    pub offset: u64,
+}
+
 /// The beginning of an epoch in a log. Two copies of a [log](LogId) that know the same one are equal up to
 /// where it, or the copy, ends first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -503,8 +514,33 @@ pub trait ReplicatedLog: Send + Sync + fmt::Debug {
     /// [confirmed](Self::confirmed); [`Error::Io`](crate::Error::Io).
     fn truncate(&self, to: u64) -> Result<()>;
 
+    /// Where each queue goes on at `at`, with which the log begins; those that go on with 0 are left out. No
+    /// record tells of a queue all of whose records have expired: whoever gives this log to a node that
+    /// [begins it anew](Self::restart) gives these along, lest queue offsets be given out twice there. Not to be
+    /// asked before [`Replicator::start`] has returned.
+    ///
+    /// # Errors
+    /// [`Error::Refused`](crate::Error::Refused) if the log does not begin at `at`, or no longer;
+    /// [`Error::Io`](crate::Error::Io), [`Error::Corrupt`](crate::Error::Corrupt).
+    fn queue_starts(&self, at: u64) -> Result<Vec<QueueStart>> {
+        let _ = at;
+        Ok(Vec::new())
+    }
+
+    /// Keeps what [`queue_starts`](Self::queue_starts) says elsewhere for a [`restart`](Self::restart) at `at`;
+    /// durable on return, and in force once that is carried out: queues that are not among them begin with 0
+    /// then. In [`Role::Replica`].
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`](crate::Error::DiskFull), [`Error::Io`](crate::Error::Io).
+    fn prepare_restart(&self, at: u64, queues: &[QueueStart]) -> Result<()> {
+        let _ = (at, queues);
+        Ok(())
+    }
+
     /// The same for a log that begins anew at `at`, a multiple of the segment size: what it lacks is no
-    /// longer to be had where the log comes from.
+    /// longer to be had where the log comes from. Its queues go on where they did here, or with 0, unless
+    /// [`prepare_restart`](Self::prepare_restart) was told otherwise.
     ///
     /// # Errors
     /// As [`truncate`](Self::truncate).

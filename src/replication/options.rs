@@ -243,7 +243,9 @@ impl ReplicaOptions {
 
     /// Follows a RocketMQ master, whose `haListenPort` the connector reaches: `segment_size` must be its
     /// `mappedFileSizeCommitLog`. What is durable here counts as confirmed, because RocketMQ does not
-    /// say what is: a failover there may take back what was read here.
+    /// say what is: a failover there may take back what was read here. Nor does it say how far queues have
+    /// come all of whose messages are deleted: where this store begins later than with the first message, such
+    /// a queue begins with queue offset 0 again if this node is ever given puts.
     pub fn of_rocketmq(mut self) -> Self {
         self.protocol = Protocol::Rocketmq;
         self

@@ -5,8 +5,8 @@
 
 use super::inbox::Inbox;
 use super::wire::{Frame, WireError};
-use super::{Epoch, LogId, LogSlice, NodeId};
-use crate::error::Error;
+use super::{Epoch, LogId, LogSlice, NodeId, QueueStart, ReplicatedLog};
+use crate::error::{Error, Result as LogResult};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -63,10 +63,29 @@ impl Outgoing {
 }
 
 /// What a replica has to do to its log before it can follow: it then opens it again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Order {
     Truncate(u64),
-    Restart(u64),
+    /// With where the queues go on, if that is known.
+    Restart {
+        at: u64,
+        queues: Option<Arc<[QueueStart]>>,
+    },
+}
+
+impl Order {
+    /// Ends the log; the next open carries out the rest.
+    pub(crate) fn give(&self, log: &dyn ReplicatedLog) -> LogResult<()> {
+        match self {
+            Self::Truncate(to) => log.truncate(*to),
+            Self::Restart { at, queues } => {
+                if let Some(queues) = queues {
+                    log.prepare_restart(*at, queues)?;
+                }
+                log.restart(*at)
+            }
+        }
+    }
 }
 
 /// Why a connection to another node ended. What is stored is not touched by any of it.

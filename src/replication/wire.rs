@@ -20,12 +20,17 @@
 //! | 9 `Data` | primary, or the replica that lends | epoch 28, offset u64, confirmed u64, then bytes of the log; none is a heartbeat |
 //! | 10 `Ack` | replica | epoch u64, written u64, durable u64 |
 //! | 11 `Lend` | primary | from u64: it asks for `Data` of what it lost itself |
+//! | 12 `Queues` | primary | left u32, then per queue: topic length u8, topic, queue id i32, queue offset u64 |
+//!
+//! Where the plan is to begin anew, `Queues` follow the `Welcome`: where each queue goes on there, but for
+//! those that go on with 0; `left` queues come in further frames.
 //!
 //! A log is its id, 0 in a `Join` where it has none. An epoch is epoch u64, start u64, node u64, flags u32; flag 1: its records carry `__CRC32#`.
 
 use super::history::{History, Plan};
 use super::inbox::Inbox;
-use super::{Epoch, EpochStart, LogId, NodeId};
+use super::{Epoch, EpochStart, LogId, NodeId, QueueStart};
+use crate::log::queue_starts::{ROW_MAX, put_row, take_row};
 use std::fmt;
 
 pub(crate) const MAGIC: [u8; 8] = *b"DURALOGR";
@@ -43,6 +48,9 @@ pub(crate) const EPOCHS_MAX: usize = 1024;
 pub(crate) const CHECKED_MAX: u64 = 4096;
 /// Most bytes of a frame without bytes of the log.
 pub(crate) const CONTROL_MAX: u32 = (9 * 8 + EPOCHS_MAX * EPOCH) as u32;
+/// Queues in one frame.
+pub(crate) const QUEUES_MAX: usize = 100;
+const _: () = assert!(4 + QUEUES_MAX * ROW_MAX <= CONTROL_MAX as usize);
 /// Most bytes of any frame.
 pub(crate) const FRAME_MAX: u32 = DATA_FIELDS as u32 + DATA_MAX as u32;
 
@@ -63,6 +71,7 @@ pub(crate) enum Frame<'a> {
     Data { epoch: EpochStart, offset: u64, confirmed: u64, bytes: &'a [u8] },
     Ack { epoch: Epoch, written: u64, durable: u64 },
     Lend { from: u64 },
+    Queues { left: u32, queues: Vec<QueueStart> },
 }
 
 /// Who a replica is, and what it holds.
@@ -119,6 +128,7 @@ impl Frame<'_> {
             Self::Data { .. } => "Data",
             Self::Ack { .. } => "Ack",
             Self::Lend { .. } => "Lend",
+            Self::Queues { .. } => "Queues",
         }
     }
 
@@ -192,6 +202,11 @@ impl Frame<'_> {
             Self::Lend { from } => {
                 out.u64(*from);
                 (11, &[])
+            }
+            Self::Queues { left, queues } => {
+                out.u32(*left);
+                queues.iter().for_each(|start| put_row(start, &mut out.0));
+                (12, &[])
             }
         };
         let mut frame = out.0;
@@ -297,6 +312,13 @@ fn decode(kind: u8, payload: &[u8]) -> Option<Frame<'_>> {
             Frame::Ack { epoch, written, durable }
         }
         11 => Frame::Lend { from: fields.u64()? },
+        12 => {
+            let (left, mut queues) = (fields.u32()?, Vec::new());
+            while !fields.0.is_empty() {
+                queues.push(take_row(&mut fields.0)?);
+            }
+            Frame::Queues { left, queues }
+        }
         _ => return None,
     };
     fields.end()?;
@@ -412,6 +434,11 @@ mod tests {
                 Frame::Ack { epoch: Epoch(epoch), written, durable }
             }),
             any::<u64>().prop_map(|from| Frame::Lend { from }),
+            (any::<u32>(), prop::collection::vec(("[a-z%_]{1,40}", 0i32.., 0u64..1 << 40), 0..9))
+                .prop_map(|(left, rows)| {
+                    let start = |(topic, queue_id, offset)| QueueStart { topic, queue_id, offset };
+                    Frame::Queues { left, queues: rows.into_iter().map(start).collect() }
+                }),
         ]
     }
 

@@ -30,11 +30,12 @@ pub(crate) use upper::{Ending, Upper, WeakStore};
 pub use verify::VerifyReport;
 
 use crate::clock::Clock;
-use crate::config::{FlushMode, StoreConfig, Visibility};
+use crate::config::{FlushMode, RecoveryMode, StoreConfig, Visibility};
 use crate::disk::Disk;
 use crate::environment::{Environment, Threads};
 use crate::error::{Error, Result};
 use crate::log::progress::VisibleBy;
+use crate::log::queue_starts;
 use crate::log::{
     CLOSE_THREAD, CommitLog, Core, GroupOffsets, IndexOptions, KeyIndex, Left, QueueOptions,
     Queues, RecoveryReport,
@@ -93,7 +94,7 @@ struct Inner {
 /// What handles, tickets and threads share.
 pub(crate) struct Shared {
     pub(crate) core: Arc<Core>,
-    pub(crate) queues: Queues,
+    pub(crate) queues: Arc<Queues>,
     pub(crate) index: Option<KeyIndex>,
     pub(crate) config: StoreConfig,
     pub(crate) deadlines: Deadlines,
@@ -346,6 +347,12 @@ impl Shared {
             ..QueueOptions::default()
         };
         let (queues, table) = Queues::open(disk.clone(), core.directory().root(), &options)?;
+        match queue_starts::read(&*disk, core.directory().duralog()) {
+            Ok(Some(starts)) if starts.offset <= core.min_offset() => queues.begin_at(starts)?,
+            Err(Error::Corrupt { .. }) if core.recovery_mode() == RecoveryMode::Salvage => {}
+            read => drop(read?),
+        }
+        let queues = Arc::new(queues);
         let role = replicator.as_ref().map_or(Role::Primary, |replicator| replicator.role());
         if config.visibility == Visibility::Safe || role == Role::Replica {
             let sync = matches!(config.flush_mode, FlushMode::Sync { .. });

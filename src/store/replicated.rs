@@ -2,10 +2,10 @@
 
 use super::Shared;
 use crate::error::{Error, Result};
-use crate::log::{Core, Patience};
+use crate::log::{Core, Patience, Queues, queue_starts};
 use crate::replication::{
-    Epoch, EpochStart, LogId, LogSlice, NodeId, Refusal, ReplicatedLog, Replicator, Role,
-    StartPoint,
+    Epoch, EpochStart, LogId, LogSlice, NodeId, QueueStart, Refusal, ReplicatedLog, Replicator,
+    Role, StartPoint,
 };
 use std::sync::{Arc, Weak};
 
@@ -27,6 +27,7 @@ impl Shared {
         core.progress.require_confirmation(confirmed);
         let handle = LogHandle {
             core: Arc::downgrade(core),
+            queues: Arc::downgrade(&self.queues),
             role: replicator.role(),
             lazy: !self.is_sync(),
             patience: if self.threaded {
@@ -59,6 +60,7 @@ impl Shared {
 #[derive(Debug)]
 struct LogHandle {
     core: Weak<Core>,
+    queues: Weak<Queues>,
     role: Role,
     /// Puts are acknowledged before they are durable here.
     lazy: bool,
@@ -179,6 +181,21 @@ impl ReplicatedLog for LogHandle {
 
     fn truncate(&self, to: u64) -> Result<()> {
         self.core_as(Role::Replica)?.order_cut(to, false)
+    }
+
+    fn queue_starts(&self, at: u64) -> Result<Vec<QueueStart>> {
+        let (core, queues) = (self.core()?, self.queues.upgrade().ok_or(Error::Closed)?);
+        let starts = queues.starts_in(at)?;
+        // The log loses its segments first: while it begins there, so do the queues.
+        match core.min_offset() {
+            min if min == at => Ok(starts),
+            end => Err(Error::Refused(Refusal::OutOfPlace { end, at })),
+        }
+    }
+
+    fn prepare_restart(&self, at: u64, queues: &[QueueStart]) -> Result<()> {
+        let core = self.core_as(Role::Replica)?;
+        queue_starts::prepare(&*core.disk, core.directory(), at, queues)
     }
 
     fn restart(&self, at: u64) -> Result<()> {

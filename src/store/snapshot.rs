@@ -9,7 +9,7 @@ use crate::config::LogConfig;
 use crate::disk::{Allocation, Disk, OpenAccess, SyncMethod, is_full};
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::log::directory::{self, Directory, refused, remove_if_there, take_lock, write_failed};
-use crate::log::{BrokerCheckpoint, BrokerTimes, Core};
+use crate::log::{BrokerCheckpoint, BrokerTimes, Core, queue_starts};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -179,6 +179,8 @@ impl<'a> Snapshot<'a> {
             Some(index) => times.index = index.copy_to(to, end)?,
             None => {}
         }
+        let starts = |of: &Directory| of.duralog().join(queue_starts::NAME);
+        copy_file(disk, &starts(core.directory()), &starts(to))?;
         core.copy_checkpoint(to, end)?;
         BrokerCheckpoint::default().save(disk, to, times)?;
         Ok(SnapshotReport {

@@ -24,6 +24,7 @@ pub const BEGIN: u8 = 8;
 pub const DATA: u8 = 9;
 pub const ACK: u8 = 10;
 pub const LEND: u8 = 11;
+pub const QUEUES: u8 = 12;
 
 pub const NOTHING: [u8; 0] = [];
 
@@ -158,6 +159,18 @@ pub fn ack(epoch: u64, written: u64, durable: u64) -> Vec<u8> {
 pub fn welcome(log: u64, epoch: EpochStart, plan: u32, offset: u64) -> Vec<u8> {
     let plan = &plan.to_be_bytes()[..];
     frame(WELCOME, &[&u64s(&[log])[..], &epoch.bytes(), plan, &u64s(&[offset])].concat())
+}
+
+/// Where queues of a topic go on; so many more come in further frames.
+pub fn queues(left: u32, topic: &str, starts: &[(u32, u64)]) -> Vec<u8> {
+    let mut payload = left.to_be_bytes().to_vec();
+    for (queue_id, offset) in starts {
+        payload.push(topic.len() as u8);
+        payload.extend_from_slice(topic.as_bytes());
+        payload.extend_from_slice(&queue_id.to_be_bytes());
+        payload.extend_from_slice(&offset.to_be_bytes());
+    }
+    frame(QUEUES, &payload)
 }
 
 pub fn refuse(code: u32, first: u64, second: u64) -> Vec<u8> {

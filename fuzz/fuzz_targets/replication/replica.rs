@@ -103,9 +103,10 @@ fn next(script: &mut Unstructured<'_>, said: &mut Said) -> Result<Option<Vec<u8>
             said.altered |= altered || from != said.sent;
             data(epoch(script, &ends), from, number(script, &ends), &bytes)
         }
-        8 => match script.int_in_range(0..=1)? {
+        8 => match script.int_in_range(0..=2)? {
             0 => refuse(script.int_in_range(0..=9)?, number(script, &ends), 1),
-            _ => frame(LEND, &u64s(&[number(script, &ends)])),
+            1 => frame(LEND, &u64s(&[number(script, &ends)])),
+            _ => queues(script.int_in_range(0..=1)?, "t", &[(0, number(script, &ends))]),
         },
         9 => return Ok(None),
         _ => {

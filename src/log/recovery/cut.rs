@@ -4,11 +4,12 @@ use super::super::checkpoint::CheckpointFile;
 use super::super::directory::{refused, remove_if_there, write_failed};
 use super::super::epochs::{self, Epochs};
 use super::super::segment::file_name;
-use super::super::{key_index, queue_table};
+use super::super::{key_index, queue_starts, queue_table};
 use super::tail::Tail;
 use super::{Cut, DATA_STEP, Hole, Recovery, STEP};
+use crate::config::RecoveryMode;
 use crate::disk::{Allocation, DiskFile, SyncMethod};
-use crate::error::{Corruption, IoContext, IoOp, Result};
+use crate::error::{Corruption, Error, IoContext, IoOp, Result};
 use crate::message::{self, RecordCheck};
 use std::path::PathBuf;
 
@@ -82,10 +83,16 @@ impl Recovery<'_> {
         if cutting.restarts {
             self.replace_segment(base, at)?;
             cutting.durable = at;
+            match queue_starts::take_effect(self.disk, self.directory, at) {
+                Err(Error::Corrupt { .. })
+                    if self.config.recovery_mode == RecoveryMode::Salvage => {}
+                taken => taken?,
+            }
         }
         // What is derived of the log must not vouch for what is cut: offsets behind the cut are given
         // out again.
-        if queue_table::saved_offset(self.disk, self.directory.duralog()).is_some_and(|o| o > at) {
+        let queued = queue_table::saved_offset(self.disk, self.directory.duralog());
+        if queued.is_some_and(|queued| queued > at || cutting.restarts) {
             self.forget(queue_table::NAME)?;
         }
         if key_index::saved_offset(self.disk, self.directory.duralog()).is_some_and(|o| o > at) {

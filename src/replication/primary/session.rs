@@ -11,12 +11,13 @@ use crate::replication::primary::bells::Bells;
 use crate::replication::primary::greeting::Greeting;
 use crate::replication::secret::Secret;
 use crate::replication::session::{Order, Outgoing, Session, SessionError, last_words, unexpected};
-use crate::replication::wire::{self, CHECKED_MAX, Frame, Join, Nonce, STRANGER_MAX};
-use crate::replication::{Epoch, EpochStart, LogId, NodeId, ReplicatedLog};
+use crate::replication::wire::{self, CHECKED_MAX, Frame, Join, Nonce, QUEUES_MAX, STRANGER_MAX};
+use crate::replication::{Epoch, EpochStart, LogId, NodeId, QueueStart, ReplicatedLog};
+use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// How long a replica may wait to hear what is confirmed, if no records follow.
@@ -46,6 +47,8 @@ pub(crate) struct Hub {
     published: AtomicU64,
     /// A newer epoch of which a replica told; 0 without one.
     superseded: AtomicU64,
+    /// Where the queues go on at an offset, once for all sessions that tell of it.
+    starts: Mutex<Option<(u64, Weak<[QueueStart]>)>>,
 }
 
 impl Hub {
@@ -78,6 +81,7 @@ impl Hub {
             lazy: lazy && options.ack == Ack::Sync,
             published,
             superseded,
+            starts: Mutex::default(),
         }
     }
 
@@ -116,6 +120,17 @@ impl Hub {
         let (min, end) = (self.log.min_offset(), self.log.end());
         let (id, epochs) = (Some(self.log_id), self.epochs.clone());
         History { id, epochs, min, end, confirmed: self.confirmed() }
+    }
+
+    fn queue_starts(&self, at: u64) -> Result<Arc<[QueueStart]>, Error> {
+        let mut starts = self.starts.lock();
+        let known = starts.as_ref().filter(|(known, _)| *known == at);
+        if let Some(known) = known.and_then(|(_, queues)| queues.upgrade()) {
+            return Ok(known);
+        }
+        let queues: Arc<[QueueStart]> = self.log.queue_starts(at)?.into();
+        *starts = Some((at, Arc::downgrade(&queues)));
+        Ok(queues)
     }
 
     /// The newer epoch that ended this one, if there is one.
@@ -161,6 +176,11 @@ enum State {
         next: u64,
         told: Option<(Epoch, u64)>,
         acked: Acked,
+    },
+    /// The replica has to begin anew, and is told where the queues go on.
+    Telling {
+        queues: Arc<[QueueStart]>,
+        next: usize,
     },
     /// The replica has something to do first, and comes back.
     Dismissed,
@@ -284,11 +304,25 @@ impl PrimarySession {
                 hub.group.join(join.node, join.instance, self.id)?;
                 State::AwaitBegin { node: join.node, at }
             }
-            Plan::Truncate(_) | Plan::Restart(_) => State::Dismissed,
+            Plan::Truncate(_) => State::Dismissed,
+            Plan::Restart(at) => State::Telling { queues: hub.queue_starts(at)?, next: 0 },
             Plan::Diverged => return Err(SessionError::Diverged),
         };
         self.outbox.push_back(Frame::Welcome { log: hub.log_id, epoch: hub.epoch, plan });
         Ok(())
+    }
+
+    /// Where the next queues go on. One frame at least, so that the replica knows that there are no more.
+    fn next_queues(&mut self) -> Option<Frame<'static>> {
+        let State::Telling { queues, next } = &mut self.state else { return None };
+        let rest = queues.get(*next..).unwrap_or_default();
+        let (these, later) = rest.split_at_checked(QUEUES_MAX).unwrap_or((rest, &[]));
+        let frame = Frame::Queues { left: later.len() as u32, queues: these.to_vec() };
+        *next += these.len();
+        if later.is_empty() {
+            self.state = State::Dismissed;
+        }
+        Some(frame)
     }
 
     /// The next records, or word of what is confirmed, or a sign of life.
@@ -329,7 +363,7 @@ impl Session for PrimarySession {
     }
 
     fn poll(&mut self, now: Instant) -> Result<Option<Outgoing>, SessionError> {
-        match self.outbox.pop_front() {
+        match self.outbox.pop_front().or_else(|| self.next_queues()) {
             Some(frame) => Ok(Some(Outgoing::frame(&frame))),
             None => self.stream(now),
         }
@@ -357,7 +391,7 @@ impl Session for PrimarySession {
                 let waits = *next < self.hub.log.end();
                 Some(if waits { word.min(self.paced_until) } else { word })
             }
-            State::Streaming { told: None, .. } => Some(self.sent_at),
+            State::Streaming { told: None, .. } | State::Telling { .. } => Some(self.sent_at),
             _ => None,
         }
     }
@@ -367,7 +401,8 @@ impl Session for PrimarySession {
     }
 
     fn is_introduced(&self) -> bool {
-        self.is_streaming()
+        // Word of many queues may take longer than a greeting.
+        self.is_streaming() || matches!(self.state, State::Telling { .. })
     }
 
     fn is_streaming(&self) -> bool {

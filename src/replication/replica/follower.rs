@@ -328,13 +328,10 @@ impl Shared {
     /// Cuts the log, or begins it anew: by order, which the next open carries out.
     fn carry_out(&self, order: Order) -> Result<()> {
         let mut state = self.state.lock();
-        match order {
-            Order::Truncate(to) => state.log.truncate(to)?,
-            Order::Restart(at) => state.log.restart(at)?,
-        }
+        order.give(&*state.log)?;
         self.tell(&match order {
             Order::Truncate(to) => Event::Truncated { to },
-            Order::Restart(at) => Event::Restarted { at },
+            Order::Restart { at, .. } => Event::Restarted { at },
         });
         self.reopen(&mut state)
     }

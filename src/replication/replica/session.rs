@@ -1,6 +1,7 @@
 //! A connection to the primary, as a replica sees it.
 
 use crate::error::Error;
+use crate::log::queue_starts::STARTS_MAX;
 use crate::replication::feed::data_at;
 use crate::replication::history::{History, Plan};
 use crate::replication::inbox::Inbox;
@@ -10,7 +11,7 @@ use crate::replication::tail::Tail;
 use crate::replication::wire::{
     self, CHECKED_MAX, CONTROL_MAX, EPOCHS_MAX, FRAME_MAX, Frame, Join, Nonce, STRANGER_MAX,
 };
-use crate::replication::{Epoch, EpochStart, LogId, NodeId, ReplicatedLog};
+use crate::replication::{Epoch, EpochStart, LogId, NodeId, QueueStart, ReplicatedLog};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,6 +34,12 @@ enum State {
     },
     AwaitWelcome {
         history: History,
+    },
+    /// It has to begin anew, and is told where the queues go on; of so many it is still to hear.
+    AwaitQueues {
+        at: u64,
+        queues: Vec<QueueStart>,
+        left: Option<u32>,
     },
     Following(Following),
     /// The primary lost the end of its log, and asked for it.
@@ -81,7 +88,9 @@ impl ReplicaSession {
     fn max_frame(&self) -> u32 {
         match self.state {
             State::AwaitChallenge | State::AwaitProven { .. } => STRANGER_MAX,
-            State::AwaitWelcome { .. } | State::Lending { .. } => CONTROL_MAX,
+            State::AwaitWelcome { .. } | State::AwaitQueues { .. } | State::Lending { .. } => {
+                CONTROL_MAX
+            }
             State::Following(_) => FRAME_MAX,
         }
     }
@@ -108,6 +117,25 @@ impl ReplicaSession {
             (State::AwaitWelcome { history }, Frame::Welcome { log, epoch, plan }) => {
                 let history = history.clone();
                 return self.welcome(log, epoch, plan, &history);
+            }
+            (
+                State::AwaitQueues { at, queues, left },
+                Frame::Queues { left: behind, queues: more },
+            ) => {
+                let all = behind as usize + more.len();
+                let fits = match left {
+                    None => all <= STARTS_MAX,
+                    Some(left) => all == *left as usize && !more.is_empty(),
+                };
+                if !fits {
+                    return Err(SessionError::protocol("Queues of another number"));
+                }
+                queues.extend(more);
+                *left = Some(behind);
+                if behind == 0 {
+                    let queues = Some(std::mem::take(queues).into());
+                    return Ok(Some(Order::Restart { at: *at, queues }));
+                }
             }
             (State::AwaitWelcome { history }, Frame::Lend { from }) => {
                 let History { epochs, min, end, .. } = history;
@@ -179,7 +207,10 @@ impl ReplicaSession {
             }
             Plan::Follow(_) => Err(SessionError::protocol("a Welcome to another log")),
             Plan::Truncate(to) => Ok(Some(Order::Truncate(to))),
-            Plan::Restart(at) => Ok(Some(Order::Restart(at))),
+            Plan::Restart(at) => {
+                self.state = State::AwaitQueues { at, queues: Vec::new(), left: None };
+                Ok(None)
+            }
             Plan::Diverged => Err(SessionError::Diverged),
         }
     }

@@ -91,7 +91,7 @@ impl SlaveSession {
             return Ok(None);
         }
         if is_empty && offset > self.tail.end() && offset.is_multiple_of(self.log.segment_size()) {
-            return Ok(Some(Order::Restart(offset)));
+            return Ok(Some(Order::Restart { at: offset, queues: None }));
         }
         Err(SessionError::Diverged)
     }

@@ -62,7 +62,7 @@ impl Settings {
             max_lag: rng.pick(&[2048, 1 << 20, 1 << 20]),
             segment_size,
             retention,
-            queues: if retention { 1 } else { QUEUES },
+            queues: QUEUES,
             largest: if retention { rng.pick(&[400, 3600]) } else { rng.pick(&[100, 400, 3600]) },
             events: if rng.one_in(4) { 400 + rng.below(600) } else { 100 + rng.below(300) },
         }

@@ -385,17 +385,14 @@ impl Simulation {
     fn carry_out(&mut self, node: usize, order: Order) {
         self.trace(|_| format!("{node}: {order:?}"));
         let Some(running) = self.running(node) else { return };
-        let done = match order {
-            Order::Truncate(to) => running.log.truncate(to),
-            Order::Restart(at) => running.log.restart(at),
-        };
+        let done = order.give(&*running.log);
         if !self.settle(node) {
             return;
         }
         match done {
             Ok(()) => self.counts.add(match order {
                 Order::Truncate(_) => "truncations",
-                Order::Restart(_) => "restarts of a replica far behind",
+                Order::Restart { .. } => "restarts of a replica far behind",
             }),
             Err(error) => assert!(self.nodes[node].excuses(&error), "{order:?}: {error}"),
         }
