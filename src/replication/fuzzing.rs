@@ -2,7 +2,7 @@
 //! alone, which `cargo fuzz` gives, and no part of the crate's interface.
 
 use super::inbox::Inbox;
-use super::primary::{PrimaryReplicator, PrimarySession};
+use super::primary::{Inquiry, InquirySession, PrimaryReplicator, PrimarySession};
 use super::replica::{Identity, ReplicaReplicator, ReplicaSession};
 use super::rocketmq::{MasterSession, SlaveSession};
 use super::session::{Session, SessionError};
@@ -84,6 +84,16 @@ impl End {
         Ok(Self { store, log, now, session, inbox: Inbox::default() })
     }
 
+    /// Whether the other has said who it is, and was heard.
+    pub fn is_introduced(&self) -> bool {
+        self.session.is_introduced()
+    }
+
+    /// The connection is gone.
+    pub fn hang_up(mut self) {
+        self.session.leave();
+    }
+
     /// The store.
     pub fn store(&self) -> &Store {
         &self.store
@@ -131,6 +141,58 @@ impl End {
     /// What the peer is told when the session ends with `error`.
     pub fn last_words(&self, error: &SessionError) -> Option<Vec<u8>> {
         self.session.farewell(error)
+    }
+}
+
+/// A primary that asks its replicas for what it lost.
+pub struct Asking {
+    store: Store,
+    log: Arc<dyn ReplicatedLog>,
+    inquiry: Arc<Inquiry>,
+    now: Instant,
+    nonce: [u8; 16],
+    accepted: u64,
+}
+
+impl fmt::Debug for Asking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asking").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+impl Asking {
+    /// One that has to hear so many of them.
+    ///
+    /// # Errors
+    /// As [`Store::open_replicated`].
+    pub fn open(
+        config: StoreConfig,
+        environment: Environment,
+        node: &NodeOptions,
+        replicas: usize,
+        nonce: [u8; 16],
+    ) -> Result<Self> {
+        let now = environment.clock.now();
+        let replicator = Arc::new(ReplicaReplicator::default());
+        let store = Store::open_replicated(config, environment, replicator.clone())?;
+        let log = replicator.log()?.clone();
+        let gate = (node.cluster, node.secret.clone());
+        let inquiry = Inquiry::new(log.clone(), gate, replicas, Arc::default());
+        Ok(Self { store, log, inquiry, now, nonce, accepted: 0 })
+    }
+
+    /// The end of one more connection.
+    pub fn accept(&mut self) -> End {
+        self.accepted += 1;
+        let (inquiry, now) = (self.inquiry.clone(), self.now);
+        let session = InquirySession::new(inquiry, self.accepted, self.nonce, now);
+        let (store, log) = (self.store.clone(), self.log.clone());
+        End { store, log, now, session: Box::new(session), inbox: Inbox::default() }
+    }
+
+    /// What has come of it, once something has.
+    pub fn outcome(&self) -> Option<Result<(), SessionError>> {
+        self.inquiry.wait(Duration::ZERO).ok()
     }
 }
 

@@ -7,11 +7,13 @@
 //! - a peer that has proved nothing was told nothing but a nonce;
 //! - what was sent of the log is what it holds;
 //! - nothing is confirmed that is not there, and nothing is taken back;
-//! - a replica's log holds what the primary's does, or what the peer has altered in a frame of its own;
+//! - a replica's log, and that of a primary that asks for what it lost, holds what the other's does, or what
+//!   the peer has altered in a frame of its own;
 //! - a log that was given an order, or whose session has ended, opens again with all that it held.
 
 #![no_main]
 
+mod inquiry;
 mod primary;
 mod replica;
 mod rocketmq;
@@ -26,10 +28,11 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|input: &[u8]| {
     fuzzing::read_frames(input);
     let mut script = Unstructured::new(input);
-    match script.int_in_range(0..=3) {
+    match script.int_in_range(0..=4) {
         Ok(0) => primary::attack(&mut script),
         Ok(1) => replica::attack(&mut script),
         Ok(2) => rocketmq::attack_master(&mut script),
+        Ok(4) => inquiry::attack(&mut script),
         _ => rocketmq::attack_slave(&mut script),
     }
 });

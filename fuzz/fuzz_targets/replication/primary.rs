@@ -17,7 +17,7 @@ struct Knowing {
 }
 
 pub fn attack(script: &mut Unstructured<'_>) {
-    let stage = Stage::with_log();
+    let stage = Stage::with(&LOG);
     let mut end = stage.serve(Protocol::Duralog, 2 * EPOCH);
     let whole = LOG.bytes.len() as u64;
     let mut confirmed = end.log().confirmed();

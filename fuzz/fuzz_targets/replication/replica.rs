@@ -119,7 +119,7 @@ fn next(script: &mut Unstructured<'_>, said: &mut Said) -> Result<Option<Vec<u8>
     Ok(Some(bytes))
 }
 
-fn epoch(script: &mut Unstructured<'_>, ends: &[u64]) -> EpochStart {
+pub fn epoch(script: &mut Unstructured<'_>, ends: &[u64]) -> EpochStart {
     let mut epoch = LOG.epoch;
     if script.ratio(1, 2).unwrap_or(false) {
         epoch.epoch = number(script, &[0, EPOCH, 2 * EPOCH]);

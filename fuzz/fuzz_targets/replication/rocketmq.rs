@@ -6,7 +6,7 @@ use libfuzzer_sys::arbitrary::Unstructured;
 
 /// A slave that has connected to a master.
 pub fn attack_master(script: &mut Unstructured<'_>) {
-    let stage = Stage::with_log();
+    let stage = Stage::with(&LOG);
     let mut end = stage.serve(Protocol::Rocketmq, 2 * EPOCH);
     let (whole, confirmed) = (end.log().end(), end.log().confirmed());
     let log = stage.log(whole);

@@ -3,7 +3,7 @@
 use crate::wire_peer::{CLUSTER, EpochStart, SECRET};
 use duralog::clock::ManualClock;
 use duralog::disk::SimDisk;
-use duralog::replication::fuzzing::End;
+use duralog::replication::fuzzing::{Asking, End};
 use duralog::replication::{Ack, Epoch, NodeId, NodeOptions, PrimaryOptions, Protocol, Secret};
 use duralog::{Environment, Message, StoreConfig, StoreWorker};
 use libfuzzer_sys::arbitrary::Unstructured;
@@ -26,26 +26,31 @@ pub struct Log {
     files: Vec<(PathBuf, Vec<u8>)>,
 }
 
-pub static LOG: LazyLock<Log> = LazyLock::new(|| {
+pub static LOG: LazyLock<Log> = LazyLock::new(|| written(30));
+/// What a primary has left of it that lost the rest, and a replica that lags behind.
+pub static LEFT: LazyLock<Log> = LazyLock::new(|| written(12));
+pub static LAGGING: LazyLock<Log> = LazyLock::new(|| written(20));
+
+fn written(messages: usize) -> Log {
     let stage = Stage::new();
     let end = stage.serve(Protocol::Duralog, EPOCH);
-    fill(&end);
+    fill(&end, messages);
     let bytes = stage.log(end.log().end());
     let id = end.log().log_id().expect("an epoch has begun").0.get();
     end.store().close().expect("it closes");
     let epoch = EpochStart { epoch: EPOCH, start: 0, node: 1, flags: 1 };
     let read = |file: PathBuf| (file.clone(), stage.disk.bytes(file).expect("a file"));
     Log { bytes, id, epoch, files: stage.disk.files().into_iter().map(read).collect() }
-});
+}
 
 pub struct Stage {
     pub disk: SimDisk,
     clock: Arc<ManualClock>,
 }
 
-/// Puts the messages of which the log is made.
-fn fill(end: &End) {
-    for n in 0..30 {
+/// Puts the first messages of which the log is made.
+fn fill(end: &End, messages: usize) {
+    for n in 0..messages {
         let message = Message::new("t", vec![n as u8; n * 37 % 400]);
         while end.store().try_submit(&message).is_err() {
             step(end);
@@ -59,10 +64,10 @@ impl Stage {
         Self { disk: SimDisk::new(1), clock: Arc::new(ManualClock::new(1_700_000_000_000)) }
     }
 
-    /// One where the log is already.
-    pub fn with_log() -> Self {
+    /// One where a log is already.
+    pub fn with(log: &Log) -> Self {
         let stage = Self::new();
-        for (file, bytes) in &LOG.files {
+        for (file, bytes) in &log.files {
             stage.disk.put_file(file, bytes).expect("there is room");
         }
         stage
@@ -94,6 +99,12 @@ impl Stage {
     pub fn follow(&self, protocol: Protocol) -> End {
         End::follow(Self::config(), self.environment(), &Self::node(2), protocol, OUR_NONCE)
             .expect("a replica opens")
+    }
+
+    /// A primary that lost the end of its log, and has to hear so many replicas.
+    pub fn ask(&self, replicas: usize) -> Asking {
+        Asking::open(Self::config(), self.environment(), &Self::node(1), replicas, OUR_NONCE)
+            .expect("a store opens")
     }
 
     /// The bytes of the log's files up to `end`.

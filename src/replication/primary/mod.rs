@@ -7,7 +7,7 @@ mod replicator;
 mod server;
 mod session;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use inquiry::{Inquiry, InquirySession};
 pub(crate) use replicator::PrimaryReplicator;
 pub(crate) use session::Hub;
@@ -26,7 +26,7 @@ use crate::environment::Environment;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::store::Store;
 use bells::Bells;
-#[cfg(not(test))]
+#[cfg(not(any(test, fuzzing)))]
 use inquiry::{Inquiry, InquirySession};
 use server::{MakeSession, Server, Service};
 use std::net::{SocketAddr, ToSocketAddrs};
