@@ -94,10 +94,15 @@ fn next(script: &mut Unstructured<'_>, said: &mut Said) -> Result<Option<Vec<u8>
         0..=3 => honest(script, said)?,
         4 => stage::bytes(script).to_vec(),
         5 => frame(script.int_in_range(0..=12)?, stage::bytes(script)),
-        6 => welcome(number(script, &[0, LOG.id]), epoch(script, &ends), script.int_in_range(0..=4)?, {
-            let at = number(script, &ends);
-            if script.arbitrary()? { at / SEGMENT_SIZE * SEGMENT_SIZE } else { at }
-        }),
+        6 => welcome(
+            number(script, &[0, LOG.id]),
+            epoch(script, &ends),
+            script.int_in_range(0..=4)?,
+            {
+                let at = number(script, &ends);
+                if script.arbitrary()? { at / SEGMENT_SIZE * SEGMENT_SIZE } else { at }
+            },
+        ),
         7 => {
             let (from, (bytes, altered)) = (number(script, &ends), records(script, said.sent));
             said.altered |= altered || from != said.sent;
