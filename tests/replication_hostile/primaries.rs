@@ -321,13 +321,14 @@ fn a_plan_that_does_not_fit_the_log_is_not_followed() {
     });
     welcomes("a cut far away", is_out_of_place, |log| welcome(log.id, log.newer(), 1, u64::MAX));
     welcomes("a beginning before what is confirmed", confirmed, |log| {
-        welcome(log.id, log.newer(), 2, 0)
+        [welcome(log.id, log.newer(), 2, 0), queues(0, "t", &[])].concat()
     });
     for far in [1 << 63, u64::MAX - 65535, (i64::MAX as u64 / 2 + 1)] {
         assert_eq!(far % crate::scene::SEGMENT_SIZE, 0);
         withstands("a beginning where no log can be", is_out_of_place, move |peer, log| {
             peer.prove();
             peer.send(&welcome(log.id, log.newer(), 2, far));
+            peer.send(&queues(0, "t", &[]));
             peer.kinds();
         });
     }
