@@ -4,7 +4,7 @@
 #[path = "support/sim.rs"]
 mod sim;
 
-use duralog::disk::{Cut, CutMoment, Disk, SimDisk};
+use duralog::disk::{Cut, CutMoment, Disk, Fault, SimCall, SimDisk};
 use duralog::message::{Draft, Host, RecordLayout, Stamp};
 use duralog::{Acknowledged, Error, Store, StoreConfig, StoreWorker};
 use sim::*;
@@ -99,6 +99,42 @@ fn what_is_put_after_a_kill_anywhere_survives_a_power_cut() {
         if !reached {
             assert!(call > 100, "only {call} calls");
             break;
+        }
+    }
+}
+
+/// Three messages, of which a kill has torn the last: of its own checksum, which comes last, a part is
+/// missing, and its body is whole.
+fn torn() -> SimDisk {
+    let disk = SimDisk::new(3);
+    let store = open_stepped(&disk, config()).expect("the store opens");
+    let [.., last] = [0, 1, 2].map(|id| put_stepped(&store, id));
+    let killed = disk.kill();
+    let mut log = killed.bytes(segment(0)).expect("it is there");
+    log[last.end_offset as usize - 3..][..3].fill(0);
+    killed.put_file(segment(0), &log).expect("there is room");
+    killed
+}
+
+#[test]
+fn a_call_that_fails_while_a_torn_record_is_looked_at_does_not_make_it_whole() {
+    for call in [SimCall::Open, SimCall::Read] {
+        for nth in 1.. {
+            let disk = torn();
+            disk.inject(Fault::on(call).nth(nth));
+            let opened = open_stepped(&disk, config());
+            disk.clear_faults();
+            if let Ok(store) = &opened {
+                assert!(store.recovery().cut.is_some());
+                assert_eq!(ids(store), [0, 1], "call {nth} of {call:?} failed");
+            }
+            let failed = opened.is_err();
+            drop(opened);
+            let store = open_stepped(&disk, config()).expect("the store opens");
+            assert_eq!(ids(&store), [0, 1], "after call {nth} of {call:?} failed");
+            if !failed && nth > 40 {
+                break;
+            }
         }
     }
 }

@@ -62,7 +62,7 @@ impl Directory {
         }
         let was_open = exists(disk, &root, "abort")?;
         let lock_text = read_lock_text(disk, &root)?;
-        let owner = read_token(disk, &abort);
+        let owner = read_token(disk, &abort)?;
         // Process ids return, in containers above all.
         let token = RandomState::new().hash_one(std::process::id());
         let lock = Mutex::new(lock);
@@ -247,10 +247,18 @@ fn read_lock_text(disk: &dyn Disk, root: &Path) -> Result<[u8; 4]> {
 }
 
 /// The second word of `abort`; a Java broker writes its process id alone, or nothing.
-fn read_token(disk: &dyn Disk, abort: &Path) -> Option<u64> {
+fn read_token(disk: &dyn Disk, abort: &Path) -> Result<Option<u64>> {
+    let file = match disk.open(abort, OpenAccess::Read) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        // Whose the records are that lie at the end is not to be guessed.
+        Err(error) => return Err(error).at(IoOp::Open, abort),
+    };
     let mut text = [0; 64];
-    let length = disk.open(abort, OpenAccess::Read).ok()?.read_at(&mut text, 0).ok()?;
-    str::from_utf8(text.get(..length)?).ok()?.split_whitespace().nth(1)?.parse().ok()
+    let length = file.read_at(&mut text, 0).at(IoOp::Read, abort)?;
+    let text = text.get(..length).and_then(|text| str::from_utf8(text).ok());
+    let token = text.and_then(|text| text.split_whitespace().nth(1)?.parse().ok());
+    Ok(token)
 }
 
 fn exists(disk: &dyn Disk, dir: &Path, name: &str) -> Result<bool> {
