@@ -334,6 +334,7 @@ impl Replicator for Manual {
     }
 
     fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<u64> {
+        *self.at.lock().expect("nobody panics") = Some(at);
         let mut confirmed = at.end;
         if self.follows {
             confirmed = log.confirmed();
@@ -341,7 +342,6 @@ impl Replicator for Manual {
             log.begin_epoch(Epoch(self.epoch), NodeId(1))?;
         }
         *self.log.lock().expect("nobody panics") = Some(log);
-        *self.at.lock().expect("nobody panics") = Some(at);
         Ok(confirmed)
     }
 
@@ -364,6 +364,41 @@ fn open_manual(
     replica: &Arc<Manual>,
 ) -> duralog::Result<Store> {
     Store::open_replicated(config, Environment::on(disk.shared()), replica.clone())
+}
+
+#[test]
+fn an_epoch_whose_records_are_all_lost_is_not_begun_again() {
+    let mut disk = disk();
+    let mut last = 0;
+    for epoch in [1, 2] {
+        let store = open_manual(&disk, unsynced(), &Manual::in_epoch(epoch)).expect("it opens");
+        last = store.put(message(epoch)).expect("accepted").physical_offset as usize;
+        let killed = disk.kill();
+        drop(store);
+        disk = killed;
+    }
+    // A replica may have got what is torn here.
+    let mut log = disk.bytes(segment(0)).expect("it is there");
+    log[last + 8..][..8].fill(0xA5);
+    disk.put_file(segment(0), &log).expect("there is room");
+    let again = Manual::in_epoch(2);
+    let error = open_manual(&disk, unsynced(), &again).map(drop).unwrap_err();
+    assert!(matches!(error, Error::Refused(Refusal::EpochFell { .. })), "{error}");
+    assert_eq!(again.start_point().begun, Epoch(2));
+    let store = open_manual(&disk, unsynced(), &Manual::in_epoch(3)).expect("it opens");
+    store.close().expect("it closes");
+    let follow = || {
+        let follower = Arc::new(Manual { follows: true, ..Manual::default() });
+        (open_manual(&disk, unsynced(), &follower).expect("it opens"), follower)
+    };
+    let (store, follower) = follow();
+    assert_eq!(follower.start_point().begun, Epoch(3));
+    let log = follower.log();
+    log.follow(log.log_id(), Epoch(4)).expect("it is that log");
+    store.close().expect("it closes");
+    let (store, follower) = follow();
+    assert_eq!(follower.start_point().begun, Epoch(0), "another node has reigned");
+    store.close().expect("it closes");
 }
 
 #[test]

@@ -10,7 +10,8 @@
 //! of the log, or 0. Flag 1 of an entry says that the records of the epoch carry `__CRC32#`; flag 1 of the
 //! file, that the newest epoch is this node's own and what was acknowledged under it may be durable on
 //! replicas alone; flag 2, that some of that may have been lost here; flag 4, that whoever chooses the next
-//! primary has asked for the promise, and nobody has reigned by it yet.
+//! primary has asked for the promise, and nobody has reigned by it yet; flag 8, that this node was the last
+//! to reign here, as far as it knows.
 
 use crate::disk::{Disk, OpenAccess};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
@@ -27,6 +28,7 @@ const RECORD_CRC: u32 = 1;
 const LAZY: u32 = 1;
 const IN_DOUBT: u32 = 2;
 const FENCED: u32 = 4;
+const OWN: u32 = 8;
 const ENTRY: usize = 28;
 /// More are not kept: the oldest are forgotten.
 pub(crate) const ENTRIES_MAX: usize = 1024;
@@ -47,6 +49,8 @@ pub(crate) struct Epochs {
     pub(crate) lazy: bool,
     /// Some of that may be lost here: the log was not closed in order since.
     pub(crate) in_doubt: bool,
+    /// This node has begun an epoch, and has followed nobody since.
+    pub(super) own: bool,
     pub(super) starts: Vec<EpochStart>,
 }
 
@@ -73,7 +77,8 @@ impl Epochs {
         let mut bytes = Vec::with_capacity(LEN_MAX.min(64 + self.starts.len() * ENTRY));
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_be_bytes());
-        let flags = [(self.lazy, LAZY), (self.in_doubt, IN_DOUBT), (self.fenced, FENCED)];
+        let flags =
+            [(self.lazy, LAZY), (self.in_doubt, IN_DOUBT), (self.fenced, FENCED), (self.own, OWN)];
         let flags =
             flags.iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag);
         bytes.extend_from_slice(&flags.to_be_bytes());
@@ -122,8 +127,9 @@ impl Epochs {
         let id = LogId::new(u64::from_be_bytes(*id));
         let promised = Epoch(u64::from_be_bytes(*promised));
         let flags = u32::from_be_bytes(*flags);
-        let [lazy, in_doubt, fenced] = [LAZY, IN_DOUBT, FENCED].map(|flag| flags & flag != 0);
-        ordered.then_some(Self { id, promised, fenced, lazy, in_doubt, starts })
+        let flags = [LAZY, IN_DOUBT, FENCED, OWN].map(|flag| flags & flag != 0);
+        let [lazy, in_doubt, fenced, own] = flags;
+        ordered.then_some(Self { id, promised, fenced, lazy, in_doubt, own, starts })
     }
 
     pub(crate) fn starts(&self) -> &[EpochStart] {
@@ -190,9 +196,24 @@ impl Epochs {
         self.cut(end);
     }
 
-    /// Forgets epochs that begin behind `end`: what came before them is not all there.
+    /// Forgets epochs that begin behind `end`: what came before them is not all there. They have been all the
+    /// same, and are nobody's any more.
     pub(crate) fn end_at(&mut self, end: u64) {
+        let newest = self.last();
         self.starts.retain(|one| one.start <= end);
+        if self.last() < newest {
+            self.raise(newest);
+        }
+    }
+
+    /// The newest epoch that this node has begun, if nobody else has reigned since: also one of which the log
+    /// has lost everything, while replicas may have it.
+    pub(crate) fn begun(&self) -> Epoch {
+        match (self.own, self.is_fenced()) {
+            (false, _) => Epoch(0),
+            (true, true) => self.last(),
+            (true, false) => self.last().max(self.promised),
+        }
     }
 
     /// Forgets epochs that end at or before `min`.
@@ -226,7 +247,15 @@ mod tests {
     fn sample() -> Epochs {
         let starts = vec![start(1, 0), start(2, 100), start(5, 300), start(6, 400)];
         let id = LogId::new(9);
-        Epochs { id, promised: Epoch(7), fenced: true, lazy: true, in_doubt: true, starts }
+        Epochs {
+            id,
+            promised: Epoch(7),
+            fenced: true,
+            lazy: true,
+            in_doubt: true,
+            own: true,
+            starts,
+        }
     }
 
     #[test]

@@ -58,12 +58,17 @@ impl Core {
         let begun = EpochStart { epoch, start, node, record_crc: self.config.record_crc };
         let was = epochs.last().max(epochs.promised);
         let fell = !epochs.starts().is_empty() && epoch <= epochs.last();
-        if fell || epoch < epochs.promised {
+        // What is promised to nobody has been: another node's, or of a log whose end was lost.
+        let promised = epochs.promised;
+        let given =
+            epoch > promised || promised == Epoch(0) || epoch == promised && epochs.is_fenced();
+        if fell || !given {
             return Err(Error::Refused(Refusal::EpochFell { was, is: epoch }));
         }
         let mut changed = epochs.clone();
         // No other opening, of whatever log, has this one's token.
         changed.id = changed.id.or_else(|| LogId::new(self.directory.token().max(1)));
+        changed.own = true;
         self.add_epoch(&mut epochs, changed, begun, lazy)?;
         Ok(begun)
     }
@@ -79,7 +84,7 @@ impl Core {
             // Nothing is here of those epochs, and nothing will be.
             changed.leave(0);
         }
-        changed.id = id;
+        (changed.id, changed.own) = (id, false);
         changed.note_reign(primary);
         self.save_epochs(&mut epochs, changed)
     }
@@ -93,6 +98,7 @@ impl Core {
         let end = self.progress.appended();
         // Epochs that ended before anything was written under them are left again.
         let mut changed = epochs.clone();
+        changed.own = false;
         changed.leave(end);
         let goes_on = match changed.starts().last() {
             Some(last) => *last == start,

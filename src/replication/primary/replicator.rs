@@ -83,7 +83,7 @@ impl Replicator for PrimaryReplicator {
                 return Err(Error::Refused(Refusal::TailInDoubt));
             }
             // Refused by the log if it has promised a newer one to someone.
-            None => Epoch(at.epoch.0 + 1),
+            None => Epoch(at.epoch.max(at.begun).0 + 1),
         };
         let epoch = log.begin_epoch(epoch, node.node)?;
         let log_id = log.log_id().ok_or(Error::Closed)?;
