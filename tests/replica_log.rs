@@ -11,8 +11,8 @@ use duralog::replication::{
     Role, StartPoint,
 };
 use duralog::{
-    Corruption, Environment, Error, Message, RecoveryMode, Retention, Store, StoreConfig,
-    StoreWorker, WriteMode,
+    Corruption, Environment, Error, GroupOffset, Message, RecoveryMode, Retention, Store,
+    StoreConfig, StoreWorker, WriteMode,
 };
 use proptest::prelude::*;
 use sim::*;
@@ -121,6 +121,41 @@ fn take_over(copy: &Copy, bytes: &[u8], pieces: &[usize]) {
     }
     step(&copy.store);
     step(&copy.store);
+}
+
+#[test]
+fn a_copy_has_the_groups_of_the_original_and_those_of_its_own() {
+    let (_, bytes) = original(8);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it may");
+    take_over(&copy, &bytes, &[4096]);
+    let at = |group: &str, queue_id, next| GroupOffset::new(group, TOPIC, queue_id, next);
+    let all = |store: &Store| store.committed_offsets();
+    copy.log.take_group_offsets(true, &[at("audit", 0, 1), at("billing", 0, 3)]).expect("taken");
+    assert_eq!(all(&copy.store), [at("audit", 0, 1), at("billing", 0, 3)]);
+    copy.log.take_group_offsets(false, &[at("billing", 0, 2), at("mail", 0, 5)]).expect("taken");
+    assert_eq!(all(&copy.store), [at("audit", 0, 1), at("billing", 0, 2), at("mail", 0, 5)]);
+    // From here on it goes on by itself, in whatever queue.
+    copy.log.confirm(copy.log.end(), FIRST.epoch).expect("that is the epoch");
+    step(&copy.store);
+    copy.store.commit_offset("audit", TOPIC, 0, 7).expect("it may");
+    let of_the_original = [at("audit", 0, 2), at("audit", 1, 0), at("mail", 0, 6)];
+    copy.log.take_group_offsets(true, &of_the_original).expect("taken");
+    let expected = [at("audit", 0, 7), at("mail", 0, 6)];
+    assert_eq!(all(&copy.store), expected, "billing is forgotten");
+    copy.store.close().expect("it closes");
+    let copy = copy_of(&disk, config());
+    assert_eq!(all(&copy.store), expected);
+    copy.log.take_group_offsets(true, &of_the_original).expect("taken");
+    assert_eq!(all(&copy.store), expected, "that is known after a restart, too");
+    let moves = copy.log.group_moves();
+    copy.log.take_group_offsets(false, &[]).expect("taken");
+    copy.log.take_group_offsets(false, &[at("mail", 0, 6)]).expect("taken");
+    assert_eq!(copy.log.group_moves(), moves, "nothing has moved");
+    let standings = copy.log.group_standings().expect("it is open");
+    assert_eq!((&standings.offsets[..], standings.moves), (&expected[..], moves));
+    assert_eq!(standings.end, copy.log.end());
 }
 
 fn hasty(mode: WriteMode) -> StoreConfig {

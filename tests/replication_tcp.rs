@@ -9,7 +9,9 @@ use duralog::replication::{
     Acceptor, Ack, Event, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, Replica,
     ReplicaOptions, Secret, SessionError, Stream, TcpAcceptor,
 };
-use duralog::{Environment, Error, FlushMode, Message, PutStatus, Reached, Store, StoreConfig};
+use duralog::{
+    Environment, Error, FlushMode, Message, PutStatus, Reached, Store, StoreConfig, TagFilter,
+};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::TcpStream;
@@ -78,6 +80,99 @@ fn what_is_put_is_durable_on_the_replica() {
     assert_eq!(bodies(primary.store()), wanted);
     eventually("the replica shows all", || bodies(&replica.store()) == wanted);
     assert!(replica.store().put(Message::new("t", "x")).is_err(), "a replica takes no puts");
+    replica.close().expect("it closes");
+    primary.close().expect("it closes");
+}
+
+/// Where groups stand in queue 0 of `t`.
+fn group(store: &Store, group: &str) -> Option<u64> {
+    store.committed_offset(group, "t", 0)
+}
+
+#[test]
+fn consumer_groups_go_on_where_they_were_after_a_failover_and_back() {
+    let dir = TempDir::new();
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    let frequent = |id| {
+        let mut node = node(id);
+        node.heartbeat_interval = Duration::from_millis(50);
+        node
+    };
+    let first =
+        Primary::open(config(&a), PrimaryOptions::new(frequent(1))).expect("the primary opens");
+    let address = first.listen("127.0.0.1:0").expect("a port is free");
+    let follow = |dir: &Path, id, address: &str| {
+        Replica::open(config(dir), ReplicaOptions::new(frequent(id), address)).expect("it opens")
+    };
+    let second = follow(&b, 2, &address.to_string());
+    first.wait_for_replicas(1, PATIENCE).expect("it connects");
+    for n in 0..50 {
+        assert_eq!(put(first.store(), &format!("message {n}")).status, PutStatus::PutOk);
+    }
+    let take = |store: &Store, count| {
+        let consumer = store.consumer("billing").subscribe("t", TagFilter::any()).open();
+        let consumer = consumer.expect("it opens");
+        let batch = consumer.poll_max(count, PATIENCE).expect("it can be read");
+        let bodies = batch.iter().map(|one| String::from_utf8_lossy(one.body()).into_owned());
+        let bodies: Vec<_> = bodies.collect();
+        batch.ack().expect("it is acked");
+        bodies
+    };
+    assert_eq!(take(first.store(), 30).last().expect("there are some"), "message 29");
+    first.store().commit_offset("gone", "t", 0, 9).expect("it is committed");
+    eventually("the replica knows", || {
+        group(&second.store(), "billing") == Some(30) && group(&second.store(), "gone") == Some(9)
+    });
+    first.store().forget_offsets("gone", "t").expect("it is forgotten");
+    eventually("the replica forgets", || group(&second.store(), "gone").is_none());
+
+    let epoch = first.epoch().next_term();
+    second.fence(epoch).expect("it is fenced");
+    first.close().expect("it closes");
+    let second = second.promote(PrimaryOptions::new(frequent(2)).epoch(epoch).ack(Ack::Async));
+    let second = second.expect("it takes over");
+    assert_eq!(take(second.store(), 10).first().expect("there are some"), "message 30");
+    let address = second.listen("127.0.0.1:0").expect("a port is free");
+    let first = follow(&a, 1, &address.to_string());
+    eventually("the old primary knows", || group(&first.store(), "billing") == Some(40));
+    first.close().expect("it closes");
+    second.close().expect("it closes");
+}
+
+#[test]
+fn a_group_that_reads_a_replica_goes_on_by_itself() {
+    let dir = TempDir::new();
+    let mut options = node(1);
+    options.heartbeat_interval = Duration::from_millis(50);
+    let primary = Primary::open(config(&dir.path().join("a")), PrimaryOptions::new(options));
+    let primary = primary.expect("the primary opens");
+    let address = primary.listen("127.0.0.1:0").expect("a port is free");
+    let replica = replica(&dir.path().join("b"), 2, address);
+    primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+    for n in 0..10 {
+        assert_eq!(put(primary.store(), &format!("message {n}")).status, PutStatus::PutOk);
+    }
+    let commit = |group: &str, next| {
+        primary.store().commit_offset(group, "t", 0, next).expect("it is committed");
+    };
+    commit("reports", 4);
+    eventually("the replica knows", || group(&replica.store(), "reports") == Some(4));
+    let store = replica.store();
+    let consumer = store.consumer("reports").subscribe("t", TagFilter::any()).open();
+    let consumer = consumer.expect("it opens");
+    // Nothing is acknowledged here yet.
+    let batch = consumer.poll_max(1, PATIENCE).expect("it can be read");
+    assert_eq!(batch[0].body(), b"message 4");
+    commit("reports", 9);
+    commit("mark", 1);
+    eventually("the replica knows", || group(&replica.store(), "mark") == Some(1));
+    drop((batch, consumer));
+    assert_eq!(group(&replica.store(), "reports"), Some(4));
+    let consumer = store.consumer("reports").subscribe("t", TagFilter::any()).open();
+    let consumer = consumer.expect("it opens");
+    let batch = consumer.poll_max(1, PATIENCE).expect("it can be read");
+    assert_eq!(batch[0].body(), b"message 4");
+    drop((batch, consumer));
     replica.close().expect("it closes");
     primary.close().expect("it closes");
 }

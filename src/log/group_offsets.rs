@@ -3,13 +3,15 @@
 //! ```text
 //! header: magic "duralogO"  version u32  exports u32  crc32 u32 of each, newest first
 //!         zeros  crc32 u32 over everything before
-//! row:    crc32 u32 over what follows  topic length u8  group length u8  zero u16
+//! row:    crc32 u32 over what follows  topic length u8  group length u8  apart u8  zero u8
 //!         next offset u64  queue id i32  topic  group
 //! ```
 //!
 //! Header and rows have a sector of 512 bytes each, so that a torn write leaves the old one or the new
 //! one; a row of zeros is free. All integers are big endian. The blocks are reserved before a row is given
 //! out: on a full disk groups that have a row go on.
+//!
+//! `apart` is 1 where a group came to that on a replica, by itself: it does not follow the primary's then.
 //!
 //! The exports are the contents of `consumerOffset.json` that this crate wrote, or has taken over: what else
 //! lies there comes from a broker that ran since.
@@ -19,11 +21,11 @@ use super::queue_dir::check_topic;
 use crate::disk::{Disk, DiskFile, OpenAccess, SyncMethod};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
 use parking_lot::{Mutex, RwLock};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Its name in `duralog/`.
@@ -36,7 +38,8 @@ const EXPORTS_AT: usize = 16;
 /// One that is there, one that may be the backup, and one that may have been under way.
 const EXPORTS_MAX: usize = 3;
 const NAMES_AT: usize = 20;
-const NAMES_MAX: usize = SECTOR - NAMES_AT;
+/// Most bytes of the names of a group and a topic.
+pub(crate) const NAMES_MAX: usize = SECTOR - NAMES_AT;
 /// What the file grows by: 127 rows at first, then 128.
 const CHUNK: u64 = 64 << 10;
 /// A longer file is not one we wrote: about two million rows.
@@ -55,6 +58,8 @@ struct Row {
     at: u64,
     key: Key,
     next: AtomicU64,
+    /// The group came to that on this node, while that was a replica.
+    apart: AtomicBool,
     /// One commit at a time.
     writing: Mutex<()>,
 }
@@ -72,12 +77,17 @@ struct Rows {
 }
 
 impl Row {
-    fn new(at: u64, key: Key, next: u64) -> Self {
-        Self { at, key, next: AtomicU64::new(next), writing: Mutex::new(()) }
+    fn new(at: u64, key: Key, next: u64, apart: bool) -> Self {
+        let (next, apart) = (AtomicU64::new(next), AtomicBool::new(apart));
+        Self { at, key, next, apart, writing: Mutex::new(()) }
     }
 
     fn next(&self) -> u64 {
         self.next.load(Ordering::Acquire)
+    }
+
+    fn is_apart(&self) -> bool {
+        self.apart.load(Ordering::Acquire)
     }
 }
 
@@ -94,6 +104,27 @@ impl Rows {
     fn iter(&self) -> impl Iterator<Item = &Arc<Row>> {
         self.groups.values().flat_map(BTreeMap::values).flat_map(BTreeMap::values)
     }
+
+    fn of(&self, group: &str) -> impl Iterator<Item = &Arc<Row>> {
+        self.groups.get(group).into_iter().flat_map(BTreeMap::values).flat_map(BTreeMap::values)
+    }
+
+    /// Whether the group goes on by itself, here on a replica.
+    fn is_apart(&self, group: &str) -> bool {
+        self.of(group).any(|row| row.is_apart())
+    }
+
+    fn remove(&mut self, key: &Key) {
+        let Some(topics) = self.groups.get_mut(&key.group) else { return };
+        let Some(queues) = topics.get_mut(&key.topic) else { return };
+        queues.remove(&key.queue_id);
+        if queues.is_empty() {
+            topics.remove(&key.topic);
+        }
+        if topics.is_empty() {
+            self.groups.remove(&key.group);
+        }
+    }
 }
 
 /// How far a consumer group has come in one queue.
@@ -108,6 +139,18 @@ pub struct GroupOffset {
     pub queue_id: i32,
     /// The queue offset of the next message that the group wants.
     pub next: u64,
+}
+
+impl GroupOffset {
+    /// How far a group has come in one queue.
+    pub fn new(
+        group: impl Into<String>,
+        topic: impl Into<String>,
+        queue_id: i32,
+        next: u64,
+    ) -> Self {
+        Self { group: group.into(), topic: topic.into(), queue_id, next }
+    }
 }
 
 /// A group was farther than a queue, whose end a power cut or another primary had taken: it goes on at the
@@ -133,6 +176,8 @@ pub(crate) struct GroupOffsets {
     /// Counts the writes, and how many of them a sync covers.
     written: AtomicU64,
     synced: AtomicU64,
+    /// Counts what can be read of them, once it can be.
+    moves: AtomicU64,
     /// One sync at a time.
     syncing: Mutex<()>,
     latch: OnceLock<Arc<Error>>,
@@ -168,6 +213,7 @@ impl GroupOffsets {
             damaged,
             written: AtomicU64::new(is_unsynced.into()),
             synced: AtomicU64::new(0),
+            moves: AtomicU64::new(0),
             syncing: Mutex::new(()),
             latch: OnceLock::new(),
         })
@@ -201,28 +247,62 @@ impl GroupOffsets {
         check_names(group, topic, queue_id)
     }
 
-    /// Notes where a group goes on. In the page cache when this returns.
-    pub(crate) fn commit(&self, group: &str, topic: &str, queue_id: i32, next: u64) -> Result<()> {
+    /// How often anything of [`all`](Self::all) has changed: asked before, it does not miss anything.
+    pub(crate) fn moves(&self) -> u64 {
+        self.moves.load(Ordering::SeqCst)
+    }
+
+    /// Notes where a group goes on; `apart` if it does so on a replica, by itself. In the page cache when this
+    /// returns.
+    pub(crate) fn commit(
+        &self,
+        (group, topic, queue_id): (&str, &str, i32),
+        next: u64,
+        apart: bool,
+    ) -> Result<()> {
         self.check_writable()?;
         {
             let rows = self.rows.read();
             if let Some(row) = rows.find(group, topic, queue_id) {
-                return self.write(&rows, row, next);
+                return self.write(&rows, row, next, apart);
             }
         }
         check_names(group, topic, queue_id)?;
         let mut rows = self.rows.write();
         if let Some(row) = rows.find(group, topic, queue_id).cloned() {
-            return self.write(&rows, &row, next);
+            return self.write(&rows, &row, next, apart);
         }
         let at = self.free_row(&mut rows)?;
         let key = Key { group: group.to_owned(), topic: topic.to_owned(), queue_id };
-        let row = Row::new(at, key, next);
-        if let Err(error) = self.write(&rows, &row, next) {
+        let row = Row::new(at, key, next, apart);
+        if let Err(error) = self.write(&rows, &row, next, apart) {
             rows.free.push(at);
             return Err(error);
         }
         rows.insert(Arc::new(row));
+        self.moves.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Takes over where the primary's groups are, all of them if it is the `whole`. Groups that go on by
+    /// themselves here stay where they are.
+    pub(crate) fn take_over(&self, whole: bool, offsets: &[GroupOffset]) -> Result<()> {
+        let is_apart = |group: &str| self.rows.read().is_apart(group);
+        for GroupOffset { group, topic, queue_id, next } in offsets {
+            let is_known = self.get(group, topic, *queue_id) == Some(*next);
+            if !is_known && !is_apart(group) {
+                self.commit((group, topic, *queue_id), *next, false)?;
+            }
+        }
+        if !whole {
+            return Ok(());
+        }
+        let of = |one: &GroupOffset| (one.group.clone(), one.topic.clone(), one.queue_id);
+        let theirs: HashSet<_> = offsets.iter().map(of).collect();
+        self.forget_where(|rows, row| {
+            let Key { group, topic, queue_id } = row.key.clone();
+            !rows.is_apart(&group) && !theirs.contains(&(group, topic, queue_id))
+        })?;
         Ok(())
     }
 
@@ -233,10 +313,10 @@ impl GroupOffsets {
             return Ok(());
         }
         if !self.read_only {
-            return self.commit(group, topic, queue_id, next);
+            return self.commit((group, topic, queue_id), next, false);
         }
         let key = Key { group: group.to_owned(), topic: topic.to_owned(), queue_id };
-        self.rows.write().insert(Arc::new(Row::new(0, key, next)));
+        self.rows.write().insert(Arc::new(Row::new(0, key, next, false)));
         Ok(())
     }
 
@@ -262,10 +342,14 @@ impl GroupOffsets {
     /// Forgets where a group was, in all queues of a topic; whether it was known. Durable when this
     /// returns: a row that came back would stand beside a newer one.
     pub(crate) fn forget(&self, group: &str, topic: &str) -> Result<bool> {
+        self.forget_where(|_, row| row.key.group == group && row.key.topic == topic)
+    }
+
+    /// Whether there were any such rows.
+    fn forget_where(&self, is_one: impl Fn(&Rows, &Row) -> bool) -> Result<bool> {
         self.check_writable()?;
         let mut rows = self.rows.write();
-        let queues = rows.groups.get(group).and_then(|topics| topics.get(topic));
-        let known: Vec<_> = queues.into_iter().flat_map(BTreeMap::values).cloned().collect();
+        let known: Vec<_> = rows.iter().filter(|row| is_one(&rows, row)).cloned().collect();
         for row in &known {
             self.write_at(&rows, &[0; SECTOR], row.at)?;
         }
@@ -273,13 +357,11 @@ impl GroupOffsets {
             return Ok(false);
         }
         self.sync_file(rows.file.as_deref())?;
-        if let Some(topics) = rows.groups.get_mut(group) {
-            topics.remove(topic);
-            if topics.is_empty() {
-                rows.groups.remove(group);
-            }
+        for row in &known {
+            rows.remove(&row.key);
+            rows.free.push(row.at);
         }
-        rows.free.extend(known.iter().map(|row| row.at));
+        self.moves.fetch_add(1, Ordering::SeqCst);
         Ok(true)
     }
 
@@ -297,7 +379,7 @@ impl GroupOffsets {
                 if self.read_only {
                     row.next.store(end, Ordering::Release);
                 } else {
-                    self.write(&rows, row, end)?;
+                    self.write(&rows, row, end, row.is_apart())?;
                 }
             }
         }
@@ -316,7 +398,7 @@ impl GroupOffsets {
         }
         let mut bytes = header(&rows.exports).to_vec();
         for row in rows.iter() {
-            bytes.extend_from_slice(&row.key.encode(row.next()).0);
+            bytes.extend_from_slice(&row.key.encode(row.next(), row.is_apart()).0);
         }
         drop(rows);
         directory.save(&*self.disk, NAME, &bytes)
@@ -376,11 +458,13 @@ impl GroupOffsets {
         error
     }
 
-    fn write(&self, rows: &Rows, row: &Row, next: u64) -> Result<()> {
+    fn write(&self, rows: &Rows, row: &Row, next: u64, apart: bool) -> Result<()> {
         let _writing = row.writing.lock();
-        let (sector, len) = row.key.encode(next);
+        let (sector, len) = row.key.encode(next, apart);
         self.write_at(rows, sector.get(..len).unwrap_or_default(), row.at)?;
         row.next.store(next, Ordering::Release);
+        row.apart.store(apart, Ordering::Release);
+        self.moves.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 
@@ -450,7 +534,7 @@ impl Key {
     }
 
     /// The row, and how much of the sector it takes.
-    fn encode(&self, next: u64) -> ([u8; SECTOR], usize) {
+    fn encode(&self, next: u64, apart: bool) -> ([u8; SECTOR], usize) {
         let mut sector = [0; SECTOR];
         let mut len = 4;
         let mut put = |field: &[u8]| {
@@ -460,7 +544,7 @@ impl Key {
                 len += field.len();
             }
         };
-        put(&[self.topic.len() as u8, self.group.len() as u8, 0, 0]);
+        put(&[self.topic.len() as u8, self.group.len() as u8, apart.into(), 0]);
         put(&next.to_be_bytes());
         put(&self.queue_id.to_be_bytes());
         put(self.topic.as_bytes());
@@ -470,9 +554,11 @@ impl Key {
         (sector, len)
     }
 
-    fn decode(sector: &[u8; SECTOR]) -> Option<(Self, u64)> {
+    /// Whose it is, the next offset, and whether it is a replica's own.
+    fn decode(sector: &[u8; SECTOR]) -> Option<(Self, u64, bool)> {
         let (crc, rest) = sector.split_first_chunk::<4>()?;
-        let ([topic_len, group_len, 0, 0], fields) = rest.split_first_chunk::<4>()? else {
+        let ([topic_len, group_len, apart @ (0 | 1), 0], fields) = rest.split_first_chunk::<4>()?
+        else {
             return None;
         };
         let (topic_len, group_len) = (usize::from(*topic_len), usize::from(*group_len));
@@ -487,7 +573,7 @@ impl Key {
         };
         let (topic, group) = (name(0, topic_len)?, name(topic_len, group_len)?);
         let queue_id = i32::from_be_bytes(*queue_id);
-        Some((Self { group, topic, queue_id }, u64::from_be_bytes(*next)))
+        Some((Self { group, topic, queue_id }, u64::from_be_bytes(*next), *apart == 1))
     }
 }
 
@@ -540,7 +626,7 @@ fn read(file: &dyn DiskFile, path: &Path, rows: &mut Rows) -> Result<usize> {
             rows.free.push(at);
             continue;
         }
-        let Some((key, next)) = Key::decode(sector) else {
+        let Some((key, next, apart)) = Key::decode(sector) else {
             // Left as it is for whoever wants to look at it.
             unreadable += 1;
             continue;
@@ -551,7 +637,7 @@ fn read(file: &dyn DiskFile, path: &Path, rows: &mut Rows) -> Result<usize> {
                 continue;
             }
         }
-        rows.insert(Arc::new(Row::new(at, key, next)));
+        rows.insert(Arc::new(Row::new(at, key, next, apart)));
     }
     rows.free.reverse();
     Ok(unreadable)

@@ -68,6 +68,7 @@ pub use scripted::{ReplicaBehaviour, ScriptedReplica};
 
 use crate::disk::Region;
 use crate::error::Result;
+use crate::log::GroupOffset;
 use std::fmt;
 use std::num::NonZeroU64;
 use std::ops::Range;
@@ -140,6 +141,17 @@ pub struct QueueStart {
     pub queue_id: i32,
     /// The queue offset of its first record that lies there or behind, also of one to come.
     pub offset: u64,
+}
+
+/// How far consumer groups have come.
+#[derive(Debug, Clone)]
+pub struct GroupStandings {
+    /// [`ReplicatedLog::group_moves`] says so much, or more, once there is something new.
+    pub moves: u64,
+    /// In order of their groups, topics and queues.
+    pub offsets: Arc<[GroupOffset]>,
+    /// Whatever a group had seen, and whatever it had put before it went on, lies before this physical offset.
+    pub end: u64,
 }
 
 /// The beginning of an epoch in a log. Two copies of a [log](LogId) that know the same one are equal up to
@@ -281,6 +293,9 @@ pub struct StartPoint {
     pub end: u64,
     /// The newest epoch of the log; 0 without one.
     pub epoch: Epoch,
+    /// The newest epoch that this node has begun, also where the log has lost all of it, which others may
+    /// have; 0 if another node has reigned since.
+    pub begun: Epoch,
     /// Nobody may write under an epoch before this one any more.
     pub promised: Epoch,
     /// Everything before was confirmed, or shown to readers, when the log was last open; a lower bound.
@@ -473,7 +488,8 @@ pub trait ReplicatedLog: Send + Sync + fmt::Debug {
     /// return. A log without an id is given one. In [`Role::Primary`].
     ///
     /// # Errors
-    /// As [`promise`](Self::promise), but for the promise, which may be to this epoch.
+    /// As [`promise`](Self::promise), but that someone may have [asked](Self::is_fenced) for a promise to this
+    /// epoch.
     fn begin_epoch(&self, epoch: Epoch, node: NodeId) -> Result<EpochStart>;
 
     /// Notes that what comes next, at the end of the log, is of this epoch; durable on return. Entering
@@ -545,6 +561,33 @@ pub trait ReplicatedLog: Send + Sync + fmt::Debug {
     /// # Errors
     /// As [`truncate`](Self::truncate).
     fn restart(&self, at: u64) -> Result<()>;
+
+    /// Counts how often a consumer group has moved since the log was opened.
+    fn group_moves(&self) -> u64 {
+        0
+    }
+
+    /// How far all consumer groups have come. Not to be asked before [`Replicator::start`] has returned.
+    ///
+    /// # Errors
+    /// [`Error::Closed`](crate::Error::Closed).
+    fn group_standings(&self) -> Result<GroupStandings> {
+        Ok(GroupStandings { moves: 0, offsets: Arc::default(), end: u64::MAX })
+    }
+
+    /// Takes over what [`group_standings`](Self::group_standings) says elsewhere, all of it if it is the
+    /// `whole`, and otherwise what has moved; in the page cache on return. Groups that have committed here,
+    /// while this was a replica, stay where they are. In [`Role::Replica`], and only once what lies before the
+    /// standings' `end` is durable here, and [confirmed](Self::confirmed): a group that is taken on must not
+    /// pass over what another log has in its place.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`](crate::Error::DiskFull), [`Error::Io`](crate::Error::Io),
+    /// [`Error::Latched`](crate::Error::Latched) if writing offsets has failed: some of them may be taken over.
+    fn take_group_offsets(&self, whole: bool, offsets: &[GroupOffset]) -> Result<()> {
+        let _ = (whole, offsets);
+        Ok(())
+    }
 }
 
 /// A piece of the log that keeps its segment alive.

@@ -21,9 +21,13 @@
 //! | 10 `Ack` | replica | epoch u64, written u64, durable u64 |
 //! | 11 `Lend` | primary | from u64: it asks for `Data` of what it lost itself |
 //! | 12 `Queues` | primary | left u32, then per queue: topic length u8, topic, queue id i32, queue offset u64 |
+//! | 13 `Offsets` | primary | end u64, whole u32, left u32, then per queue of a group: topic length u8, group length u8, queue id i32, queue offset u64, topic, group |
 //!
 //! Where the plan is to begin anew, `Queues` follow the `Welcome`: where each queue goes on there, but for
 //! those that go on with 0; `left` queues come in further frames.
+//!
+//! `Offsets` say how far consumer groups have come: all of them, if it is the whole, or what has moved. They
+//! count once the replica holds durably what lies before `end`, and that is confirmed.
 //!
 //! A log is its id, 0 in a `Join` where it has none. An epoch is epoch u64, start u64, node u64, flags u32; flag 1: its records carry `__CRC32#`.
 
@@ -31,6 +35,7 @@ use super::history::{History, Plan};
 use super::inbox::Inbox;
 use super::{Epoch, EpochStart, LogId, NodeId, QueueStart};
 use crate::log::queue_starts::{ROW_MAX, put_row, take_row};
+use crate::log::{GroupOffset, GroupOffsets, OFFSET_NAMES_MAX, QUEUE_OFFSET_MAX};
 use std::fmt;
 
 pub(crate) const MAGIC: [u8; 8] = *b"DURALOGR";
@@ -51,6 +56,11 @@ pub(crate) const CONTROL_MAX: u32 = (9 * 8 + EPOCHS_MAX * EPOCH) as u32;
 /// Queues in one frame.
 pub(crate) const QUEUES_MAX: usize = 100;
 const _: () = assert!(4 + QUEUES_MAX * ROW_MAX <= CONTROL_MAX as usize);
+/// Offsets of groups in one frame.
+pub(crate) const OFFSETS_MAX: usize = 50;
+const _: () = assert!(16 + OFFSETS_MAX * (14 + OFFSET_NAMES_MAX) <= CONTROL_MAX as usize);
+/// Offsets of groups that are taken over at a time: as many as a table holds.
+pub(crate) const STANDINGS_MAX: usize = 1 << 21;
 /// Most bytes of any frame.
 pub(crate) const FRAME_MAX: u32 = DATA_FIELDS as u32 + DATA_MAX as u32;
 
@@ -72,6 +82,7 @@ pub(crate) enum Frame<'a> {
     Ack { epoch: Epoch, written: u64, durable: u64 },
     Lend { from: u64 },
     Queues { left: u32, queues: Vec<QueueStart> },
+    Offsets { end: u64, whole: bool, left: u32, offsets: Vec<GroupOffset> },
 }
 
 /// Who a replica is, and what it holds.
@@ -106,6 +117,14 @@ impl Writer {
         self.0.extend_from_slice(&number.to_be_bytes());
     }
 
+    fn offset(&mut self, one: &GroupOffset) {
+        self.0.extend_from_slice(&[one.topic.len() as u8, one.group.len() as u8]);
+        self.u32(one.queue_id.cast_unsigned());
+        self.u64(one.next);
+        self.0.extend_from_slice(one.topic.as_bytes());
+        self.0.extend_from_slice(one.group.as_bytes());
+    }
+
     fn epoch(&mut self, one: &EpochStart) {
         self.u64(one.epoch.0);
         self.u64(one.start);
@@ -129,6 +148,7 @@ impl Frame<'_> {
             Self::Ack { .. } => "Ack",
             Self::Lend { .. } => "Lend",
             Self::Queues { .. } => "Queues",
+            Self::Offsets { .. } => "Offsets",
         }
     }
 
@@ -208,6 +228,13 @@ impl Frame<'_> {
                 queues.iter().for_each(|start| put_row(start, &mut out.0));
                 (12, &[])
             }
+            Self::Offsets { end, whole, left, offsets } => {
+                out.u64(*end);
+                out.u32((*whole).into());
+                out.u32(*left);
+                offsets.iter().for_each(|offset| out.offset(offset));
+                (13, &[])
+            }
         };
         let mut frame = out.0;
         let len = (frame.len() - HEAD + body.len()) as u32;
@@ -229,6 +256,12 @@ impl Frame<'_> {
         }
         frame
     }
+}
+
+/// Whether a group can be there: others are not told of, and not believed.
+pub(crate) fn is_plausible(one: &GroupOffset) -> bool {
+    let GroupOffset { group, topic, queue_id, next } = one;
+    GroupOffsets::check_names(group, topic, *queue_id).is_ok() && *next <= QUEUE_OFFSET_MAX
 }
 
 fn checksum(head: &[u8; HEAD], fields: &[u8], body: &[u8]) -> u32 {
@@ -255,6 +288,19 @@ impl<'a> Reader<'a> {
 
     fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_be_bytes)
+    }
+
+    fn name(&mut self, len: u8) -> Option<String> {
+        let (name, rest) = self.0.split_at_checked(len.into())?;
+        self.0 = rest;
+        Some(str::from_utf8(name).ok()?.to_owned())
+    }
+
+    fn offset(&mut self) -> Option<GroupOffset> {
+        let [topic_len, group_len] = self.array()?;
+        let (queue_id, next) = (self.u32()?.cast_signed(), self.u64()?);
+        let (topic, group) = (self.name(topic_len)?, self.name(group_len)?);
+        Some(GroupOffset { group, topic, queue_id, next }).filter(is_plausible)
     }
 
     fn epoch(&mut self) -> Option<EpochStart> {
@@ -318,6 +364,19 @@ fn decode(kind: u8, payload: &[u8]) -> Option<Frame<'_>> {
                 queues.push(take_row(&mut fields.0)?);
             }
             Frame::Queues { left, queues }
+        }
+        13 => {
+            let (end, whole, left) = (fields.u64()?, fields.u32()?, fields.u32()?);
+            let mut offsets = Vec::new();
+            while !fields.0.is_empty() {
+                offsets.push(fields.offset()?);
+            }
+            let whole = match whole {
+                0 => false,
+                1 => true,
+                _ => return None,
+            };
+            Frame::Offsets { end, whole, left, offsets }
         }
         _ => return None,
     };
@@ -438,6 +497,22 @@ mod tests {
                 .prop_map(|(left, rows)| {
                     let start = |(topic, queue_id, offset)| QueueStart { topic, queue_id, offset };
                     Frame::Queues { left, queues: rows.into_iter().map(start).collect() }
+                }),
+            (
+                any::<(u64, bool, u32)>(),
+                prop::collection::vec(
+                    ("[a-z_]{1,40}", "[a-z%_]{1,40}", 0i32.., 0u64..1 << 40),
+                    0..9
+                )
+            )
+                .prop_map(|((end, whole, left), rows)| {
+                    let row = |(group, topic, id, next)| GroupOffset::new(group, topic, id, next);
+                    Frame::Offsets {
+                        end,
+                        whole,
+                        left,
+                        offsets: rows.into_iter().map(row).collect(),
+                    }
                 }),
         ]
     }

@@ -100,7 +100,7 @@ pub(crate) struct Shared {
     pub(crate) deadlines: Deadlines,
     pub(crate) stats: stats::Meters,
     pub(crate) expiry: retention::Expiry,
-    offsets: Offsets,
+    offsets: Arc<Offsets>,
     topics: Topics,
     upper: UpperSlot,
     replicator: Option<Arc<dyn Replicator>>,
@@ -224,6 +224,10 @@ impl Store {
         let store = Self { inner: Arc::new(Inner { shared, engine, report }) };
         if threads == Threads::Own && !store.shared().core.config.read_only {
             store.inner.engine.start_threads()?;
+            // The offsets of the primary's groups come as soon as it is followed.
+            if store.shared().role == Role::Replica {
+                store.inner.engine.start_offsets()?;
+            }
         }
         Ok(store)
     }
@@ -382,7 +386,12 @@ impl Shared {
             deadlines: Deadlines::default(),
             stats,
             expiry: retention::Expiry::default(),
-            offsets: Offsets::new(offsets, core.directory().root(), environment.clone()),
+            offsets: Arc::new(Offsets::new(
+                offsets,
+                role,
+                core.directory().root(),
+                environment.clone(),
+            )),
             topics: Topics::new(core.directory().root(), environment),
             upper: UpperSlot::default(),
             replicator: replicator.clone(),

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::log::directory::Directory;
 use crate::log::{GroupOffset, GroupOffsets, RecoveryReport};
 use crate::message::format::{DELAY_GROUP, SCHEDULE_TOPIC};
+use crate::replication::Role;
 use crate::tables::{ConsumerOffsets, DelayOffsets, Source, Tables};
 use crate::worker::{Alarm, Next};
 use parking_lot::{Condvar, Mutex};
@@ -21,6 +22,8 @@ const EXPORT_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Offsets {
     table: GroupOffsets,
+    /// Groups that come to something here go on by themselves: the log is another node's.
+    apart: bool,
     brokers: Tables,
     /// How many writes of the table are in `consumerOffset.json`.
     exported: AtomicU64,
@@ -35,12 +38,18 @@ pub(super) struct Offsets {
 }
 
 impl Offsets {
-    pub(super) fn new(table: GroupOffsets, root: &Path, environment: Environment) -> Self {
+    pub(super) fn new(
+        table: GroupOffsets,
+        role: Role,
+        root: &Path,
+        environment: Environment,
+    ) -> Self {
         // What was written before may not be in the export.
         let exported = if table.written() == 0 { 0 } else { u64::MAX };
         Self {
             exported: AtomicU64::new(exported),
             table,
+            apart: role == Role::Replica,
             brokers: Tables::new_in(root, environment),
             export_due: Mutex::new(None),
             alarm: Alarm::default(),
@@ -177,7 +186,24 @@ impl Offsets {
 
     /// Notes how far a group is, unasked: the store is closing.
     pub(super) fn commit(&self, group: &str, topic: &str, queue_id: i32, next: u64) -> Result<()> {
-        self.table.commit(group, topic, queue_id, next)
+        self.table.commit((group, topic, queue_id), next, self.apart)
+    }
+
+    /// Counts what moves: asked before [`all`](Self::all), it does not miss anything.
+    pub(super) fn moves(&self) -> u64 {
+        self.table.moves()
+    }
+
+    /// Where all groups are.
+    pub(super) fn all(&self) -> Vec<GroupOffset> {
+        self.table.all()
+    }
+
+    /// Takes over where the groups of the primary are.
+    pub(super) fn take_over(&self, whole: bool, offsets: &[GroupOffset]) -> Result<()> {
+        let taken = self.table.take_over(whole, offsets);
+        self.alarm.ring();
+        taken
     }
 
     /// Puts a copy into the directory of another store.
@@ -243,7 +269,7 @@ impl Store {
             }
         }
         self.inner.engine.start_offsets()?;
-        shared.offsets.table.commit(group, topic, queue_id, next)?;
+        shared.offsets.commit(group, topic, queue_id, next)?;
         shared.offsets.alarm.ring();
         Ok(())
     }

@@ -1,11 +1,12 @@
 //! The seam to a replicator: what it is told, and what it may ask and say.
 
 use super::Shared;
+use super::offsets::Offsets;
 use crate::error::{Error, Result};
-use crate::log::{Core, Patience, Queues, queue_starts};
+use crate::log::{Core, GroupOffset, Patience, Queues, queue_starts};
 use crate::replication::{
-    Epoch, EpochStart, LogId, LogSlice, NodeId, QueueStart, Refusal, ReplicatedLog, Replicator,
-    Role, StartPoint,
+    Epoch, EpochStart, GroupStandings, LogId, LogSlice, NodeId, QueueStart, Refusal, ReplicatedLog,
+    Replicator, Role, StartPoint,
 };
 use std::sync::{Arc, Weak};
 
@@ -28,6 +29,7 @@ impl Shared {
         let handle = LogHandle {
             core: Arc::downgrade(core),
             queues: Arc::downgrade(&self.queues),
+            offsets: Arc::downgrade(&self.offsets),
             role: replicator.role(),
             lazy: !self.is_sync(),
             patience: if self.threaded {
@@ -40,6 +42,7 @@ impl Shared {
             min_offset: core.min_offset(),
             end,
             epoch: epochs.last(),
+            begun: epochs.begun(),
             promised: epochs.promised,
             confirmed,
             lazy: !self.is_sync(),
@@ -61,6 +64,7 @@ impl Shared {
 struct LogHandle {
     core: Weak<Core>,
     queues: Weak<Queues>,
+    offsets: Weak<Offsets>,
     role: Role,
     /// Puts are acknowledged before they are durable here.
     lazy: bool,
@@ -200,5 +204,22 @@ impl ReplicatedLog for LogHandle {
 
     fn restart(&self, at: u64) -> Result<()> {
         self.core_as(Role::Replica)?.order_cut(at, true)
+    }
+
+    fn group_moves(&self) -> u64 {
+        self.offsets.upgrade().map_or(0, |offsets| offsets.moves())
+    }
+
+    fn group_standings(&self) -> Result<GroupStandings> {
+        let offsets = self.offsets.upgrade().ok_or(Error::Closed)?;
+        // In this order: a move that is not in the offsets yet is counted later, and the log has all that a
+        // group has seen, or put before it went on.
+        let (moves, offsets) = (offsets.moves(), offsets.all().into());
+        Ok(GroupStandings { moves, offsets, end: self.core()?.progress.appended() })
+    }
+
+    fn take_group_offsets(&self, whole: bool, offsets: &[GroupOffset]) -> Result<()> {
+        self.core_as(Role::Replica)?;
+        self.offsets.upgrade().ok_or(Error::Closed)?.take_over(whole, offsets)
     }
 }

@@ -252,6 +252,11 @@ impl Store {
         !shared.config.log.read_only && shared.role != Role::Replica
     }
 
+    /// Whether the log is another node's.
+    pub(crate) fn is_replica(&self) -> bool {
+        self.shared().role == Role::Replica
+    }
+
     /// Whether the queues hold whatever was visible when this was asked.
     pub(crate) fn is_caught_up(&self) -> bool {
         let progress = &self.shared().core.progress;

@@ -393,6 +393,55 @@ fn what_does_not_follow_is_not_taken() {
 }
 
 #[test]
+fn offsets_of_groups_that_cannot_be_are_not_taken() {
+    fn one(end: u64, left: u32) -> Vec<u8> {
+        offsets(end, 1, left, "g", &[(0, 7)])
+    }
+    sends("more to come than there can be", is_protocol, |_| one(0, u32::MAX));
+    sends("more than was to come", is_protocol, |_| [one(0, 1), one(0, 1)].concat());
+    sends("fewer than were to come", is_protocol, |_| [one(0, 3), one(0, 0)].concat());
+    sends("nothing of what was to come", is_protocol, |_| {
+        [offsets(0, 1, 2, "g", &[(0, 7)]), offsets(0, 1, 2, "g", &[])].concat()
+    });
+    sends("two at once", is_protocol, |_| [one(5, 1), one(6, 0)].concat());
+    sends("neither the whole nor a part", is_protocol, |_| offsets(0, 2, 0, "g", &[(0, 7)]));
+    sends("a name that no group has", is_protocol, |_| offsets(0, 1, 0, "a/b", &[(0, 7)]));
+    sends("no group", is_protocol, |_| offsets(0, 1, 0, "", &[(0, 7)]));
+    sends("no queue", is_protocol, |_| offsets(0, 1, 0, "g", &[(u32::MAX, 7)]));
+    sends("an offset that no queue has", is_protocol, |_| offsets(0, 1, 0, "g", &[(0, 1 << 60)]));
+    welcomes("offsets before they are asked for", is_protocol, |_| one(0, 0));
+}
+
+#[test]
+fn a_group_moves_once_what_it_has_seen_is_here_and_confirmed() {
+    let Victim { scene, dir, log } = Victim::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("an address");
+    let mut options = ReplicaOptions::new(node(3, &Heard::default()), address.to_string());
+    (options.retry_min, options.retry_max) = (Duration::from_millis(1), Duration::from_millis(1));
+    let replica = Replica::open(config(dir.path()), options).expect("it opens");
+    let mut peer = Peer::accept(&listener);
+    peer.prove();
+    peer.send(&welcome(log.id, log.newer(), 0, log.end));
+    let end = log.end + log.next.len() as u64;
+    let committed = |queue_id| replica.store().committed_offset("g", "t", queue_id);
+    // What it has seen here lies behind the log's end, and before what is said after that.
+    peer.send(&offsets(end, 1, 0, "g", &[(0, 22)]));
+    peer.send(&offsets(log.end, 0, 0, "g", &[(0, 23), (1, 4)]));
+    peer.send(&offsets(log.end, 0, 0, "g", &[(1, 5)]));
+    peer.send(&data(log.epoch, log.end, log.end, &log.next));
+    eventually("the replica holds it", || replica.state().durable == end);
+    peer.expect(BEGIN);
+    while number(&peer.expect(ACK), 16) < end {}
+    assert_eq!((committed(0), committed(1)), (None, None), "that is not confirmed");
+    peer.send(&data(log.epoch, end, end, b""));
+    eventually("the group moves", || (committed(0), committed(1)) == (Some(23), Some(5)));
+    drop((peer, listener));
+    ends("closing", move || replica.close().expect("it closes"));
+    scene.close();
+}
+
+#[test]
 fn records_that_are_damaged_are_not_taken() {
     fn with(log: &Log, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
         let mut bytes = log.next.clone();

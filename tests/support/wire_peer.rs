@@ -25,6 +25,7 @@ pub const DATA: u8 = 9;
 pub const ACK: u8 = 10;
 pub const LEND: u8 = 11;
 pub const QUEUES: u8 = 12;
+pub const OFFSETS: u8 = 13;
 
 pub const NOTHING: [u8; 0] = [];
 
@@ -161,6 +162,21 @@ pub fn welcome(log: u64, epoch: EpochStart, plan: u32, offset: u64) -> Vec<u8> {
     frame(WELCOME, &[&u64s(&[log])[..], &epoch.bytes(), plan, &u64s(&[offset])].concat())
 }
 
+/// How far a group has come in queues of `t`, all of it if that is 1; so many more come in further frames.
+pub fn offsets(end: u64, whole: u32, left: u32, group: &str, next: &[(u32, u64)]) -> Vec<u8> {
+    let mut payload = u64s(&[end]);
+    payload.extend_from_slice(&whole.to_be_bytes());
+    payload.extend_from_slice(&left.to_be_bytes());
+    for (queue_id, next) in next {
+        payload.extend_from_slice(&[1, group.len() as u8]);
+        payload.extend_from_slice(&queue_id.to_be_bytes());
+        payload.extend_from_slice(&next.to_be_bytes());
+        payload.push(b't');
+        payload.extend_from_slice(group.as_bytes());
+    }
+    frame(OFFSETS, &payload)
+}
+
 /// Where queues of a topic go on; so many more come in further frames.
 pub fn queues(left: u32, topic: &str, starts: &[(u32, u64)]) -> Vec<u8> {
     let mut payload = left.to_be_bytes().to_vec();
@@ -225,15 +241,20 @@ impl Peer {
         let _ = self.0.write_all(bytes);
     }
 
-    /// The next frame, or none when the other has closed the connection.
+    /// The next frame, or none when the other has closed the connection. What is said of consumer groups now
+    /// and then is passed over.
     pub fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
-        let mut head = [0; HEAD];
-        self.fill(&mut head)?;
-        let len = u32::from_be_bytes(head[4..8].try_into().expect("4 bytes"));
-        let mut payload = vec![0; len as usize];
-        self.fill(&mut payload)?;
-        assert_eq!(head, frame(head[0], &payload)[..HEAD], "a node sends sound frames");
-        Some((head[0], payload))
+        loop {
+            let mut head = [0; HEAD];
+            self.fill(&mut head)?;
+            let len = u32::from_be_bytes(head[4..8].try_into().expect("4 bytes"));
+            let mut payload = vec![0; len as usize];
+            self.fill(&mut payload)?;
+            assert_eq!(head, frame(head[0], &payload)[..HEAD], "a node sends sound frames");
+            if head[0] != OFFSETS {
+                return Some((head[0], payload));
+            }
+        }
     }
 
     /// The next frame, which is one of this kind.

@@ -202,9 +202,15 @@ impl Group {
         // Its own retries are nothing that it could want to pass over.
         for (topic, _) in &self.agreement.subscriptions {
             let ids = self.store.queue_ids(topic);
-            let knows = |id: &i32| self.committed(topic, *id).is_some();
-            if ids.iter().chain(&[0]).any(knows) {
-                // Queues that it does not know have come since.
+            let known =
+                ids.iter().chain(&[0]).find_map(|id| Some((*id, self.committed(topic, *id)?)));
+            if let Some((id, next)) = known {
+                // Queues that it does not know have come since. On a replica it goes on by itself from here:
+                // where the primary's consumers go on from now on is not where these are.
+                if self.store.is_replica() {
+                    self.commit(topic, id, next)?;
+                    placed = true;
+                }
                 continue;
             }
             // Where there is no queue yet, whatever comes is new to the group.

@@ -1,6 +1,7 @@
 //! A connection of a replica, as its primary sees it.
 
 use crate::error::Error;
+use crate::log::GroupOffset;
 use crate::replication::events::{Event, Observer};
 use crate::replication::feed::data_at;
 use crate::replication::group::{Group, SessionId};
@@ -11,8 +12,12 @@ use crate::replication::primary::bells::Bells;
 use crate::replication::primary::greeting::Greeting;
 use crate::replication::secret::Secret;
 use crate::replication::session::{Order, Outgoing, Session, SessionError, last_words, unexpected};
-use crate::replication::wire::{self, CHECKED_MAX, Frame, Join, Nonce, QUEUES_MAX, STRANGER_MAX};
-use crate::replication::{Epoch, EpochStart, LogId, NodeId, QueueStart, ReplicatedLog};
+use crate::replication::wire::{
+    self, CHECKED_MAX, Frame, Join, Nonce, OFFSETS_MAX, QUEUES_MAX, STRANGER_MAX,
+};
+use crate::replication::{
+    Epoch, EpochStart, GroupStandings, LogId, NodeId, QueueStart, ReplicatedLog,
+};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
@@ -22,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// How long a replica may wait to hear what is confirmed, if no records follow.
 const CONFIRM_DELAY: Duration = Duration::from_millis(5);
+/// How often a replica is told of consumer groups that move.
+const GROUPS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What all sessions of a primary share.
 #[derive(Debug)]
@@ -49,6 +56,8 @@ pub(crate) struct Hub {
     superseded: AtomicU64,
     /// Where the queues go on at an offset, once for all sessions that tell of it.
     starts: Mutex<Option<(u64, Weak<[QueueStart]>)>>,
+    /// How far consumer groups have come, once for all sessions.
+    standings: Mutex<Option<GroupStandings>>,
 }
 
 impl Hub {
@@ -82,6 +91,7 @@ impl Hub {
             published,
             superseded,
             starts: Mutex::default(),
+            standings: Mutex::default(),
         }
     }
 
@@ -133,6 +143,14 @@ impl Hub {
         Ok(queues)
     }
 
+    fn standings(&self) -> Result<GroupStandings, Error> {
+        let mut standings = self.standings.lock();
+        match &*standings {
+            Some(known) if known.moves == self.log.group_moves() => Ok(known.clone()),
+            _ => Ok(standings.insert(self.log.group_standings()?).clone()),
+        }
+    }
+
     /// The newer epoch that ended this one, if there is one.
     pub(crate) fn superseded(&self) -> Option<Epoch> {
         let by = self.superseded.load(Ordering::Relaxed);
@@ -176,6 +194,7 @@ enum State {
         next: u64,
         told: Option<(Epoch, u64)>,
         acked: Acked,
+        groups: Groups,
     },
     /// The replica has to begin anew, and is told where the queues go on.
     Telling {
@@ -203,6 +222,77 @@ impl Acked {
     }
 }
 
+/// What a replica was told of consumer groups.
+#[derive(Debug)]
+struct Groups {
+    /// Nothing before the first time, when it is told of all.
+    told: Option<GroupStandings>,
+    /// What is to be said of it yet.
+    news: Vec<GroupOffset>,
+    is_whole: bool,
+    is_open: bool,
+    /// When there may be more.
+    due: Instant,
+}
+
+impl Groups {
+    fn new(now: Instant) -> Self {
+        Self { told: None, news: Vec::new(), is_whole: true, is_open: false, due: now }
+    }
+
+    /// Whether anything has moved since.
+    fn is_behind(&self, hub: &Hub) -> bool {
+        self.told.as_ref().is_none_or(|told| told.moves != hub.log.group_moves())
+    }
+
+    /// When there is something to say.
+    fn due(&self, hub: &Hub, at_once: Instant) -> Option<Instant> {
+        if self.is_open { Some(at_once) } else { self.is_behind(hub).then_some(self.due) }
+    }
+
+    /// The next of it.
+    fn next(&mut self, hub: &Hub, now: Instant) -> Result<Option<Frame<'static>>, Error> {
+        if !self.is_open {
+            if now < self.due || !self.is_behind(hub) {
+                return Ok(None);
+            }
+            let now_there = hub.standings()?;
+            (self.is_whole, self.news) = match &self.told {
+                Some(told) => moved(&told.offsets, &now_there.offsets),
+                None => (true, now_there.offsets.to_vec()),
+            };
+            self.news.retain(wire::is_plausible);
+            // The last ones are told first.
+            self.is_open = self.is_whole || !self.news.is_empty();
+            (self.told, self.due) = (Some(now_there), now + GROUPS_INTERVAL);
+        }
+        let Some(told) = self.told.as_ref().filter(|_| self.is_open) else { return Ok(None) };
+        let left = self.news.len().saturating_sub(OFFSETS_MAX);
+        let offsets = self.news.split_off(left);
+        self.is_open = left > 0;
+        let (end, whole, left) = (told.end, self.is_whole, left as u32);
+        Ok(Some(Frame::Offsets { end, whole, left, offsets }))
+    }
+}
+
+/// What is to be said of where groups are `now`, and whether it is all of it: also where one of before is
+/// gone.
+fn moved(before: &[GroupOffset], now: &[GroupOffset]) -> (bool, Vec<GroupOffset>) {
+    fn of(one: &GroupOffset) -> (&str, &str, i32) {
+        (&one.group, &one.topic, one.queue_id)
+    }
+    let mut before = before.iter().peekable();
+    let mut moved = Vec::new();
+    for one in now {
+        match before.next_if(|known| of(known) <= of(one)) {
+            Some(known) if of(known) < of(one) => return (true, now.to_vec()),
+            Some(known) if known.next == one.next => {}
+            _ => moved.push(one.clone()),
+        }
+    }
+    if before.next().is_some() { (true, now.to_vec()) } else { (false, moved) }
+}
+
 /// A connection of a replica.
 #[derive(Debug)]
 pub(crate) struct PrimarySession {
@@ -213,12 +303,15 @@ pub(crate) struct PrimarySession {
     sent_at: Instant,
     /// When the next records may be sent, by the rate.
     paced_until: Instant,
+    /// Consumer groups were what it spoke of last.
+    spoke_of_groups: bool,
 }
 
 impl PrimarySession {
     pub(crate) fn new(hub: Arc<Hub>, id: SessionId, nonce: Nonce, now: Instant) -> Self {
         let (state, outbox) = (State::Greeting(Greeting::new(nonce)), VecDeque::new());
-        Self { hub, id, state, outbox, sent_at: now, paced_until: now }
+        let (sent_at, paced_until) = (now, now);
+        Self { hub, id, state, outbox, sent_at, paced_until, spoke_of_groups: false }
     }
 
     fn is_known(&self) -> bool {
@@ -248,7 +341,8 @@ impl PrimarySession {
                     return Err(SessionError::Diverged);
                 }
                 let acked = Acked { in_epoch: false, written: next, durable: 0 };
-                self.state = State::Streaming { node, next, told: None, acked };
+                let groups = Groups::new(self.sent_at);
+                self.state = State::Streaming { node, next, told: None, acked, groups };
             }
             (
                 State::Streaming { node, next, acked, .. },
@@ -325,6 +419,15 @@ impl PrimarySession {
         Some(frame)
     }
 
+    /// How far consumer groups have come, if that is to be said now.
+    fn next_offsets(&mut self, now: Instant) -> Result<Option<Frame<'static>>, SessionError> {
+        let State::Streaming { node, groups, .. } = &mut self.state else { return Ok(None) };
+        if !self.hub.group.is_current(*node, self.id) {
+            return Err(SessionError::Stopped);
+        }
+        Ok(groups.next(&self.hub, now)?)
+    }
+
     /// The next records, or word of what is confirmed, or a sign of life.
     fn stream(&mut self, now: Instant) -> Result<Option<Outgoing>, SessionError> {
         let State::Streaming { node, next, told, .. } = &mut self.state else { return Ok(None) };
@@ -363,10 +466,19 @@ impl Session for PrimarySession {
     }
 
     fn poll(&mut self, now: Instant) -> Result<Option<Outgoing>, SessionError> {
-        match self.outbox.pop_front().or_else(|| self.next_queues()) {
-            Some(frame) => Ok(Some(Outgoing::frame(&frame))),
-            None => self.stream(now),
+        if let Some(frame) = self.outbox.pop_front().or_else(|| self.next_queues()) {
+            return Ok(Some(Outgoing::frame(&frame)));
         }
+        // Records do not wait for all that is to be said of groups.
+        let records_first = std::mem::take(&mut self.spoke_of_groups);
+        if records_first && let Some(records) = self.stream(now)? {
+            return Ok(Some(records));
+        }
+        if let Some(frame) = self.next_offsets(now)? {
+            self.spoke_of_groups = true;
+            return Ok(Some(Outgoing::frame(&frame)));
+        }
+        if records_first { Ok(None) } else { self.stream(now) }
     }
 
     fn is_ready(&self, now: Instant) -> bool {
@@ -386,10 +498,11 @@ impl Session for PrimarySession {
     fn due(&self) -> Option<Instant> {
         match &self.state {
             _ if !self.outbox.is_empty() => Some(self.sent_at),
-            State::Streaming { told: Some(told), next, .. } => {
+            State::Streaming { told: Some(told), next, groups, .. } => {
                 let word = self.sent_at + self.hub.rest(*told, *next);
-                let waits = *next < self.hub.log.end();
-                Some(if waits { word.min(self.paced_until) } else { word })
+                let records = (*next < self.hub.log.end()).then_some(self.paced_until);
+                let groups = groups.due(&self.hub, self.sent_at);
+                [Some(word), records, groups].into_iter().flatten().min()
             }
             State::Streaming { told: None, .. } | State::Telling { .. } => Some(self.sent_at),
             _ => None,

@@ -7,9 +7,11 @@
 use crate::message::{self, Frame, RecordCheck};
 use crate::replication::ReplicatedLog;
 use crate::{Message, PutResult, StoredMessage};
+use std::collections::HashSet;
 
 pub(super) const TOPIC: &str = "orders";
 pub(super) const QUEUES: usize = 2;
+pub(super) const GROUP: &str = "billing";
 
 /// What is known of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,10 @@ pub(super) struct Checker {
     parsed: usize,
     /// Whose the offsets of the queues are.
     queues: [Vec<usize>; QUEUES],
+    /// What the consumer group was given anywhere.
+    handled: HashSet<usize>,
+    /// What had expired when it came to it, somewhere.
+    expired: [u64; QUEUES],
 }
 
 fn body(id: usize, len: usize) -> Vec<u8> {
@@ -50,8 +56,9 @@ fn body(id: usize, len: usize) -> Vec<u8> {
 
 impl Checker {
     pub(super) fn new(segment_size: u64) -> Self {
-        let queues = Default::default();
-        Self { segment_size, puts: Vec::new(), confirmed: Vec::new(), parsed: 0, queues }
+        let (queues, handled, expired) = Default::default();
+        let (puts, confirmed, parsed) = (Vec::new(), Vec::new(), 0);
+        Self { segment_size, puts, confirmed, parsed, queues, handled, expired }
     }
 
     /// A message that nobody has put yet, with its number.
@@ -104,6 +111,27 @@ impl Checker {
             "a reader saw message {id} at offset {offset} of queue {queue}, where it may not stay"
         );
         assert_eq!(self.puts[id].place, Some(found.physical_offset as u64));
+    }
+
+    /// The consumer group was given a message.
+    pub(super) fn handled(&mut self, queue: usize, found: &StoredMessage) {
+        let id = self.identify(queue, &found.body);
+        self.handled.insert(id);
+    }
+
+    /// The consumer group found nothing of a queue before this offset any more.
+    pub(super) fn expired(&mut self, queue: usize, before: u64) {
+        self.expired[queue] = self.expired[queue].max(before);
+    }
+
+    /// The consumer group is behind a message.
+    pub(super) fn passed(&self, queue: usize, found: &StoredMessage) {
+        let id = self.identify(queue, &found.body);
+        let offset = found.queue_offset;
+        assert!(
+            self.handled.contains(&id) || (offset as u64) < self.expired[queue],
+            "the group passes over message {id}, at {offset} of queue {queue}"
+        );
     }
 
     /// Everything that is confirmed, in a queue, from the first offset on.

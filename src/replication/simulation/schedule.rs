@@ -1,6 +1,6 @@
 //! What happens, one event after the other, and how it all comes to rest.
 
-use super::checker::TOPIC;
+use super::checker::{GROUP, TOPIC};
 use super::network::{Connection, Heard, NODES, Side};
 use super::node::{Crash, Part, Running};
 use super::{Counts, Simulation};
@@ -47,7 +47,8 @@ impl Simulation {
             185..275 => self.step(node, StoreWorker::Flush),
             275..310 => self.step(node, StoreWorker::Upkeep),
             310..340 => self.step(node, StoreWorker::Dispatch),
-            340..350 => self.step(node, StoreWorker::Checkpoint),
+            340..347 => self.step(node, StoreWorker::Checkpoint),
+            347..350 => self.step(node, StoreWorker::Offsets),
             350..370 => (0..NODES).for_each(|node| self.step(node, StoreWorker::Retention)),
             370..590 => self.exchange(),
             590..650 => self.pump(),
@@ -205,7 +206,72 @@ impl Simulation {
                 running.consumed[queue] = 0;
             }
         }
-        self.consume_queue(node, queue);
+        match self.rng.below(8) {
+            0 => self.look_behind(node, queue),
+            1..4 => self.handle(node, queue),
+            _ => self.consume_queue(node, queue),
+        }
+    }
+
+    /// Lets a consumer group, which consumes from primaries, go on in a queue.
+    fn handle(&mut self, node: usize, queue: usize) {
+        let most = 1 + self.rng.index(8);
+        let Some(running) = self.running(node) else { return };
+        if running.role() == Role::Replica {
+            return;
+        }
+        let from = running.store.committed_offset(GROUP, TOPIC, queue as i32).unwrap_or(0);
+        let fetched = running.store.get(TOPIC, queue as i32, from, most);
+        let next = fetched.as_ref().map_or(from, |fetched| fetched.next_offset);
+        let committed = (next != from)
+            .then(|| running.store.commit_offset(GROUP, TOPIC, queue as i32, next))
+            .transpose();
+        // What was given to it is handled though the machine goes down.
+        for message in fetched.iter().flat_map(|fetched| &fetched.messages) {
+            self.checker.handled(queue, message);
+        }
+        if fetched.as_ref().is_ok_and(|one| one.messages.is_empty()) && next > from {
+            self.checker.expired(queue, next);
+        }
+        let found = fetched.as_ref().map(|fetched| fetched.status).ok();
+        self.trace(|_| {
+            format!("the group goes on in {queue} from {from} to {next} on {node}: {found:?}")
+        });
+        if !self.settle(node) {
+            return;
+        }
+        for error in [fetched.err(), committed.err()].into_iter().flatten() {
+            assert!(self.nodes[node].excuses(&error), "a group on {node}: {error}");
+        }
+        self.counts.add_if(next != from, "the group goes on");
+    }
+
+    /// Looks at what lies behind the consumer group in a queue.
+    fn look_behind(&mut self, node: usize, queue: usize) {
+        let Some(running) = self.running(node) else { return };
+        let Some(next) = running.store.committed_offset(GROUP, TOPIC, queue as i32) else { return };
+        let behind = running.store.get(TOPIC, queue as i32, 0, next as usize);
+        let behind = behind.and_then(|found| {
+            let from = found.next_offset;
+            // Where the first ones have expired it is told where to begin.
+            if !found.messages.is_empty() || from >= next {
+                return Ok(found);
+            }
+            running.store.get(TOPIC, queue as i32, from, (next - from) as usize)
+        });
+        if !self.settle(node) {
+            return;
+        }
+        match behind {
+            Ok(found) => {
+                let passed = found.messages.iter().filter(|one| (one.queue_offset as u64) < next);
+                passed.for_each(|message| self.checker.passed(queue, message));
+            }
+            Err(error) => {
+                assert!(self.nodes[node].excuses(&error), "a read on {node}: {error}");
+            }
+        }
+        self.counts.add("looks behind the group");
     }
 
     fn consume_queue(&mut self, node: usize, queue: usize) {
@@ -672,7 +738,8 @@ impl Simulation {
             self.mend(node);
             self.nodes[node].disk.disarm();
             self.nodes[node].planned = None;
-            if self.running(node).is_some_and(Running::is_latched) {
+            let fails = |one: &Running| one.is_latched() || one.store.flush_offsets().is_err();
+            if self.running(node).is_some_and(fails) {
                 self.crash(node, Crash::Kill);
             }
         }
@@ -701,8 +768,9 @@ impl Simulation {
                 return;
             }
             if let Some(node) = self.authority.primary
-                && self.running(node).is_some_and(|running| running.role() == Role::Primary)
+                && self.running(node).is_some_and(|running| !running.is_replica())
             {
+                // One that asks for what it lost may ask in vain.
                 self.crash(node, Crash::Kill);
             }
             if self.rng.one_in(2) && self.reinstate() {
@@ -743,18 +811,21 @@ impl Simulation {
             }
         }
         self.network.sweep();
-        self.clock.advance(10 * MILLISECOND);
+        self.clock.advance(100 * MILLISECOND);
     }
 
-    /// Whether all nodes hold everything, and know that it is confirmed.
+    /// Whether all nodes hold everything, know that it is confirmed, and how far the group has come.
     fn is_settled(&self) -> bool {
         let ends = |running: &Running| {
             let watermarks = running.store.stats().watermarks;
             [watermarks.appended, watermarks.durable, running.log.confirmed()]
         };
         let ends: Vec<_> = (0..NODES).filter_map(|node| self.running(node).map(ends)).collect();
+        let groups = |running: &Running| running.store.committed_offsets();
+        let mut groups = (0..NODES).filter_map(|node| self.running(node).map(groups));
+        let agreed = groups.next().is_some_and(|first| groups.all(|other| other == first));
         let [first, ..] = ends.as_slice() else { return false };
-        ends.len() == NODES && ends.iter().flatten().all(|end| *end == first[0])
+        agreed && ends.len() == NODES && ends.iter().flatten().all(|end| *end == first[0])
     }
 
     /// A put goes through, at the latest once the replicas have said what they hold.
@@ -794,6 +865,7 @@ impl Simulation {
             self.checker.holds_all(&*running.log);
             for queue in 0..self.settings.queues {
                 // A consumer that is too far behind is told where to go on.
+                self.look_behind(node, queue);
                 self.consume_queue(node, queue);
                 self.consume_queue(node, queue);
                 let running = self.running(node).expect("all run");
@@ -817,7 +889,7 @@ impl Simulation {
                 "{node} {role:?} {:?} min {} confirmed {confirmed} end {end} {latched:?} {newest:?}",
                 running.store.stats().watermarks,
                 running.log.min_offset(),
-            )
+            ) + &format!(" {:?}", running.store.committed_offsets())
         };
         let nodes: Vec<_> = (0..NODES).map(state).collect();
         format!("{:?}\n{}", self.settings, nodes.join("\n"))
