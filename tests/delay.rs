@@ -540,6 +540,45 @@ fn the_largest_message_that_may_wait_is_delivered() {
     assert_eq!(all(world.store(), &topic)[0].body.len(), largest);
 }
 
+#[test]
+fn what_was_taken_before_the_limit_was_lowered_comes_and_holds_up_nothing() {
+    let mut world = World::new();
+    let large = |kind: &str| format!("{kind} {}", "x".repeat(8 << 10));
+    world.send(message(&large("level")).delay_level(1));
+    world.send(message(&large("timer")).delay(Duration::from_millis(1_500)));
+    world.send(message("behind it").delay_level(1));
+    world.config.log.max_message_size = 100;
+    world.reopen();
+    (0..4).for_each(|_| world.advance(500));
+    assert_eq!(world.bodies(), [large("level"), "behind it".to_owned(), large("timer")]);
+    assert!(world.store().health().queue_error.is_none());
+    let refused = world.store().submit_delayed(message(&large("new")).delay_level(1));
+    assert!(matches!(refused, Err(Error::TooLarge { what: "body", .. })));
+}
+
+#[test]
+fn a_message_that_leaves_no_room_to_say_until_when_it_waits_is_not_forgotten_nor_in_the_way() {
+    let mut world = World::new();
+    let sized = |len| Message::new("lost", vec![b'x'; len]).delay_level(1);
+    let mut largest = 64 << 10;
+    while world.store().submit_delayed(sized(largest)).is_err() {
+        largest -= 1;
+    }
+    world.work();
+    world.send(message("behind it").delay_level(1));
+    world.store().create_topic(TOPIC, TopicConfig::new(1)).unwrap();
+    world.config.auto_create_topic = false;
+    world.reopen();
+    (0..3).for_each(|_| world.advance(1_000));
+    assert_eq!(world.bodies(), ["behind it"]);
+    world.kill();
+    (0..15).for_each(|_| world.advance(1_000));
+    world.store().create_topic("lost", TopicConfig::new(1)).unwrap();
+    (0..30).for_each(|_| world.advance(1_000));
+    assert_eq!(all(world.store(), "lost").iter().map(|m| m.body.len()).max(), Some(largest));
+    assert_eq!(world.store().delay_stats().unwrap().undeliverable, 0);
+}
+
 /// Where the body of a message lies in its segment.
 fn spoil(world: &World, body: &[u8]) {
     let path = format!("{DIR}/commitlog/{:020}", 0);

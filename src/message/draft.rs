@@ -68,7 +68,9 @@ impl<'a> Draft<'a> {
         check_topic(message.topic(), layout.long_topics)?;
         check_queue_id(message.queue_id())?;
         let tail = tail(message, layout);
-        check_len("body", message.body().len(), layout.max_message_size)?;
+        if !message.body_is_known() {
+            check_len("body", message.body().len(), layout.max_message_size)?;
+        }
         check_len("properties", tail.properties_len(), PROPERTIES_LEN_MAX)?;
         let (born_host, store_host) = (born_host(message, layout), store_host(message, layout));
         let header_size = header_size(born_host.ip.is_ipv6(), store_host.ip.is_ipv6());

@@ -31,6 +31,8 @@ pub struct Message {
     invalid: Option<InvalidMessage>,
     /// What the property WAIT says: every put asks.
     waits: bool,
+    /// Its body was in the log before, where the limit for bodies may have been higher.
+    body_is_known: bool,
     /// The application's own number; stored, never looked at.
     pub flag: i32,
     /// How the body is encoded and the message's part in a transaction. The bits that tell the
@@ -61,6 +63,7 @@ impl Message {
             properties: Properties::new(),
             invalid: None,
             waits: true,
+            body_is_known: false,
             flag: 0,
             sys_flag: SysFlag::default(),
             born_timestamp: 0,
@@ -303,6 +306,16 @@ impl Message {
     pub(crate) fn not_waiting(mut self) -> Self {
         self.waits = false;
         self
+    }
+
+    /// The same message, whose body was taken once, whatever bodies may be put now.
+    pub(crate) fn with_known_body(mut self) -> Self {
+        self.body_is_known = true;
+        self
+    }
+
+    pub(crate) fn body_is_known(&self) -> bool {
+        self.body_is_known
     }
 
     /// The queue, if anyone has chosen it.

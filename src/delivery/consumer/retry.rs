@@ -155,7 +155,7 @@ impl Group {
             names::TIMER_DELIVER_MS,
             names::TIMER_OUT_MS,
         ];
-        let mut copy = Message::copy_of(record, topic).without(&gone);
+        let mut copy = Message::copy_of(record, topic).without(&gone).with_known_body();
         // What anybody else says of that means nothing.
         let own = self.is_own_retry(record.topic());
         if !own || copy.get(names::RETRY_TOPIC).is_none() {

@@ -2,7 +2,7 @@
 //! in which they lie.
 
 use super::outbox::{Outbox, Trouble};
-use super::routing::{delivered, timed};
+use super::routing::{delivered, scheduled_again, timed};
 use super::{BATCH, GROUP, Moment, RETRY_MS, Report, patience};
 use crate::clock::Clock;
 use crate::error::{Corruption, Error, Result};
@@ -14,6 +14,8 @@ use crate::worker::Next;
 
 /// When a message is tried again that cannot be put as things stand.
 pub(super) const PUT_OFF_MS: i64 = 10_000;
+/// The queue of the level that waits as long.
+const PUT_OFF_QUEUE: i32 = 2;
 
 #[derive(Debug, Default)]
 pub(super) struct Levels {
@@ -222,7 +224,15 @@ impl Level {
                 // It must not hold up the others: it waits elsewhere, until things have changed.
                 let until = moment.unix + PUT_OFF_MS;
                 report.trouble(error.clone(), until);
-                self.outbox.send(store, timed(message, until)?.waiting(), offset + 1)?;
+                let elsewhere = timed(message, until)?.waiting();
+                match self.outbox.put_off(store, &elsewhere, offset + 1) {
+                    // It leaves no room to say until when.
+                    Err(Error::TooLarge { .. }) => {
+                        let again = scheduled_again(&view.record(), queue_id.max(PUT_OFF_QUEUE));
+                        self.outbox.put_off(store, &again, offset + 1)?;
+                    }
+                    put => put?,
+                }
             } else {
                 sent?;
             }

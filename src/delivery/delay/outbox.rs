@@ -77,7 +77,7 @@ impl<K> Outbox<K> {
         self.puts.back_mut().map(|(key, _)| key)
     }
 
-    /// Puts a message that is due.
+    /// Puts a message that is due to where it belongs.
     pub(super) fn send(&mut self, store: &Store, message: Message, key: K) -> Result<(), Trouble> {
         let ticket = match store.try_submit(&message) {
             // It waits in a shorter topic than it belongs to.
@@ -85,6 +85,17 @@ impl<K> Outbox<K> {
             submitted => submitted,
         };
         self.puts.push_back((key, ticket?));
+        Ok(())
+    }
+
+    /// Puts a message to where it goes on waiting, which needs all that it says.
+    pub(super) fn put_off(
+        &mut self,
+        store: &Store,
+        message: &Message,
+        key: K,
+    ) -> Result<(), Error> {
+        self.puts.push_back((key, store.try_submit(message)?));
         Ok(())
     }
 

@@ -130,7 +130,16 @@ pub(super) fn delivered(record: &RecordRef<'_>) -> Option<Message> {
         .store_host(record.store_host())
         .reconsume_times(record.reconsume_times())
         .prepared_transaction_offset(record.prepared_transaction_offset());
-    Some(message.waiting())
+    Some(message.waiting().with_known_body())
+}
+
+/// The message in `record` again, to wait in `queue_id` of the schedule topic: for as long as that makes it,
+/// and no larger.
+pub(super) fn scheduled_again(record: &RecordRef<'_>, queue_id: i32) -> Message {
+    let message = Message::copy_of(record, SCHEDULE_TOPIC).queue(queue_id);
+    let origin = record.prepared_transaction_offset();
+    let message = message.store_host(record.store_host()).prepared_transaction_offset(origin);
+    message.waiting().with_known_body()
 }
 
 /// The same message without what only says where it came from: never larger than what waited.

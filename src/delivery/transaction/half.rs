@@ -213,7 +213,7 @@ pub(super) fn copy_for(half: &RecordRef<'_>, origin: u64, checks: u32, topic: &s
 
 /// RocketMQ leaves the host where the half message was stored first, too.
 fn again(half: &RecordRef<'_>, topic: &str) -> Message {
-    Message::copy_of(half, topic).store_host(half.store_host()).waiting()
+    Message::copy_of(half, topic).store_host(half.store_host()).waiting().with_known_body()
 }
 
 /// The entry that says which messages of a queue are done with, for `queue_id` of `topic`.
