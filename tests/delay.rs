@@ -13,7 +13,7 @@ mod temp;
 
 use duralog::clock::ManualClock;
 use duralog::delivery::{Cancelled, DelayHandle};
-use duralog::disk::{Cut, CutMoment, SimDisk};
+use duralog::disk::{Cut, CutMoment, Fault, SimDisk, SyncFailure};
 use duralog::message::SysFlag;
 use duralog::message::format::{DELAY_GROUP, SCHEDULE_TOPIC, TIMER_DONE_TOPIC, TIMER_TOPIC};
 use duralog::tables::{ConsumerOffsets, DelayOffsets, Tables, TopicConfig};
@@ -268,6 +268,20 @@ fn what_waits_survives_a_kill_and_what_was_delivered_does_not_come_again_after_a
     world.reopen();
     world.advance(10_000_000);
     assert_eq!(world.bodies().len(), 22);
+}
+
+#[test]
+fn a_store_that_failed_while_something_was_on_its_way_leaves_nothing_behind() {
+    let mut world = World::new();
+    world.send(message("level").delay_level(1));
+    world.send(message("timer").delay(Duration::from_secs(1)));
+    world.clock.advance(Duration::from_secs(1));
+    for _ in 0..4 {
+        world.store().step(StoreWorker::Delivery);
+    }
+    world.disk.inject(Fault::sync(SyncFailure::KeepNew).forever());
+    assert!(world.store.take().unwrap().close().is_err());
+    assert_eq!(Arc::strong_count(&world.clock), 1, "something holds the store");
 }
 
 #[test]

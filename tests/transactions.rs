@@ -160,6 +160,22 @@ fn a_half_message_is_seen_when_it_is_committed_and_not_before() {
 }
 
 #[test]
+fn a_store_that_is_closed_leaves_nothing_behind() {
+    let world = World::new();
+    let store = world.open();
+    let producer = Oracle::default().producer(&store, "service");
+    let committed = producer.begin(order("1")).unwrap();
+    committed.commit().unwrap();
+    producer.begin(order("2")).unwrap().rollback().unwrap();
+    let left = producer.begin(order("3")).unwrap();
+    world.pass(&store, Duration::from_secs(60));
+    drop((producer, committed, left));
+    store.close().unwrap();
+    drop(store);
+    assert_eq!(Arc::strong_count(&world.clock), 1, "something holds the store");
+}
+
+#[test]
 fn what_is_rolled_back_is_never_seen_and_nobody_is_asked_about_it() {
     let mut world = World::new();
     let store = world.open();

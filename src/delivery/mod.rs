@@ -105,4 +105,9 @@ impl Upper for Delivery {
     fn end(&self, ending: &Ending<'_>) {
         self.delay.end(ending, &self.alarm);
     }
+
+    fn let_go(&self) {
+        self.delay.let_go();
+        self.transactions.let_go();
+    }
 }

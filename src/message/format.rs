@@ -47,6 +47,8 @@ pub const TIMER_DELAY_MAX_MS: i64 = 3 * 24 * 60 * 60 * 1_000;
 pub const HALF_TOPIC: &str = "RMQ_SYS_TRANS_HALF_TOPIC";
 /// The topic that says which half messages are done with.
 pub const HALF_DONE_TOPIC: &str = "RMQ_SYS_TRANS_OP_HALF_TOPIC";
+/// The consumer group whose offsets tell up to where half messages and entries need not be read again.
+pub(crate) const TRANSACTION_GROUP: &str = "CID_RMQ_SYS_TRANS";
 /// The topic of half messages that were checked in vain too often.
 pub const CHECKED_IN_VAIN_TOPIC: &str = "TRANS_CHECK_MAX_TIME_TOPIC";
 

@@ -320,12 +320,15 @@ impl Drop for Inner {
         // Best effort; `close` is how a caller hears of errors.
         if !is_worker() {
             let _ = self.engine.close();
-            return;
+            return self.shared.upper.let_go();
         }
         // A task that one of our threads woke let go of the last handle: that thread cannot wait for
         // itself. If there is no other to be had, the next open recovers.
         let engine = self.engine.clone();
-        let close = move || drop(engine.close());
+        let close = move || {
+            let _ = engine.close();
+            engine.shared.upper.let_go();
+        };
         let _ = detach(CLOSE_THREAD, close);
     }
 }

@@ -29,6 +29,9 @@ pub(crate) trait Upper: Any + Send + Sync {
 
     /// Notes how far it is while the store still takes that; no step does anything after it.
     fn end(&self, ending: &Ending<'_>);
+
+    /// Lets go of what keeps the store in memory: nobody has a handle any more.
+    fn let_go(&self);
 }
 
 /// Where a store keeps it: the first one that is asked for stays.
@@ -40,6 +43,12 @@ impl UpperSlot {
     pub(super) fn ring(&self) {
         if let Some(upper) = self.0.get() {
             upper.alarm().ring();
+        }
+    }
+
+    pub(super) fn let_go(&self) {
+        if let Some(upper) = self.0.get() {
+            upper.let_go();
         }
     }
 }

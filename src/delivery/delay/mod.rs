@@ -157,6 +157,13 @@ impl Delay {
         }
     }
 
+    /// Lets go of the tickets of what a failure left on its way, which keep the store in memory.
+    pub(super) fn let_go(&self) {
+        if let Some(mut state) = self.state.try_lock() {
+            state.waiting = None;
+        }
+    }
+
     fn stats(&self) -> DelayStats {
         let state = self.state.lock();
         let pending = state.waiting.as_ref().map_or(0, |waiting| waiting.timers.pending());

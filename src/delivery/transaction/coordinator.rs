@@ -13,7 +13,7 @@ use crate::delivery::unique_ids::UniqueIds;
 use crate::error::{Corruption, Error, Result};
 use crate::log::{MessageView, TimeBound};
 use crate::message::format::{CHECKED_IN_VAIN_TOPIC, HALF_DONE_TOPIC, HALF_TOPIC};
-use crate::message::format::{PROPERTIES_LEN_MAX, RECORD_CRC_SIZE};
+use crate::message::format::{PROPERTIES_LEN_MAX, RECORD_CRC_SIZE, TRANSACTION_GROUP as GROUP};
 use crate::message::{Message, Transaction, names};
 use crate::store::{Acknowledged, FetchStatus, PutResult, Store, TagFilter, Ticket, WeakStore};
 use crate::worker::Next;
@@ -24,8 +24,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-/// The consumer group whose offsets say from where on half messages and entries are to be read.
-const GROUP: &str = "CID_RMQ_SYS_TRANS";
 /// How often those offsets are moved at most, and how soon what failed is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Messages that an open one may hold up before it is put again behind them.
@@ -867,10 +865,28 @@ impl Coordinator {
         }
     }
 
+    /// Lets go of all tickets, each of which keeps the store in memory.
+    pub(super) fn let_go(&self) {
+        for desk in &self.desks {
+            *desk.turn.lock() = None;
+        }
+        let mut book = self.book.lock();
+        let mut halves = mem::take(&mut book.unsettled);
+        for ledger in &book.ledgers {
+            halves.extend(ledger.open().map(|(_, half)| half.clone()));
+        }
+        drop(book);
+        for half in halves {
+            if let Some(mut state) = half.state.try_lock() {
+                state.latest = None;
+            }
+        }
+    }
+
     /// Does what there is to do: closes what is left to be closed, has half messages checked, and moves the
     /// offsets.
     pub(super) fn step(&self, store: &Store) -> Next {
-        if store.config().log.read_only {
+        if !store.takes_puts() {
             return Next::Idle;
         }
         let now = store.clock().now();
@@ -1100,7 +1116,7 @@ fn begin(store: &Store, queue: Queue) -> Result<Fronts> {
     };
     let entries = needed.map_or(committed, |needed| needed.min(committed));
     let entries = entries.max(store.min_offset(done_topic, done_queue).unwrap_or(0));
-    if entries < committed && !store.config().log.read_only {
+    if entries < committed && store.takes_puts() {
         store.commit_offset(GROUP, done_topic, done_queue, entries)?;
     }
     Ok(Fronts { messages, entries })

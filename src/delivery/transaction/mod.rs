@@ -486,6 +486,12 @@ impl Slot {
         Ok(coordinator)
     }
 
+    pub(super) fn let_go(&self) {
+        if let Some(coordinator) = self.made.get() {
+            coordinator.let_go();
+        }
+    }
+
     pub(super) fn step(&self, store: &Store) -> Next {
         self.made.get().map_or(Next::Idle, |coordinator| coordinator.step(store))
     }
