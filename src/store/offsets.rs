@@ -6,7 +6,7 @@ use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::log::directory::Directory;
 use crate::log::{GroupOffset, GroupOffsets, RecoveryReport};
-use crate::message::format::{DELAY_GROUP, SCHEDULE_TOPIC};
+use crate::message::format::{DELAY_GROUP, SCHEDULE_TOPIC, TRANSACTION_GROUP};
 use crate::replication::Role;
 use crate::tables::{ConsumerOffsets, DelayOffsets, Source, Tables};
 use crate::worker::{Alarm, Next};
@@ -129,7 +129,8 @@ impl Offsets {
             };
             // Behind the end there is nothing that it can have delivered.
             let next = next.min(end(SCHEDULE_TOPIC, queue_id));
-            if queue_id >= 0 && self.table.get(DELAY_GROUP, SCHEDULE_TOPIC, queue_id) < Some(next) {
+            let known = self.table.get(DELAY_GROUP, SCHEDULE_TOPIC, queue_id).unwrap_or(0);
+            if queue_id >= 0 && known < next {
                 match self.table.import(DELAY_GROUP, SCHEDULE_TOPIC, queue_id, next) {
                     Err(Error::DiskFull { .. }) => {}
                     imported => imported?,
@@ -137,6 +138,30 @@ impl Offsets {
             }
         }
         Ok(())
+    }
+
+    /// Forgets, durably, which delayed messages were delivered and which half messages are done with, before
+    /// a part of the log goes that another primary does not have: what was put for them may lie in it. They
+    /// come again, or are looked at again.
+    pub(super) fn forget_deliveries(&self) -> Result<()> {
+        for GroupOffset { group, topic, .. } in self.table.all() {
+            if group == DELAY_GROUP || group == TRANSACTION_GROUP {
+                self.table.forget(&group, &topic)?;
+            }
+        }
+        let mut delays = match self.brokers.load::<DelayOffsets>() {
+            Ok(loaded) => loaded.table,
+            Err(Error::Corrupt { .. }) => DelayOffsets::default(),
+            Err(error) => return Err(error),
+        };
+        let told: Vec<i32> = delays.iter().filter(|told| told.1 != 0).map(|told| told.0).collect();
+        if !told.is_empty() {
+            for level in told {
+                delays.set(level, 0);
+            }
+            self.brokers.save(&mut delays)?;
+        }
+        self.export()
     }
 
     /// Where all groups are: as brokers were told, and what has moved since.

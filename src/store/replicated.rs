@@ -87,6 +87,14 @@ impl LogHandle {
         }))
     }
 
+    fn order_cut(&self, to: u64, restarts: bool) -> Result<()> {
+        let core = self.core_as(Role::Replica)?;
+        core.check_cut(to, restarts)?;
+        let offsets = self.offsets.upgrade().ok_or(Error::Closed)?;
+        offsets.forget_deliveries()?;
+        core.order_cut(to, restarts)
+    }
+
     /// What `of` says of the log; 0 if it is gone.
     fn offset(&self, of: impl FnOnce(&Core) -> u64) -> u64 {
         self.core.upgrade().map_or(0, |core| of(&core))
@@ -184,7 +192,7 @@ impl ReplicatedLog for LogHandle {
     }
 
     fn truncate(&self, to: u64) -> Result<()> {
-        self.core_as(Role::Replica)?.order_cut(to, false)
+        self.order_cut(to, false)
     }
 
     fn queue_starts(&self, at: u64) -> Result<Vec<QueueStart>> {
@@ -203,7 +211,7 @@ impl ReplicatedLog for LogHandle {
     }
 
     fn restart(&self, at: u64) -> Result<()> {
-        self.core_as(Role::Replica)?.order_cut(at, true)
+        self.order_cut(at, true)
     }
 
     fn group_moves(&self) -> u64 {

@@ -298,9 +298,8 @@ impl Core {
         Ok(())
     }
 
-    /// Orders a cut at `to`, which the next open carries out before anything else, and ends this log:
-    /// it takes nothing more. `restarts`: what lies before `to` goes, too.
-    pub(crate) fn order_cut(&self, to: u64, restarts: bool) -> Result<()> {
+    /// Refuses a cut that cannot be ordered; how far replicas agree.
+    pub(crate) fn check_cut(&self, to: u64, restarts: bool) -> Result<u64> {
         let (confirmed, end) = (self.agreed(), self.progress.appended());
         let in_place = if restarts {
             to.is_multiple_of(self.segment_size) && to <= OFFSET_MAX
@@ -313,6 +312,13 @@ impl Core {
         if to < confirmed {
             return Err(Error::Refused(Refusal::Confirmed { confirmed, to }));
         }
+        Ok(confirmed)
+    }
+
+    /// Orders a cut at `to`, which the next open carries out before anything else, and ends this log:
+    /// it takes nothing more. `restarts`: what lies before `to` goes, too.
+    pub(crate) fn order_cut(&self, to: u64, restarts: bool) -> Result<()> {
+        let confirmed = self.check_cut(to, restarts)?;
         // Nobody else writes the checkpoint from here on.
         let _upkeep = self.upkeeping.lock();
         self.latch(Error::Retired { cut: to });
