@@ -1023,6 +1023,36 @@ fn what_a_broker_left_open_is_found_whichever_version_it_had() {
 }
 
 #[test]
+fn an_entry_that_anybody_has_put_says_nothing_of_what_comes_behind_it_and_holds_nothing_up() {
+    let mut world = World::new();
+    let store = world.open();
+    let oracle = Oracle::default();
+    let producer = oracle.producer(&store, "service");
+    producer.begin(order("0")).unwrap().rollback().unwrap();
+    put(&store, Message::new(HALF_DONE_TOPIC, "2,18446744073709551615,3,9000,").tag("d"));
+    for body in ["1", "2"] {
+        drop(producer.begin(order(body)).unwrap());
+    }
+    // A copy of a broker's own of the one that was named too early.
+    put(&store, brokers_half("3").property(names::TRANSACTION_PREPARED_QUEUE_OFFSET, "2"));
+    drop(producer);
+    let store = world.power_cut();
+    let producer = oracle.producer(&store, "service");
+    world.pass(&store, 6 * SECOND);
+    assert_eq!(oracle.asked(), ["1", "3"]);
+    for body in ["1", "3"] {
+        oracle.say(body, TransactionState::Commit);
+    }
+    world.pass(&store, 30 * SECOND);
+    (0..3).for_each(|_| world.pass(&store, SECOND));
+    assert_eq!((stats(&store).open, stats(&store).committed), (0, 2));
+    producer.begin(order("last")).unwrap().rollback().unwrap();
+    (0..3).for_each(|_| world.pass(&store, SECOND));
+    let next = store.committed_offset(SYSTEM_GROUP, HALF_DONE_TOPIC, 0);
+    assert_eq!(next, store.max_offset(HALF_DONE_TOPIC, 0));
+}
+
+#[test]
 fn what_a_broker_left_that_is_to_be_delayed_is_once_it_is_committed() {
     let mut world = World::new();
     let store = world.open();

@@ -245,20 +245,38 @@ impl Coordinator {
         let fronts = begin(store, queue)?;
         let (done_topic, done_queue) = queue.entries();
         let mut ledger = Ledger::new(fronts);
-        let mut done = HashSet::new();
+        // Where the last entry lies that closes a message.
+        let mut done: HashMap<u64, u64> = HashMap::new();
+        let mut end = 0;
         read_all(store, done_topic, done_queue, fronts.entries, |offset, found| {
-            let closed = match found {
-                Ok(view) => half::read_done(&view.record()),
+            let (mut closed, at) = match found {
+                Ok(view) => (half::read_done(&view.record()), view.physical_offset()),
                 Err(error) => {
                     // What it closed is found to be committed, or the producer is asked once more.
                     add(&self.counts.unreadable);
                     self.note_error(error);
-                    Vec::new()
+                    (Vec::new(), 0)
                 }
             };
+            // Anybody may have put it: it says nothing of what is yet to come.
+            if closed.iter().any(|closed| *closed >= end) {
+                end = store.max_offset(queue.topic(), 0).unwrap_or(0);
+                closed.retain(|closed| *closed < end);
+            }
             ledger.note_entry(offset, closed.iter().copied().max().unwrap_or(0));
-            done.extend(closed);
+            done.extend(closed.into_iter().map(|closed| (closed, at)));
         })?;
+        let is_closed_behind =
+            |offset: u64, at: u64| done.get(&offset).is_some_and(|entry| *entry > at);
+        // Looked up where it matters: a broker may close the first message before or after it copies that.
+        let is_closed = |offset: u64, copy_at: u64| {
+            is_closed_behind(offset, copy_at)
+                || done.contains_key(&offset)
+                    && !matches!(
+                        find(store, Place { queue, offset }),
+                        Ok(Found::View(view)) if !is_closed_behind(offset, view.physical_offset())
+                    )
+        };
 
         let mut book = self.book.lock();
         let mut found: Vec<(u64, Option<u64>, Arc<Half>)> = Vec::new();
@@ -266,13 +284,14 @@ impl Coordinator {
         let mut newest: HashMap<u64, u64> = HashMap::new();
         let mut brokers_newest: HashMap<u64, u64> = HashMap::new();
         read_all(store, queue.topic(), 0, fronts.messages, |offset, read| {
+            let at = read.as_ref().map_or(0, MessageView::physical_offset);
             let usable = read.and_then(|view| self.recovered(&mut book, queue, offset, &view));
             ledger.note(offset, None);
             match usable {
                 Ok((half, prepared_offset)) => {
                     newest.insert(half.state.lock().origin, offset);
-                    let is_done = done.contains(&offset)
-                        || prepared_offset.is_some_and(|first| done.contains(&first));
+                    let is_done = is_closed_behind(offset, at)
+                        || prepared_offset.is_some_and(|first| is_closed(first, at));
                     if let Some(first) = prepared_offset {
                         brokers_newest.insert(first, offset);
                     }
@@ -280,7 +299,7 @@ impl Coordinator {
                         found.push((offset, prepared_offset, Arc::new(half)));
                     }
                 }
-                Err(_) if done.contains(&offset) => {}
+                Err(_) if done.contains_key(&offset) => {}
                 Err(error) => {
                     if is_about_the_queue(&error) {
                         ledger.hold(offset);
