@@ -345,6 +345,27 @@ fn notes_are_let_go_of_when_nothing_before_them_waits() {
 }
 
 #[test]
+fn a_note_that_anybody_has_put_says_nothing_of_what_comes_behind_it() {
+    let mut world = World::new();
+    world.send(message("before").delay(Duration::from_secs(60)));
+    for body in ["1-18446744073709551615,", "18446744073709551615,"] {
+        let forged = Message::new(TIMER_DONE_TOPIC, body).tag("d");
+        let ticket = world.store().submit(forged).unwrap();
+        world.work();
+        ticket.wait().unwrap().ok().unwrap();
+    }
+    world.send(message("behind").delay(Duration::from_secs(60)));
+    world.send(message("far behind").delay(Duration::from_secs(60)));
+    world.kill();
+    world.advance(60_000);
+    assert_eq!(world.bodies(), ["before", "behind", "far behind"]);
+    (0..15).for_each(|_| world.advance(5_000));
+    let offsets = world.store().committed_offsets();
+    let notes = offsets.into_iter().find(|one| one.topic == TIMER_DONE_TOPIC).map(|one| one.next);
+    assert_eq!(notes, world.store().max_offset(TIMER_DONE_TOPIC, 0), "they are let go of");
+}
+
+#[test]
 fn notes_are_not_let_go_of_before_the_floor_that_makes_them_useless_is_durable() {
     let mut come_again = 0;
     for seed in 0..30 {

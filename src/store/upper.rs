@@ -233,6 +233,13 @@ impl Store {
         progress.durable().min(progress.visible())
     }
 
+    /// The first message of a queue that does not lie before a physical offset; the queue's end if there is
+    /// none.
+    pub(crate) fn first_behind(&self, topic: &str, queue_id: i32, physical: u64) -> Result<u64> {
+        let queue = self.shared().queue(topic, queue_id);
+        queue.map_or(Ok(0), |queue| queue.lower_bound(physical))
+    }
+
     /// What is built upon this store, made by the first who asks.
     pub(crate) fn upper(&self, make: impl FnOnce() -> Arc<dyn Upper>) -> Arc<dyn Upper> {
         self.shared().upper.0.get_or_init(make).clone()

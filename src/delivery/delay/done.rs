@@ -61,6 +61,26 @@ impl Done {
         self.drop_full();
     }
 
+    /// Puts in what a note says of offsets before `end`; the highest of them, or 0.
+    pub(super) fn take_note(&mut self, body: &[u8], end: u64) -> u64 {
+        let (mut highest, mut at) = (0, self.base);
+        for range in noted(body) {
+            let (first, last) = range.into_inner();
+            let behind = last.saturating_add(1).min(end);
+            if first >= behind {
+                continue;
+            }
+            highest = highest.max(behind - 1);
+            // They rise in a note: none is looked at twice.
+            at = self.next_open(first.max(at));
+            while at < behind {
+                self.insert(at);
+                at = self.next_open(at + 1);
+            }
+        }
+        highest
+    }
+
     fn drop_full(&mut self) {
         while self.words.front() == Some(&u64::MAX) {
             self.words.pop_front();
@@ -117,7 +137,9 @@ pub(super) fn note(offsets: &[u64]) -> Option<Note> {
 }
 
 /// The offsets in the body of a note. What is none is passed over: a message comes twice then.
-pub(super) fn noted(body: &[u8]) -> impl Iterator<Item = RangeInclusive<u64>> {
+fn noted(body: &[u8]) -> impl Iterator<Item = RangeInclusive<u64>> {
+    // A longer one is none of ours.
+    let body = if body.len() > NOTE_LEN_MAX { &[] } else { body };
     str::from_utf8(body).unwrap_or_default().split(',').filter_map(|part| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         Some(first.parse().ok()?..=last.parse().ok()?)
@@ -138,6 +160,20 @@ mod tests {
         let ranges: Vec<_> = noted(b"3-5,x,-,7-,9,").collect();
         assert_eq!(ranges, [3..=5, 9..=9]);
         assert_eq!(noted(b"\xFF3,").count(), 0);
+    }
+
+    #[test]
+    fn forged_notes_cost_little_and_say_nothing_of_what_is_yet_to_come() {
+        let end = 1 << 24;
+        let mut done = Done::before(5);
+        assert_eq!(done.take_note(b"18446744073709551615,7-18446744073709551615,", 9), 8);
+        assert!(!done.contains(5) && done.contains(8) && !done.contains(9));
+        // The same again and again.
+        let body = format!("6-{},", u64::MAX).repeat(170);
+        assert!(body.len() <= NOTE_LEN_MAX);
+        assert_eq!(done.take_note(body.as_bytes(), end), end - 1);
+        assert_eq!((done.floor(), done.words.len()), (5, end as usize / 64));
+        assert_eq!(done.take_note(format!("5,{body}").repeat(2).as_bytes(), end), 0, "too long");
     }
 
     #[test]
@@ -193,8 +229,28 @@ mod tests {
         }
 
         #[test]
-        fn reading_a_note_is_total(body in proptest::collection::vec(any::<u8>(), 0..50)) {
+        fn reading_a_note_is_total(
+            body in proptest::collection::vec(any::<u8>(), 0..50), end in 0..1_000u64,
+        ) {
             noted(&body).count();
+            let mut done = Done::default();
+            done.take_note(&body, end);
+            prop_assert!(done.floor() <= end);
+        }
+
+        #[test]
+        fn a_note_closes_what_it_says_before_its_own_place(
+            offsets in proptest::collection::btree_set(0..700u64, 0..300), end in 0..700u64, floor in 0..100u64,
+        ) {
+            let listed: Vec<u64> = offsets.iter().copied().collect();
+            let body = note(&listed).map_or_else(String::new, |note| note.body);
+            let mut done = Done::before(floor);
+            let highest = done.take_note(body.as_bytes(), end);
+            for offset in 0..700 {
+                let told = offset < end && offsets.contains(&offset);
+                prop_assert_eq!(done.contains(offset), told || offset < floor);
+            }
+            prop_assert_eq!(highest, offsets.range(..end).next_back().copied().unwrap_or(0));
         }
     }
 }

@@ -5,7 +5,7 @@
 //! of those are delivered. What was delivered is told by a floor, before which all are, and by notes of
 //! what is behind it.
 
-use super::done::{Done, note, noted};
+use super::done::{Done, note};
 use super::levels::PUT_OFF_MS;
 use super::outbox::{Outbox, Trouble};
 use super::routing::{delivered, destination, timer_due};
@@ -205,17 +205,10 @@ impl Timers {
             }
             found => found?,
         };
-        let max = store.max_offset(TIMER_TOPIC, 0).unwrap_or(0);
         for view in &found.messages {
-            let mut highest = 0;
-            for range in noted(view.body()) {
-                let (first, last) = range.into_inner();
-                // A note never speaks of what is not there yet.
-                for offset in first.max(self.done.floor())..last.saturating_add(1).min(max) {
-                    self.done.insert(offset);
-                    highest = highest.max(offset);
-                }
-            }
+            // A note never speaks of what comes behind it, whoever has put it.
+            let end = store.first_behind(TIMER_TOPIC, 0, view.physical_offset())?;
+            let highest = self.done.take_note(view.body(), end);
             self.notes.push_back((view.queue_offset() + 1, highest));
         }
         let is_end = !matches!(found.status, FetchStatus::Found | FetchStatus::OffsetTooSmall)
