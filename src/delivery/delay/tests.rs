@@ -3,6 +3,8 @@
 use crate::clock::{Clock, ManualClock};
 use crate::delivery::{DelayHandle, Delivery};
 use crate::disk::SimDisk;
+use crate::message::format::TIMER_TOPIC;
+use crate::tables::TopicConfig;
 use crate::worker::Doorbell;
 use crate::{Environment, Message, Next, Store, StoreConfig, StoreWorker};
 use proptest::prelude::*;
@@ -14,19 +16,22 @@ struct World {
     disk: SimDisk,
     clock: Arc<ManualClock>,
     soon_max: usize,
+    /// Whether anything may be put to a topic that nobody has created.
+    any_topic: bool,
     store: Store,
 }
 
 impl World {
     fn new(soon_max: usize) -> Self {
         let (disk, clock) = (SimDisk::new(1), Arc::new(ManualClock::new(1_700_000_000_000)));
-        let store = Self::open(&disk, &clock, soon_max);
-        Self { disk, clock, soon_max, store }
+        let store = Self::open(&disk, &clock, soon_max, true);
+        Self { disk, clock, soon_max, any_topic: true, store }
     }
 
-    fn open(disk: &SimDisk, clock: &Arc<ManualClock>, soon_max: usize) -> Store {
+    fn open(disk: &SimDisk, clock: &Arc<ManualClock>, soon_max: usize, any_topic: bool) -> Store {
         let mut config = StoreConfig::new("/store").segment_size(64 << 10);
         config.index_enable = false;
+        config.auto_create_topic = any_topic;
         let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();
         let store = Store::open_in(config, environment).unwrap();
         Delivery::of(&store).unwrap().delay.keep_in_memory(soon_max);
@@ -35,7 +40,7 @@ impl World {
 
     fn reopen(&mut self) {
         self.disk = self.disk.kill();
-        self.store = Self::open(&self.disk, &self.clock, self.soon_max);
+        self.store = Self::open(&self.disk, &self.clock, self.soon_max, self.any_topic);
     }
 
     fn work(&self) {
@@ -60,10 +65,14 @@ impl World {
     }
 
     fn delivered(&self) -> Vec<usize> {
+        self.delivered_to("orders")
+    }
+
+    fn delivered_to(&self, topic: &str) -> Vec<usize> {
         let number = |body: Vec<u8>| String::from_utf8(body).unwrap().parse::<usize>().unwrap();
         let (mut found, mut at) = (Vec::new(), 0);
         loop {
-            let fetched = self.store.get("orders", 0, at, 1_000).unwrap();
+            let fetched = self.store.get(topic, 0, at, 1_000).unwrap();
             if fetched.messages.is_empty() {
                 return found;
             }
@@ -119,6 +128,49 @@ fn nothing_is_sent_before_all_that_may_cancel_it_is_read_however_little_is_kept_
 }
 
 #[test]
+fn what_is_put_off_comes_when_it_can_however_little_is_kept_in_memory() {
+    for soon_max in [2, 4, 8, 1 << 20] {
+        let mut world = World::new(soon_max);
+        let start = world.now();
+        let send = |world: &World, topic: &str, n: usize, due: i64| {
+            let message = Message::new(topic, n.to_string()).deliver_at(due);
+            drop(world.store.submit_delayed(message).unwrap());
+            world.work();
+        };
+        for n in 0..12 {
+            send(&world, "lost", n, start + 1_000 + n as i64);
+        }
+        for n in 0..40 {
+            send(&world, "orders", n, start + 2_000 + 250 * n as i64);
+        }
+        world.any_topic = false;
+        world.store.create_topic("orders", TopicConfig::new(1)).unwrap();
+        world.reopen();
+        world.work();
+        for step in 0..160 {
+            world.clock.advance(Duration::from_millis(100));
+            world.work();
+            if step % 10 == 0 {
+                send(&world, "orders", 40 + step / 10, start + 17_000);
+            }
+        }
+        assert_eq!(world.delivered(), Vec::from_iter(0..40), "{soon_max}: nothing is held up");
+        let has_copies = world.store.max_offset(TIMER_TOPIC, 0).unwrap() > 12 + 56;
+        assert_eq!(has_copies, soon_max < 12, "no more are kept in memory than may be");
+        world.store.create_topic("lost", TopicConfig::new(1)).unwrap();
+        for _ in 0..250 {
+            world.clock.advance(Duration::from_millis(100));
+            world.work();
+        }
+        assert_eq!(world.delivered().len(), 56);
+        let mut found = world.delivered_to("lost");
+        found.sort_unstable();
+        assert_eq!(found, Vec::from_iter(0..12), "{soon_max}");
+        assert_eq!(world.store.delay_stats().unwrap().undeliverable, 0);
+    }
+}
+
+#[test]
 fn who_delivers_is_woken_when_a_delayed_message_can_be_read_and_by_no_other() {
     let world = World::new(1 << 20);
     let (bell, heard) = Doorbell::new();
@@ -140,6 +192,47 @@ fn who_delivers_is_woken_when_a_delayed_message_can_be_read_and_by_no_other() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(30))]
+
+    #[test]
+    fn what_is_put_off_comes_once_whatever_else_is_due(
+        soon_max in 2..12usize,
+        lost in proptest::collection::vec(1..20_000i64, 1..12),
+        orders in proptest::collection::vec(1..20_000i64, 1..60),
+        late in proptest::collection::vec(1..20_000i64, 1..60),
+        steps in proptest::collection::vec(1..3_000u64, 1..30),
+    ) {
+        let mut world = World::new(soon_max);
+        let start = world.now();
+        let send = |world: &World, topic: &str, n: usize, due: i64| {
+            let message = Message::new(topic, n.to_string()).deliver_at(start + due);
+            drop(world.store.submit_delayed(message).unwrap());
+        };
+        for (topic, dues) in [("lost", &lost), ("orders", &orders)] {
+            dues.iter().enumerate().for_each(|(n, due)| send(&world, topic, n, *due));
+            world.work();
+        }
+        world.any_topic = false;
+        world.store.create_topic("orders", TopicConfig::new(1)).unwrap();
+        world.reopen();
+        let mut late = late.into_iter().enumerate();
+        for millis in steps {
+            world.clock.advance(Duration::from_millis(millis));
+            world.work();
+            late.by_ref().take(3).for_each(|(n, due)| send(&world, "orders", orders.len() + n, due));
+        }
+        world.store.create_topic("lost", TopicConfig::new(1)).unwrap();
+        late.by_ref().for_each(|(n, due)| send(&world, "orders", orders.len() + n, due));
+        for _ in 0..120 {
+            world.clock.advance(Duration::from_millis(500));
+            world.work();
+        }
+        let mut found = world.delivered_to("lost");
+        found.sort_unstable();
+        prop_assert_eq!(found, Vec::from_iter(0..lost.len()));
+        let found = world.delivered();
+        let different = BTreeSet::from_iter(&found).len();
+        prop_assert!(found.len() == different && found.len() >= orders.len(), "twice or never");
+    }
 
     #[test]
     fn whatever_waits_comes_when_it_is_due_however_little_is_kept_in_memory(

@@ -8,7 +8,7 @@
 use super::done::{Done, note};
 use super::levels::PUT_OFF_MS;
 use super::outbox::{Outbox, Trouble};
-use super::routing::{delivered, destination, timer_due};
+use super::routing::{delivered, destination, timed, timer_due};
 use super::{BATCH, GROUP, Moment, RETRY_MS, Report, patience};
 use crate::error::{Corruption, Error, Result};
 use crate::message::format::{TIMER_DONE_TOPIC, TIMER_TOPIC};
@@ -16,6 +16,7 @@ use crate::message::{Message, RecordRef, names};
 use crate::store::{Ending, FetchStatus, Store, TagFilter, Ticket};
 use crate::worker::Next;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem;
 
 /// Messages that are kept in memory at most.
 const SOON_MAX: usize = 1 << 20;
@@ -42,6 +43,10 @@ pub(super) struct Timers {
     /// What is due then or later is not in memory.
     horizon: Key,
     pass: Option<Pass>,
+    /// What is due and cannot be put as things stand, as many as may be kept in memory, and when it is tried
+    /// again. Not among the soonest, where what is due last is let go of and found again by its time.
+    put_off: BTreeSet<Key>,
+    put_off_until: Option<i64>,
     /// The next message of the topic that was not looked at.
     tail: u64,
     done: Done,
@@ -100,6 +105,8 @@ impl Timers {
             soon_max: SOON_MAX,
             horizon: NEVER,
             pass: None,
+            put_off: BTreeSet::new(),
+            put_off_until: None,
             tail: floor,
             done: Done::before(floor),
             outbox: Outbox::default(),
@@ -122,7 +129,8 @@ impl Timers {
     /// How many wait, as far as that is known without reading.
     pub(super) fn pending(&self) -> u64 {
         let open = self.tail - self.done.floor().min(self.tail);
-        open.min(self.soon.len() as u64 + self.outbox.keys().count() as u64)
+        let known = self.soon.len() + self.put_off.len() + self.outbox.keys().count();
+        open.min(known as u64)
     }
 
     pub(super) fn step(
@@ -175,6 +183,7 @@ impl Timers {
         let is_caught_up = store.is_caught_up();
         let mut more = self.read_tail(store, moment, report)?;
         let is_due = |key: Option<&Key>| key.is_some_and(|(due, _)| *due <= moment.unix);
+        self.try_again(moment);
         if !more && is_caught_up {
             self.send_due(store, moment, report)?;
             more |= is_due(self.soon.first()) && !self.outbox.is_full();
@@ -188,8 +197,8 @@ impl Timers {
             return Ok(moment.at(i64::MAX));
         }
         let mut next = if self.outbox.is_empty() { Next::Idle } else { moment.at(i64::MAX) };
-        if let Some((due, _)) = self.soon.first() {
-            next = next.or_sooner(moment.at(*due));
+        for due in self.soon.first().map(|(due, _)| *due).into_iter().chain(self.put_off_until) {
+            next = next.or_sooner(moment.at(due));
         }
         Ok(self.note_at.map_or(next, |at| next.or_sooner(moment.at(at))))
     }
@@ -291,7 +300,8 @@ impl Timers {
                     key.0 <= moment.unix
                         && self.outbox.keys().any(|sent| offset_of(*sent) == offset)
                 };
-                if wanted && !self.done.contains(offset) && !is_sent() {
+                let is_put_off = || self.put_off.contains(&key);
+                if wanted && !self.done.contains(offset) && !is_put_off() && !is_sent() {
                     self.soon.insert(key);
                     self.shed();
                 }
@@ -305,6 +315,23 @@ impl Timers {
             self.horizon = pass.horizon;
         }
         Ok(false)
+    }
+
+    /// Takes up again what could not be put, after some time; not longer than was meant, where the clock
+    /// goes back.
+    fn try_again(&mut self, moment: &Moment<'_>) {
+        let is_early = |until: i64| moment.unix < until && until - moment.unix <= PUT_OFF_MS;
+        if self.put_off_until.is_none_or(is_early) {
+            return;
+        }
+        self.put_off_until = None;
+        for key in mem::take(&mut self.put_off) {
+            // Otherwise a pass finds it.
+            if key < self.horizon || self.pass.as_ref().is_some_and(|pass| key < pass.horizon) {
+                self.soon.insert(key);
+            }
+        }
+        self.shed();
     }
 
     /// Sends what is due.
@@ -373,7 +400,16 @@ impl Timers {
             Err(Trouble::OwnFault(error)) => {
                 let until = moment.unix + PUT_OFF_MS;
                 report.trouble(error, until);
-                self.soon.insert((until, key.1));
+                if self.put_off.len() >= self.soon_max
+                    && let Some(message) = delivered(&record)
+                {
+                    match self.outbox.put_off(store, &timed(message, until)?.waiting(), key) {
+                        Err(Error::TooLarge { .. }) => {}
+                        put => return Ok(put?),
+                    }
+                }
+                self.put_off.insert(key);
+                self.put_off_until.get_or_insert(until);
                 Ok(())
             }
             sent => sent,
