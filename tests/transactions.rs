@@ -8,7 +8,7 @@ use duralog::delivery::{
     HalfMessage, HalfMessageView, TransactionOutcome, TransactionState, TransactionStats,
     TransactionalProducer,
 };
-use duralog::disk::{Cut, CutMoment, SimDisk};
+use duralog::disk::{Cut, CutMoment, Fault, SimCall, SimDisk};
 use duralog::message::format::{CHECKED_IN_VAIN_TOPIC, HALF_DONE_TOPIC, HALF_TOPIC};
 use duralog::message::{SysFlag, names};
 use duralog::{
@@ -608,6 +608,107 @@ fn a_crash_between_a_message_and_its_entry_makes_no_second_message_and_nobody_is
         assert_eq!(oracle.asked(), ["open"]);
         assert_eq!(bodies(&store, "orders"), ["first", "paid", "sent", "late"]);
         assert_eq!(stats(&store).open, 1);
+    }
+}
+
+#[test]
+fn a_half_message_taken_before_the_limit_was_lowered_is_asked_about_and_committed() {
+    let mut world = World::new();
+    let store = world.open();
+    let oracle = Oracle::default();
+    let (paid, unknown) = ("p".repeat(5_000), "u".repeat(5_000));
+    let producer = oracle.producer(&store, "service");
+    drop(producer.begin(order(&paid)).unwrap());
+    drop(producer.begin(order(&unknown)).unwrap());
+    world.config.log.max_message_size = 100;
+    let store = world.power_cut();
+    let producer = oracle.producer(&store, "service");
+    assert!(matches!(producer.begin(order(&paid)), Err(Error::TooLarge { .. })));
+    oracle.say(&paid, TransactionState::Commit);
+    for _ in 0..15 {
+        world.pass(&store, 30 * SECOND);
+    }
+    assert_eq!(bodies(&store, "orders"), [paid]);
+    assert_eq!((stats(&store).open, stats(&store).parked), (0, 1));
+}
+
+#[test]
+fn an_index_that_lacks_what_was_committed_is_not_believed() {
+    // Lost, or ends with a failure: before the half message or behind it.
+    for fails_at in [None, Some(1), Some(2), Some(3), Some(4), Some(5)] {
+        let mut world = World::new();
+        // One key in each file.
+        world.config.index_items = 2;
+        let store = world.open();
+        let oracle = Oracle::default();
+        let producer = oracle.producer(&store, "service");
+        drop(producer.begin(order("open")).unwrap());
+        producer.begin(order("paid")).unwrap().commit().unwrap();
+        world.disk = world.disk.cut_power(Cut::losing_all());
+        drop((producer, store));
+        if fails_at.is_none() {
+            // Whoever did that left what says up to where the index is.
+            for file in world.disk.files() {
+                if file.starts_with(format!("{DIR}/index")) {
+                    world.disk.drop_file(&file).unwrap();
+                }
+            }
+        }
+        if let Some(nth) = fails_at {
+            let fault = Fault::on(SimCall::Create).path(format!("{DIR}/index/"));
+            world.disk.inject(fault.nth(nth).forever());
+        }
+        let store = world.open();
+        let _producer = oracle.producer(&store, "service");
+        world.pass(&store, 6 * SECOND);
+        assert_eq!(oracle.asked(), ["open"], "{fails_at:?}");
+        assert_eq!(bodies(&store, "orders"), ["paid"]);
+        assert_eq!(stats(&store).open, 1);
+    }
+}
+
+#[test]
+fn a_crash_between_a_message_that_is_delayed_and_its_entry_makes_no_second_message() {
+    for index_enable in [true, false] {
+        for (name, value, time) in [
+            (names::DELAY, "4", 30 * SECOND),
+            (names::TIMER_DELAY_SEC, "30", 30 * SECOND),
+            (names::TIMER_DELIVER_MS, "1700000040000", 40 * SECOND),
+        ] {
+            for is_delivered in [false, true] {
+                let mut world = World::new();
+                world.config.index_enable = index_enable;
+                let store = world.open();
+                put(&store, brokers_half("paid").property(name, value));
+                drop(store);
+                let store = world.power_cut();
+                let oracle = Oracle::default();
+                oracle.say("paid", TransactionState::Commit);
+                let producer = oracle.producer(&store, "service");
+                world.clock.advance(6 * SECOND);
+                // The entry waits for the next sync.
+                while store.step(StoreWorker::Delivery) == Next::Now {}
+                assert_eq!(oracle.asked(), ["paid"]);
+                let mut next = world.power_cut();
+                drop((producer, store));
+                if is_delivered {
+                    next.deliver_delayed().unwrap();
+                    world.pass(&next, time);
+                    world.pass(&next, SECOND);
+                    assert_eq!(bodies(&next, "orders"), ["paid"]);
+                    next.close().unwrap();
+                    drop(next);
+                    next = world.open();
+                }
+                let store = next;
+                let _producer = oracle.producer(&store, "service");
+                (0..60).for_each(|_| world.pass(&store, SECOND));
+                let case = format!("{name}, index {index_enable}, delivered {is_delivered}");
+                assert_eq!(oracle.asked(), [""; 0], "{case}");
+                assert_eq!(bodies(&store, "orders"), ["paid"], "{case}");
+                assert_eq!(stats(&store).open, 0, "{case}");
+            }
+        }
     }
 }
 

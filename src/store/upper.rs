@@ -233,6 +233,11 @@ impl Store {
         progress.durable().min(progress.visible())
     }
 
+    /// Whether the key index is there, and knows what lies in the log.
+    pub(crate) fn has_all_keys(&self) -> bool {
+        self.config().index_enable && !self.shared().lacks_keys()
+    }
+
     /// The first message of a queue that does not lie before a physical offset; the queue's end if there is
     /// none.
     pub(crate) fn first_behind(&self, topic: &str, queue_id: i32, physical: u64) -> Result<u64> {

@@ -12,7 +12,7 @@ mod routing;
 mod timers;
 
 pub use handle::{Cancelled, DelayHandle, DelayStats};
-pub(crate) use routing::asks_to_wait;
+pub(crate) use routing::{asks_to_wait, waits_in};
 
 use crate::clock::Clock;
 use crate::error::{Error, InvalidMessage, Result};

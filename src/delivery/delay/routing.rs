@@ -63,6 +63,12 @@ pub(crate) fn asks_to_wait(message: &Message) -> bool {
     properties.iter_raw().any(|(name, _)| asks.iter().any(|ask| ask.as_bytes() == name))
 }
 
+/// The queue in which a message waits, or waited, that asks to be delivered later.
+pub(crate) fn waits_in(message: &Message) -> Option<(&'static str, i32)> {
+    let level = schedule_queue(message.properties_ref()).map(|queue_id| (SCHEDULE_TOPIC, queue_id));
+    level.or_else(|| asks_to_wait(message).then_some((TIMER_TOPIC, 0)))
+}
+
 /// Half messages are delayed when they are committed, if at all.
 fn may_wait(message: &Message) -> bool {
     let is_half = match message.sys_flag.transaction() {

@@ -673,6 +673,26 @@ impl Coordinator {
         view: &MessageView,
     ) -> Result<Option<MessageView>> {
         let half = HalfMessageView::new(view.clone())?;
+        let message = half::committed(&view.record(), origin)?;
+        // A delayed one waits elsewhere, and once it is delivered, is in both places.
+        let waiting =
+            delay::waits_in(&message).map(|(topic, queue_id)| (topic.to_owned(), queue_id));
+        for queue in waiting.into_iter().chain([(half.topic().to_owned(), half.queue_id())]) {
+            if let Some(found) = self.find_committed_in(store, &queue, origin, view)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    fn find_committed_in(
+        &self,
+        store: &Store,
+        queue: &(String, i32),
+        origin: u64,
+        view: &MessageView,
+    ) -> Result<Option<MessageView>> {
+        let (topic, queue_id) = (queue.0.as_str(), queue.1);
         let since = view.record().store_timestamp();
         // A broker that commits a copy says where that lies.
         let origins = [origin, view.physical_offset()].map(u64::cast_signed);
@@ -680,19 +700,19 @@ impl Coordinator {
             found.physical_offset() > view.physical_offset()
                 && committed_from(found).is_some_and(|from| origins.contains(&from))
         };
-        if store.config().index_enable
-            && let Some(key) = view.record().unique_key()
-            && let Ok(found) = store.query(half.topic(), key, KEY_MAX, since..=i64::MAX)
-            && found.len() < KEY_MAX
+        if let Some(key) = view.record().unique_key()
+            && let Ok(found) = store.query(topic, key, KEY_MAX, since..=i64::MAX)
         {
-            return Ok(found.into_iter().find(comes_from_it));
+            let is_all = found.len() < KEY_MAX;
+            let found = found.into_iter().find(comes_from_it);
+            if found.is_some() || is_all && is_indexed(store, view, key) {
+                return Ok(found);
+            }
         }
-        let (topic, queue_id) = (half.topic(), half.queue_id());
         let lower = store.offset_by_time(topic, queue_id, since, TimeBound::Lower)?;
         let Some(from) = lower else { return Ok(None) };
         let mut scans = self.scans.lock();
-        let queue = (topic.to_owned(), queue_id);
-        if scans.get(&queue).is_none_or(|scan| scan.from > from) {
+        if scans.get(queue).is_none_or(|scan| scan.from > from) {
             let mut committed = HashMap::new();
             read_all(store, topic, queue_id, from, |offset, found| {
                 if let Some(origin) = found.ok().as_ref().and_then(committed_from) {
@@ -701,7 +721,7 @@ impl Coordinator {
             })?;
             scans.insert(queue.clone(), Scan { from, committed });
         }
-        let Some(scan) = scans.get(&queue) else { return Ok(None) };
+        let Some(scan) = scans.get(queue) else { return Ok(None) };
         for offset in origins.iter().filter_map(|from| scan.committed.get(from)) {
             let found = store.get_view(topic, queue_id, *offset, 1, &TagFilter::any())?;
             if let Some(found) = found.messages.into_iter().find(comes_from_it) {
@@ -1210,6 +1230,15 @@ fn read_all(
         at = next;
     }
     Ok(())
+}
+
+/// Whether the key index would know a message that came after the half message in `view`: it knows that one.
+fn is_indexed(store: &Store, view: &MessageView, key: &str) -> bool {
+    let (record, at) = (view.record(), view.physical_offset());
+    let since = record.store_timestamp();
+    let found = store.query(record.topic(), key, KEY_MAX, since..=since);
+    let knows_it = found.is_ok_and(|found| found.iter().any(|one| one.physical_offset() == at));
+    knows_it && store.has_all_keys()
 }
 
 /// Where the first copy of the half message lies that a committed message comes from.
