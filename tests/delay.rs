@@ -415,6 +415,77 @@ fn a_cancelled_message_is_not_delivered_and_others_of_its_time_are() {
     assert_eq!(world.work(), Next::Idle);
 }
 
+/// What a broker puts to recall a message, and keeps in place of the time that it was given: one millisecond
+/// behind the slot that it gave the message.
+fn recall(topic: &str, unique_key: &str, slot: i64) -> Message {
+    Message::new(TIMER_TOPIC, "0")
+        .property("TIMER_DEL_UNIQKEY", format!("{topic}+{unique_key}"))
+        .property("TIMER_DELIVER_MS", (slot + 1).to_string())
+        .property("TIMER_OUT_MS", slot.to_string())
+        .property("REAL_TOPIC", topic)
+        .property("REAL_QID", "0")
+}
+
+#[test]
+fn what_a_broker_recalls_is_not_delivered_whatever_its_precision() {
+    for precision in [1_000, 100] {
+        let mut world = World::new();
+        let put = |world: &World, message: Message| {
+            let ticket = world.store().submit(message).unwrap();
+            world.work();
+            ticket.wait().unwrap().ok().unwrap();
+        };
+        let slot_of = |due: i64| (due - 1).div_euclid(precision) * precision;
+        for n in 0..12 {
+            let due = START + 2_000 + 250 * n;
+            let waiting = Message::new(TIMER_TOPIC, n.to_string())
+                .unique_key(n.to_string())
+                .property("TIMER_OUT_MS", slot_of(due).to_string())
+                .property("REAL_TOPIC", TOPIC)
+                .property("REAL_QID", "0");
+            // A broker keeps the time only of those that were given one.
+            let time = ("TIMER_DELIVER_MS", due.to_string());
+            let waiting = if n % 2 == 0 { waiting.property(time.0, time.1) } else { waiting };
+            put(&world, waiting);
+        }
+        for n in [2, 3, 5, 8] {
+            put(&world, recall(TOPIC, &n.to_string(), slot_of(START + 2_000 + 250 * n)));
+        }
+        let delayed = recall(TOPIC, "10", slot_of(START + 2_000 + 250 * 10));
+        let mut properties = delayed.properties_ref().to_owned();
+        properties.remove("TIMER_DELIVER_MS");
+        put(&world, delayed.properties(properties));
+        // Of another slot, and of another topic.
+        put(&world, recall(TOPIC, "7", slot_of(START + 2_000 + 250 * 7) - precision));
+        put(&world, recall("other", "7", slot_of(START + 2_000 + 250 * 7)));
+        world.kill();
+        for step in 0..60 {
+            world.advance(100);
+            if step % 7 == 0 {
+                world.kill();
+            }
+        }
+        let mut found: Vec<i64> = world.bodies().iter().map(|n| n.parse().unwrap()).collect();
+        found.sort_unstable();
+        found.dedup();
+        assert_eq!(found, [0, 1, 4, 6, 7, 9, 11], "precision {precision}");
+        world.kill();
+        world.advance(1_000);
+        assert_eq!(world.store().delay_stats().unwrap().pending_timers, 0);
+    }
+}
+
+#[test]
+fn of_two_messages_with_one_key_the_one_whose_time_it_is_is_cancelled() {
+    let world = World::new();
+    let keyed = |body: &str| message(body).unique_key("k");
+    let first = world.send(keyed("first").deliver_at(START + 5_200)).unwrap();
+    world.send(keyed("second").deliver_at(START + 5_700));
+    world.cancel(&first);
+    world.advance(6_000);
+    assert_eq!(world.bodies(), ["second"]);
+}
+
 #[test]
 fn a_message_stays_cancelled_though_it_is_seen_for_the_first_time_when_it_is_due() {
     let mut world = World::new();

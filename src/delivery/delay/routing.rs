@@ -9,7 +9,7 @@ use crate::message::{
 };
 
 /// RocketMQ's wheel moves on by this.
-const WHEEL_MS: i64 = 1_000;
+pub(super) const WHEEL_MS: i64 = 1_000;
 
 /// What is put in the place of `message` at `now_ms`: the same message where nothing delays it, or one
 /// that waits in one of RocketMQ's topics and becomes it when it is due.
@@ -110,7 +110,12 @@ pub(super) fn timer_due(properties: PropertiesRef<'_>) -> Option<i64> {
     // A broker keeps the exact time of those only whose producer gave it one; rounded down, it would be
     // early.
     let exact = number(names::TIMER_DELIVER_MS);
-    exact.or_else(|| Some(number(names::TIMER_OUT_MS)?.saturating_add(WHEEL_MS)))
+    exact.or_else(|| Some(timer_slot(properties)?.saturating_add(WHEEL_MS)))
+}
+
+/// The time that RocketMQ's wheel goes by for a record of the timer topic.
+pub(super) fn timer_slot(properties: PropertiesRef<'_>) -> Option<i64> {
+    properties.get(names::TIMER_OUT_MS)?.parse().ok()
 }
 
 /// The topic and queue that a waiting message belongs to; `None` if it does not say, or not rightly.

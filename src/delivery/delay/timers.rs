@@ -8,11 +8,11 @@
 use super::done::{Done, note};
 use super::levels::PUT_OFF_MS;
 use super::outbox::{Outbox, Trouble};
-use super::routing::{delivered, destination, timed, timer_due};
+use super::routing::{WHEEL_MS, delivered, destination, timed, timer_due, timer_slot};
 use super::{BATCH, GROUP, Moment, RETRY_MS, Report, patience};
 use crate::error::{Corruption, Error, Result};
 use crate::message::format::{TIMER_DONE_TOPIC, TIMER_TOPIC};
-use crate::message::{Message, RecordRef, names};
+use crate::message::{Message, PropertiesRef, RecordRef, names};
 use crate::store::{Ending, FetchStatus, Store, TagFilter, Ticket};
 use crate::worker::Next;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -51,6 +51,7 @@ pub(super) struct Timers {
     tail: u64,
     done: Done,
     outbox: Outbox<Key>,
+    /// By second.
     cancelled: BTreeMap<i64, Cancelled>,
     /// Done with, but not noted.
     unnoted: Vec<u64>,
@@ -76,11 +77,13 @@ struct Pass {
     horizon: Key,
 }
 
-/// What is cancelled of what is due at one time.
+/// What is cancelled of what is due in one second, or has a slot in it.
 #[derive(Debug, Default)]
 struct Cancelled {
-    /// Topics, `+`, and unique keys.
-    keys: BTreeSet<String>,
+    /// When it is due, topic, `+`, and unique key.
+    exactly: BTreeSet<(i64, String)>,
+    /// The same of what a broker recalls: it remembers of a message only which slot that has.
+    in_slot: BTreeSet<(i64, String)>,
     /// The messages that say so.
     markers: Vec<u64>,
 }
@@ -378,8 +381,13 @@ impl Timers {
         };
         let record = view.record();
         if let Some(marked) = record.properties().get(names::TIMER_DELETE_UNIQUE_KEY) {
-            let cancelled = self.cancelled.entry(key.0).or_default();
-            cancelled.keys.insert(marked.to_owned());
+            let (due, slot) = times(record.properties(), key.0);
+            let cancelled = self.cancelled.entry(slot.div_euclid(WHEEL_MS)).or_default();
+            cancelled.exactly.insert((due, marked.to_owned()));
+            let is_exact = record.properties().get(names::TIMER_DELIVER_MS).is_some();
+            if due == recalled_at(slot) || !is_exact {
+                cancelled.in_slot.insert((slot, marked.to_owned()));
+            }
             // Not done with before what it cancels is: a crash between would undo it.
             cancelled.markers.push(offset);
             return Ok(());
@@ -417,16 +425,22 @@ impl Timers {
     }
 
     fn is_cancelled(&self, due: i64, record: &RecordRef<'_>) -> bool {
-        let Some(cancelled) = self.cancelled.get(&due) else { return false };
         let properties = record.properties();
+        let (due, slot) = times(properties, due);
+        let Some(cancelled) = self.cancelled.get(&slot.div_euclid(WHEEL_MS)) else { return false };
         let (topic, key) = (properties.get(names::REAL_TOPIC), properties.get(names::UNIQ_KEY));
-        topic.zip(key).is_some_and(|(topic, key)| cancelled.keys.contains(&marker(topic, key)))
+        topic.zip(key).is_some_and(|(topic, key)| {
+            let marker = marker(topic, key);
+            cancelled.exactly.contains(&(due, marker.clone()))
+                || cancelled.in_slot.contains(&(slot, marker))
+        })
     }
 
     /// What is cancelled at times of which nothing waits any more.
     fn forget_cancelled(&mut self, moment: &Moment<'_>) {
         while let Some(first) = self.cancelled.first_entry() {
-            let due = *first.key();
+            // Whoever does not know more than its slot waits for a second longer.
+            let due = first.key().saturating_add(2).saturating_mul(WHEEL_MS);
             let waits = self.soon.first().is_some_and(|(next, _)| *next <= due);
             if waits || self.horizon <= (due, u64::MAX) {
                 break;
@@ -522,6 +536,18 @@ impl Timers {
     }
 }
 
+/// When a record of the timer topic is due, and its slot.
+fn times(properties: PropertiesRef<'_>, due: i64) -> (i64, i64) {
+    let due = timer_due(properties).unwrap_or(due);
+    let slot = timer_slot(properties);
+    (due, slot.unwrap_or_else(|| due.saturating_sub(1).div_euclid(WHEEL_MS) * WHEEL_MS))
+}
+
+/// The time of what a broker puts to recall a message of a slot.
+fn recalled_at(slot: i64) -> i64 {
+    slot.saturating_add(1)
+}
+
 /// What a message says that cancels another one.
 pub(super) fn marker(topic: &str, unique_key: &str) -> String {
     format!("{topic}+{unique_key}")
@@ -555,7 +581,11 @@ fn scan(
         let properties = record.properties();
         let is_marker = properties.get(names::TIMER_DELETE_UNIQUE_KEY).is_some();
         let found = match timer_due(properties) {
-            Some(due) if is_marker => Found::Waiting((due, offset)),
+            // Before all that it may cancel.
+            Some(due) if is_marker => {
+                let slot = timer_slot(properties).map_or(due, recalled_at);
+                Found::Waiting((due.min(slot), offset))
+            }
             Some(due) if destination(properties).is_some() => {
                 Found::Waiting((due, offset | IS_MESSAGE))
             }
