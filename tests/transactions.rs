@@ -1059,8 +1059,7 @@ fn one_that_nobody_checks_does_not_hold_the_offsets_for_ever() {
     }
     assert_eq!(store.committed_offset(SYSTEM_GROUP, HALF_TOPIC, 0), Some(0));
     producer.begin(order("x")).unwrap().rollback().unwrap();
-    world.pass(&store, SECOND);
-    world.pass(&store, SECOND);
+    (0..4).for_each(|_| world.pass(&store, SECOND));
     assert_eq!(store.committed_offset(SYSTEM_GROUP, HALF_TOPIC, 0), Some(10_006));
     assert_eq!(open_to_a_broker(&store), ["stuck"]);
     assert_eq!((stats(&store).open, oracle.asked().len()), (1, 0));

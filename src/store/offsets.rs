@@ -324,6 +324,27 @@ impl Store {
         self.shared().offsets.table.forget(group, topic)
     }
 
+    /// Has all offsets committed so far made durable, and does not wait: whether they are, is asked of
+    /// [`are_offsets_synced`](Self::are_offsets_synced) with the number that this returns.
+    pub(crate) fn want_offsets_synced(&self) -> Result<u64> {
+        let shared = self.shared();
+        let offsets = &shared.offsets;
+        let written = offsets.table.written();
+        if !shared.threaded {
+            return offsets.finish().map(|()| written);
+        }
+        self.inner.engine.start_offsets()?;
+        offsets.wanted.store(true, Ordering::SeqCst);
+        if let Some(bell) = offsets.alarm.bell() {
+            bell.ring();
+        }
+        Ok(written)
+    }
+
+    pub(crate) fn are_offsets_synced(&self, written: u64) -> Result<bool> {
+        self.shared().offsets.table.is_synced(written)
+    }
+
     /// Makes all offsets committed so far durable, with one sync for all who ask. Blocks up to
     /// `close_timeout`.
     ///
@@ -333,16 +354,11 @@ impl Store {
     pub fn flush_offsets(&self) -> Result<()> {
         let shared = self.shared();
         let offsets = &shared.offsets;
-        if !shared.threaded {
-            return offsets.finish();
-        }
-        self.inner.engine.start_offsets()?;
-        let wanted = offsets.table.written();
         let clock = &shared.core.clock;
         let deadline = clock.now() + shared.core.config.close_timeout;
-        offsets.wanted.store(true, Ordering::SeqCst);
-        if let Some(bell) = offsets.alarm.bell() {
-            bell.ring();
+        let wanted = self.want_offsets_synced()?;
+        if !shared.threaded {
+            return Ok(());
         }
         let mut due = offsets.due.lock();
         loop {

@@ -63,6 +63,8 @@ pub(super) struct Timers {
     committed: Option<u64>,
     /// Behind which queue offset each note lies, and the highest offset in it.
     notes: VecDeque<(u64, u64)>,
+    /// Behind which of them they are let go of, once so many writes of offsets are durable.
+    trimming: Option<(u64, u64)>,
     /// The next note to read, until all are.
     notes_from: Option<u64>,
     /// Not before this time, after a failure.
@@ -119,6 +121,7 @@ impl Timers {
             note_at: None,
             committed,
             notes: VecDeque::new(),
+            trimming: None,
             notes_from: Some(notes_from),
             pause: None,
         }
@@ -505,19 +508,30 @@ impl Timers {
 
     /// Whether there are notes that the floor has made useless.
     pub(super) fn wants_trim(&self) -> bool {
+        self.trimming.is_some() || self.has_useless_notes()
+    }
+
+    fn has_useless_notes(&self) -> bool {
         let first = self.notes.front().map(|(_, highest)| *highest);
         self.notes_from.is_none() && first < self.committed && first.is_some()
     }
 
     /// Lets go of them.
     pub(super) fn trim(&mut self, store: &Store) -> Result<()> {
-        let mut next = None;
-        while self.wants_trim() {
-            next = self.notes.pop_front().map(|(behind, _)| behind);
+        if self.trimming.is_none() {
+            let mut next = None;
+            while self.has_useless_notes() {
+                next = self.notes.pop_front().map(|(behind, _)| behind);
+            }
+            let Some(next) = next else { return Ok(()) };
+            self.trimming = Some((next, store.want_offsets_synced()?));
         }
-        let Some(next) = next else { return Ok(()) };
+        let Some((next, mark)) = self.trimming else { return Ok(()) };
         // Not before the floor is durable, which tells what they told.
-        store.flush_offsets()?;
+        if !store.are_offsets_synced(mark)? {
+            return Ok(());
+        }
+        self.trimming = None;
         let end = store.max_offset(TIMER_DONE_TOPIC, 0).unwrap_or(0);
         store.commit_offset(GROUP, TIMER_DONE_TOPIC, 0, next.min(end))
     }

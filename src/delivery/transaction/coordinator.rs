@@ -30,6 +30,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const SPAN_MIN: u64 = 10_000;
 /// Open half messages put again in one step.
 const MOVES: usize = 16;
+/// Those whose copies are not yet safe.
+const MOVING_MAX: usize = 1024;
 /// Messages read in one go.
 const BATCH: usize = 256;
 /// Messages with one key that are looked at to find one of them.
@@ -121,6 +123,22 @@ impl HalfState {
             latest: None,
             fate: Fate::Open,
         }
+    }
+}
+
+/// Whether what is put may wait for its place, and for being safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    Patient,
+    /// On the thread that does everything: others would wait, too.
+    AtOnce,
+}
+
+impl Pace {
+    fn lay(self, store: &Store, message: &Message) -> Result<Ticket> {
+        // Where there are no threads, nobody else makes room.
+        let is_patient = self == Self::Patient || !store.is_threaded();
+        if is_patient { store.lay(message) } else { store.try_submit(message) }
     }
 }
 
@@ -411,7 +429,7 @@ impl Coordinator {
         let nowhere = Place { queue: Queue::Half, offset: u64::MAX };
         let half = Arc::new(Half { group, state: Mutex::new(HalfState::new(nowhere, 0)) });
         let mut state = half.state.lock();
-        let ticket = self.append(store, Queue::Half, &message, &half)?;
+        let ticket = self.append(store, Queue::Half, &message, &half, Pace::Patient)?;
         state.place.offset = ticket.queue_offset();
         state.origin = ticket.physical_offset();
         state.immunity = immunity;
@@ -444,9 +462,14 @@ impl Coordinator {
         queue: Queue,
         message: &Message,
         half: &Arc<Half>,
+        pace: Pace,
     ) -> Result<Ticket> {
-        let _order = self.desks[queue as usize].order.lock();
-        let ticket = store.lay(message)?;
+        let order = &self.desks[queue as usize].order;
+        let _order = match pace {
+            Pace::Patient => order.lock(),
+            Pace::AtOnce => order.try_lock().ok_or(Error::Full)?,
+        };
+        let ticket = pace.lay(store, message)?;
         self.book.lock().ledgers[queue as usize].note(ticket.queue_offset(), Some(half.clone()));
         self.touch();
         Ok(ticket)
@@ -459,7 +482,13 @@ impl Coordinator {
     }
 
     fn view(&self, store: &Store, state: &HalfState) -> Result<MessageView> {
-        match find(store, state.place)? {
+        let mut found = find(store, state.place)?;
+        if let (Found::Later, Some(ticket)) = (&found, &state.latest) {
+            // Whatever comes of that, it can be read or not.
+            let _ = store.settle(ticket);
+            found = find(store, state.place)?;
+        }
+        match found {
             Found::View(view) => Ok(view),
             Found::Later => {
                 let (durable, wanted) = (store.safe_end(), state.origin + 1);
@@ -486,7 +515,8 @@ impl Coordinator {
             Fate::RolledBack => return Err(Error::TransactionDecided { committed: false }),
             Fate::Open => {
                 let view = self.view(store, state)?;
-                if let Some(done) = self.committed_before(store, half, state, &view)? {
+                let pace = Pace::Patient;
+                if let Some(done) = self.committed_before(store, half, state, &view, pace)? {
                     return Ok(done);
                 }
                 let message = half::committed(&view.record(), state.origin)?;
@@ -520,16 +550,16 @@ impl Coordinator {
             Fate::Open => {
                 if state.is_recovered
                     && let Found::View(view) = find(store, state.place)?
-                    && self.committed_before(store, half, state, &view)?.is_some()
+                    && self.committed_before(store, half, state, &view, Pace::Patient)?.is_some()
                 {
                     return Err(Error::TransactionDecided { committed: true });
                 }
                 // The newest copy last: while its entry is missing, the half message is open.
                 while let Some(place) = state.closing.first().copied() {
-                    self.put_done(store, place)?;
+                    self.put_done(store, place, Pace::Patient)?;
                     state.closing.remove(0);
                 }
-                state.latest = Some(self.put_done(store, state.place)?);
+                state.latest = Some(self.put_done(store, state.place, Pace::Patient)?);
                 self.decide(half, state, Fate::RolledBack);
                 add(&self.counts.rolled_back);
             }
@@ -549,7 +579,8 @@ impl Coordinator {
     fn finish(&self, store: &Store, half: &Arc<Half>, state: &mut HalfState) -> Result<PutResult> {
         let ticket = state.latest.clone().ok_or(Error::Closed)?;
         let result = store.settle(&ticket)?;
-        let is_closed = store.is_safe_here(&result) && self.close(store, state).is_ok();
+        let is_closed =
+            store.is_safe_here(&result) && self.close(store, state, Pace::Patient).is_ok();
         if !is_closed {
             self.book.lock().unsettled.push(half.clone());
             self.wake();
@@ -557,20 +588,29 @@ impl Coordinator {
         Ok(result)
     }
 
-    fn close(&self, store: &Store, state: &mut HalfState) -> Result<()> {
+    fn close(&self, store: &Store, state: &mut HalfState, pace: Pace) -> Result<()> {
         while let Some(place) = state.closing.first().copied() {
-            self.put_done(store, place)?;
+            self.put_done(store, place, pace)?;
             state.closing.remove(0);
         }
         Ok(())
     }
 
     /// Puts the entry that a copy is done with, together with what others have for it.
-    fn put_done(&self, store: &Store, place: Place) -> Result<Arc<Ticket>> {
+    fn put_done(&self, store: &Store, place: Place, pace: Pace) -> Result<Arc<Ticket>> {
         let Place { queue, offset } = place;
         let desk = &self.desks[queue as usize];
-        desk.owed.lock().push(offset);
-        let mut turn = desk.turn.lock();
+        let mut turn = match pace {
+            Pace::Patient => {
+                desk.owed.lock().push(offset);
+                desk.turn.lock()
+            }
+            Pace::AtOnce => {
+                let turn = desk.turn.try_lock().ok_or(Error::Full)?;
+                desk.owed.lock().push(offset);
+                turn
+            }
+        };
         let batch: Vec<u64> = {
             let mut owed = desk.owed.lock();
             let Some(mine) = owed.iter().position(|owed| *owed == offset) else {
@@ -582,7 +622,7 @@ impl Coordinator {
             owed.drain(..count).collect()
         };
         let (topic, queue_id) = queue.entries();
-        let ticket = match store.lay(&half::done(topic, queue_id, &batch)) {
+        let ticket = match pace.lay(store, &half::done(topic, queue_id, &batch)) {
             Ok(ticket) => Arc::new(ticket),
             Err(error) => {
                 let others = batch.into_iter().filter(|other| *other != offset);
@@ -617,9 +657,10 @@ impl Coordinator {
         state: &mut HalfState,
         view: &MessageView,
         (queue, checks): (Queue, u32),
+        pace: Pace,
     ) -> Result<()> {
         let message = half::copy_for(&view.record(), state.origin, checks, queue.topic());
-        let ticket = self.append(store, queue, &message, half)?;
+        let ticket = self.append(store, queue, &message, half, pace)?;
         let due = state.due;
         self.unschedule(half, state);
         let place = state.place;
@@ -629,6 +670,11 @@ impl Coordinator {
         state.latest = Some(Arc::new(ticket));
         if let (Queue::Half, Some(due)) = (queue, due) {
             self.schedule(half, state, due);
+        }
+        if pace == Pace::AtOnce {
+            // The one before is closed once this one is safe.
+            self.book.lock().unsettled.push(half.clone());
+            return Ok(());
         }
         self.finish(store, half, state).map(drop)
     }
@@ -641,6 +687,7 @@ impl Coordinator {
         half: &Arc<Half>,
         state: &mut HalfState,
         view: &MessageView,
+        pace: Pace,
     ) -> Result<Option<Acknowledged>> {
         if !state.is_recovered {
             return Ok(None);
@@ -660,7 +707,7 @@ impl Coordinator {
         self.decide(half, state, Fate::Committed(Some(Box::new(done))));
         let place = state.place;
         state.closing.push(place);
-        if self.close(store, state).is_err() {
+        if self.close(store, state, pace).is_err() {
             self.book.lock().unsettled.push(half.clone());
         }
         Ok(Some(done))
@@ -812,7 +859,7 @@ impl Coordinator {
                 return None;
             }
         };
-        match self.committed_before(store, half, &mut state, &view) {
+        match self.committed_before(store, half, &mut state, &view, Pace::Patient) {
             Ok(Some(_)) => None,
             Ok(None) => HalfMessageView::new(view).ok().map(|view| (state.place, view)),
             Err(error) => {
@@ -834,7 +881,7 @@ impl Coordinator {
     ) -> Result<()> {
         let checks = state.checks.saturating_add(1);
         let queue = if checks < checker.options.check_max { Queue::Half } else { Queue::Parked };
-        self.move_to(store, half, state, view, (queue, checks))?;
+        self.move_to(store, half, state, view, (queue, checks), Pace::Patient)?;
         match queue {
             Queue::Half => self.check_later(store, checker, half, state),
             Queue::Parked => add(&self.counts.parked),
@@ -944,7 +991,7 @@ impl Coordinator {
                     let answer = ticket.try_get();
                     answer.is_ok_and(|result| result.is_some_and(|r| store.is_safe_here(&r)))
                 });
-                is_safe && self.close(store, &mut state).is_ok()
+                is_safe && self.close(store, &mut state, Pace::AtOnce).is_ok()
             });
             if !is_settled {
                 left.push(half);
@@ -986,37 +1033,57 @@ impl Coordinator {
 
     /// Puts open half messages again that hold up the offsets though nobody decides them.
     fn move_stragglers(&self, store: &Store, now: Instant) -> Next {
-        for _ in 0..MOVES {
-            let straggler = {
-                let book = self.book.lock();
-                let found = book.ledgers[Queue::Half as usize].straggler(SPAN_MIN);
-                found.map(|(_, half)| half.clone())
-            };
-            let Some(half) = straggler else { return Next::Idle };
-            let Some(mut state) = half.state.try_lock() else { return Next::At(now + PAUSE) };
-            if !matches!(state.fate, Fate::Open) {
-                return Next::At(now + PAUSE);
+        let stragglers: Vec<(u64, Arc<Half>)> = {
+            let book = self.book.lock();
+            let found = book.ledgers[Queue::Half as usize].stragglers(SPAN_MIN).take(MOVING_MAX);
+            found.map(|(offset, half)| (offset, half.clone())).collect()
+        };
+        if stragglers.is_empty() {
+            return Next::Idle;
+        }
+        let mut moved = 0;
+        for (offset, half) in stragglers {
+            // Otherwise it is being decided, or its copy is not yet safe.
+            if let Some(mut state) = half.state.try_lock()
+                && state.place.offset == offset
+                && self.is_moved(store, &half, &mut state)
+            {
+                moved += 1;
             }
-            let view = match find(store, state.place) {
-                Ok(Found::View(view)) => view,
-                Ok(Found::Lost(error)) => {
-                    self.lose(&half, &mut state, error);
-                    continue;
-                }
-                _ => return Next::At(now + PAUSE),
-            };
-            let checks = state.checks;
-            let moved = match self.committed_before(store, &half, &mut state, &view) {
-                Ok(Some(_)) => Ok(()),
-                Ok(None) => self.move_to(store, &half, &mut state, &view, (Queue::Half, checks)),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = moved {
-                self.note_error(error);
-                return Next::At(now + PAUSE);
+            if moved == MOVES {
+                break;
             }
         }
-        Next::Now
+        if moved > 0 { Next::Now } else { Next::At(now + PAUSE) }
+    }
+
+    fn is_moved(&self, store: &Store, half: &Arc<Half>, state: &mut HalfState) -> bool {
+        if !matches!(state.fate, Fate::Open) {
+            return false;
+        }
+        let view = match find(store, state.place) {
+            Ok(Found::View(view)) => view,
+            Ok(Found::Lost(error)) => {
+                self.lose(half, state, error);
+                return true;
+            }
+            _ => return false,
+        };
+        let (checks, pace) = (state.checks, Pace::AtOnce);
+        let moved = match self.committed_before(store, half, state, &view, pace) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => self.move_to(store, half, state, &view, (Queue::Half, checks), pace),
+            Err(error) => Err(error),
+        };
+        match moved {
+            Ok(()) => true,
+            // There is room later.
+            Err(Error::Full | Error::SegmentNotReady { .. }) => false,
+            Err(error) => {
+                self.note_error(error);
+                false
+            }
+        }
     }
 
     /// Moves the offsets of the group, some time after something was closed.
@@ -1085,7 +1152,8 @@ impl Coordinator {
             let mut state = half.state.lock();
             let view = self.view(store, &state).ok();
             if let Some(view) = &view
-                && let Err(error) = self.committed_before(store, &half, &mut state, view)
+                && let Err(error) =
+                    self.committed_before(store, &half, &mut state, view, Pace::Patient)
             {
                 self.note_error(error);
             }
@@ -1271,18 +1339,76 @@ mod tests {
         while store.lay(&Message::new("orders", "x")).is_ok() {}
         let owed = &coordinator.desks[Queue::Half as usize].owed;
         owed.lock().extend([7, 9]);
-        let refused = coordinator.put_done(&store, place(8)).unwrap_err();
+        let refused = coordinator.put_done(&store, place(8), Pace::Patient).unwrap_err();
         assert!(matches!(refused, Error::DiskFull { .. }), "{refused}");
         let mut left = owed.lock().clone();
         left.sort_unstable();
         assert_eq!(left, [7, 9]);
         disk.set_capacity(u64::MAX);
-        coordinator.put_done(&store, place(8)).unwrap();
+        coordinator.put_done(&store, place(8), Pace::Patient).unwrap();
         assert!(owed.lock().is_empty());
         store.flush().unwrap();
         let entries = store.get(HALF_DONE_TOPIC, 0, 0, 2).unwrap().messages;
         let mut told: Vec<_> = entries[0].body.split(|byte| *byte == b',').collect();
         told.sort_unstable();
         assert_eq!(told, [&b""[..], b"7", b"8", b"9"], "one entry says all of it");
+    }
+
+    #[test]
+    fn a_half_message_is_committed_though_its_copy_cannot_be_read_yet() {
+        let disk = SimDisk::new(1);
+        let mut config = StoreConfig::new("/s").segment_size(64 << 10);
+        config = config.flush_mode(crate::FlushMode::sync());
+        config.visibility = crate::Visibility::Safe;
+        let store = Store::open_in(config, Environment::on(disk.shared()).stepped()).unwrap();
+        let check = |_: &HalfMessageView| TransactionState::Unknown;
+        let producer = store.transactional_producer("service", check).open().unwrap();
+        let half = producer.begin(Message::new("orders", "paid")).unwrap();
+        let delivery = Delivery::of(&store).unwrap();
+        let coordinator = delivery.transactions.of(&store, &delivery).unwrap();
+        coordinator.book.lock().ledgers[Queue::Half as usize].note(2 * SPAN_MIN, None);
+        coordinator.step(&store);
+        assert_eq!(coordinator.stats().open, 2, "it has a copy");
+        half.commit().unwrap();
+        assert_eq!(store.get("orders", 0, 0, 9).unwrap().messages.len(), 1);
+    }
+
+    #[test]
+    fn the_thread_that_does_everything_waits_for_no_copy_to_become_safe() {
+        let disk = SimDisk::new(1);
+        let long = Duration::from_secs(3600);
+        let config = StoreConfig::new("/s").segment_size(64 << 10);
+        let config = config.flush_mode(crate::FlushMode::Sync { timeout: long });
+        let store = Store::open_in(config, Environment::on(disk.shared())).unwrap();
+        let check = |_: &HalfMessageView| TransactionState::Unknown;
+        let producer = store.transactional_producer("service", check);
+        let producer = producer.transaction_timeout(long).open().unwrap();
+        let halves =
+            [1, 2, 3].map(|n| producer.begin(Message::new("orders", format!("{n}"))).unwrap());
+        let delivery = Delivery::of(&store).unwrap();
+        let coordinator = delivery.transactions.of(&store, &delivery).unwrap();
+        // The first offset makes a file, which is synced.
+        store.commit_offset("group", HALF_TOPIC, 0, 0).unwrap();
+        disk.hang_syncs(true);
+        // As if so many had been put and closed since.
+        let end = 2 * SPAN_MIN;
+        coordinator.book.lock().ledgers[Queue::Half as usize].note(end, None);
+        let started = Instant::now();
+        let eventually = |holds: &dyn Fn(&Ledger<Arc<Half>>) -> bool| {
+            while !holds(&coordinator.book.lock().ledgers[Queue::Half as usize]) {
+                assert!(started.elapsed() < Duration::from_secs(60), "it waits");
+                coordinator.step(&store);
+                std::thread::yield_now();
+            }
+        };
+        eventually(&|ledger| ledger.len() == 6);
+        assert!(coordinator.book.lock().ledgers[0].get(0).is_some(), "its copy may be lost");
+        disk.hang_syncs(false);
+        eventually(&|ledger| ledger.len() == 3 && ledger.get(0).is_none());
+        let [first, second, _] = halves;
+        first.commit().unwrap();
+        second.rollback().unwrap();
+        assert_eq!(store.get("orders", 0, 0, 9).unwrap().messages.len(), 1);
+        assert_eq!(coordinator.stats().open, 1);
     }
 }

@@ -78,13 +78,16 @@ impl<T> Ledger<T> {
         self.entries.push_back((offset, last));
     }
 
-    /// The oldest open message, if by far most of those behind it are closed: then it costs little to
-    /// move all that are open, and much to read from there again.
-    pub(super) fn straggler(&self, span_min: u64) -> Option<(u64, &T)> {
-        let (offset, open) = self.open.first_key_value()?;
-        let span = self.end - offset;
-        let is_far = span > span_min + 4 * self.open.len() as u64;
-        (is_far && self.hold.is_none_or(|hold| *offset < hold)).then_some((*offset, open))
+    /// The oldest open messages, as long as by far most of those behind them are closed: then it costs
+    /// little to move all that are open, and much to read from there again.
+    pub(super) fn stragglers(&self, span_min: u64) -> impl Iterator<Item = (u64, &T)> {
+        let opens = (0..=self.open.len() as u64).rev();
+        let is_far = move |offset: u64, open: u64| self.end - offset > span_min + 4 * open;
+        let is_held = |offset: u64| self.hold.is_none_or(|hold| offset < hold);
+        let oldest = self.open.iter().zip(opens);
+        oldest
+            .take_while(move |((offset, _), open)| is_far(**offset, *open) && is_held(**offset))
+            .map(|((offset, open), _)| (*offset, open))
     }
 
     pub(super) fn fronts(&mut self) -> Fronts {
@@ -124,12 +127,14 @@ mod tests {
         for offset in 0..115 {
             ledger.note(offset, Some(offset));
         }
-        assert_eq!(ledger.straggler(100), None, "all are open");
+        assert_eq!(ledger.stragglers(100).next(), None, "all are open");
         for offset in 3..115 {
             ledger.close(offset);
         }
-        assert_eq!(ledger.straggler(100), Some((0, &0)));
-        assert_eq!(ledger.straggler(103), None);
+        let found = |span_min| ledger.stragglers(span_min).map(|(offset, _)| offset);
+        assert_eq!(found(100).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(found(103).next(), None);
+        assert_eq!(found(102).next(), Some(0));
     }
 
     /// What happens to a ledger: a message is put, or those chosen by the numbers are closed by one entry.
