@@ -8,7 +8,9 @@ mod sim;
 mod temp;
 
 use duralog::disk::{Disk, HostDisk, SimCall};
-use duralog::{Environment, FlushMode, Message, PutStatus, Reached, Store, StoreWorker, WriteMode};
+use duralog::{
+    Environment, Error, FlushMode, Message, PutStatus, Reached, Store, StoreWorker, WriteMode,
+};
 use hooked::{Hook, Hooked};
 use sim::*;
 use std::io;
@@ -129,4 +131,59 @@ fn a_handle_writes_nothing_once_its_store_is_closed() {
     let _ = store.wait_for(TOPIC, 0, 599, Duration::ZERO);
     assert!(!queue_files.exists(), "written without the lock");
     drop(lock);
+}
+
+/// Holds up the writes of one thread.
+#[derive(Debug, Default)]
+struct Late {
+    shut: Mutex<bool>,
+    held: Condvar,
+    waits: Mutex<bool>,
+}
+
+impl Hook for Late {
+    fn before(&self, call: SimCall) -> io::Result<()> {
+        let is_late = call == SimCall::Write && thread::current().name() == Some("late");
+        let mut shut = self.shut.lock().expect("nobody panics");
+        while is_late && *shut {
+            *self.waits.lock().expect("nobody panics") = true;
+            self.held.notify_all();
+            shut = self.held.wait(shut).expect("nobody panics");
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_store_is_nobody_elses_while_an_offset_is_written() {
+    let (disk, late) = (disk(), Arc::new(Late::default()));
+    let mut config = config();
+    config.log.close_timeout = Duration::from_millis(200);
+    let store = open(&disk, config.clone());
+    for id in 0..2 {
+        store.put(message(id)).expect("it is stored").ok().expect("it is safe");
+    }
+    store.wait_for(TOPIC, 0, 1, LONG).expect("it is dispatched");
+    store.commit_offset("billing", TOPIC, 0, 1).expect("it is noted");
+    // Afterwards there is nothing to be exported that would meet who commits.
+    store.close().expect("it closes");
+    let environment = Environment::on(Hooked::over(disk.shared(), late.clone()));
+    let store = Store::open_in(config, environment).expect("it opens");
+    *late.shut.lock().expect("nobody panics") = true;
+    let committing = store.clone();
+    let commit = move || committing.commit_offset("billing", TOPIC, 0, 2);
+    let thread = thread::Builder::new().name("late".to_owned()).spawn(commit).expect("it runs");
+    let mut shut = late.shut.lock().expect("nobody panics");
+    while !*late.waits.lock().expect("nobody panics") {
+        shut = late.held.wait(shut).expect("nobody panics");
+    }
+    drop(shut);
+    let closed = store.close();
+    assert!(matches!(closed, Err(Error::CloseTimeout { .. })), "{closed:?}");
+    let locked = disk.lock("/store/lock".as_ref());
+    assert!(locked.is_err(), "somebody may write to it");
+    *late.shut.lock().expect("nobody panics") = false;
+    late.held.notify_all();
+    thread.join().expect("nobody panics").expect("it was in time");
+    assert!(matches!(store.commit_offset("billing", TOPIC, 0, 2), Err(Error::Closed)));
 }

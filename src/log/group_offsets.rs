@@ -27,6 +27,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// Its name in `duralog/`.
 const NAME: &str = "offsets";
@@ -181,6 +182,9 @@ pub(crate) struct GroupOffsets {
     /// One sync at a time.
     syncing: Mutex<()>,
     latch: OnceLock<Arc<Error>>,
+    /// Nobody commits any more: the store closes, and the file may be someone else's afterwards. To be looked
+    /// at by whoever has the rows.
+    sealed: AtomicBool,
 }
 
 impl GroupOffsets {
@@ -216,6 +220,7 @@ impl GroupOffsets {
             moves: AtomicU64::new(0),
             syncing: Mutex::new(()),
             latch: OnceLock::new(),
+            sealed: AtomicBool::new(false),
         })
     }
 
@@ -263,12 +268,14 @@ impl GroupOffsets {
         self.check_writable()?;
         {
             let rows = self.rows.read();
+            self.check_open()?;
             if let Some(row) = rows.find(group, topic, queue_id) {
                 return self.write(&rows, row, next, apart);
             }
         }
         check_names(group, topic, queue_id)?;
         let mut rows = self.rows.write();
+        self.check_open()?;
         if let Some(row) = rows.find(group, topic, queue_id).cloned() {
             return self.write(&rows, &row, next, apart);
         }
@@ -349,6 +356,7 @@ impl GroupOffsets {
     fn forget_where(&self, is_one: impl Fn(&Rows, &Row) -> bool) -> Result<bool> {
         self.check_writable()?;
         let mut rows = self.rows.write();
+        self.check_open()?;
         let known: Vec<_> = rows.iter().filter(|row| is_one(&rows, row)).cloned().collect();
         for row in &known {
             self.write_at(&rows, &[0; SECTOR], row.at)?;
@@ -439,6 +447,17 @@ impl GroupOffsets {
     fn sync_file(&self, file: Option<&dyn DiskFile>) -> Result<()> {
         let synced = file.map_or(Ok(()), |file| file.sync(SyncMethod::Fdatasync));
         synced.at(IoOp::Sync, &self.path()).map_err(|error| self.latch(error))
+    }
+
+    /// Takes no commit any more; whether those that were under way are done, which is waited for at most so
+    /// long.
+    pub(crate) fn seal(&self, patience: Duration) -> bool {
+        self.sealed.store(true, Ordering::SeqCst);
+        self.rows.try_write_for(patience).is_some()
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.sealed.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(()) }
     }
 
     fn check_writable(&self) -> Result<()> {

@@ -20,6 +20,8 @@ const CHECKPOINT_THREAD: &str = "duralog-checkpoint";
 const DEADLINE_THREAD: &str = "duralog-deadline";
 pub(super) const DELIVERY_THREAD: &str = "duralog-delivery";
 const OFFSETS_THREAD: &str = "duralog-offsets";
+/// Whoever commits an offset, on a thread of the application.
+const COMMIT: &str = "commit_offset";
 const RETENTION_THREAD: &str = "duralog-retain";
 
 /// What runs while the store is open, and is stopped when it closes.
@@ -176,6 +178,11 @@ impl Engine {
             replicator.stop();
         }
         note(self.log.stop_upkeep(left()));
+        // What is committed before is durable with the rest, and nothing is afterwards, when the file may be
+        // someone else's.
+        if !self.shared.offsets.seal(left().max(SEAL_TIME)) {
+            note(Err(Error::CloseTimeout { thread: COMMIT.to_owned() }));
+        }
         if first.is_ok() {
             let shared = self.shared.clone();
             // With many queues that would take longer: half of the time is theirs, and what is not

@@ -231,6 +231,12 @@ impl Offsets {
         taken
     }
 
+    /// Takes no commit any more; whether those that were under way are done, which is waited for at most so
+    /// long.
+    pub(super) fn seal(&self, patience: Duration) -> bool {
+        self.table.seal(patience)
+    }
+
     /// Puts a copy into the directory of another store.
     pub(super) fn copy_to(&self, directory: &Directory) -> Result<()> {
         self.table.copy_to(directory)

@@ -297,9 +297,7 @@ impl Group {
             let changed = self.changes() != seen || self.store.queue_count() != of;
             (changed || !self.store.is_open() || queues.iter().any(new)).then_some(())
         });
-        if !self.store.is_open() {
-            return Err(Error::Closed);
-        }
+        self.check_open()?;
         let look_again =
             until.is_some_and(|until| deadline.is_none_or(|deadline| until < deadline));
         Ok(ready.is_some() || look_again)
@@ -315,6 +313,11 @@ impl Group {
         if self.delivery.observers.some() {
             self.delivery.observers.tell(event);
         }
+    }
+
+    /// Refuses what would count for nothing: the store is closed.
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.store.is_open() { Ok(()) } else { Err(Error::Closed) }
     }
 
     /// Lets everyone look again who waits: somebody may get what was not to be had before.
@@ -572,6 +575,7 @@ impl Lent {
     /// lent.
     pub(super) fn settle(&self, offsets: impl Iterator<Item = u64>) -> Result<Vec<bool>> {
         let Self { group, queue, lease, .. } = self;
+        group.check_open()?;
         let mut state = queue.state.lock();
         let floor = state.floor();
         let settled = offsets.map(|offset| state.settle(offset, *lease)).collect();

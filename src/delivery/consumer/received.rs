@@ -101,7 +101,8 @@ impl Received {
     ///
     /// # Errors
     /// As [`Store::commit_offset`](crate::Store::commit_offset). The message counts as handled for as
-    /// long as the group has consumers, and comes again after that.
+    /// long as the group has consumers, and comes again after that. [`Error::Closed`](crate::Error::Closed)
+    /// once the store is closed: nothing that is still held counts then.
     pub fn ack(&self) -> Result<Settled> {
         if self.is_settled() {
             return Ok(Settled::LeaseLost);
@@ -158,10 +159,11 @@ impl Received {
     }
 
     fn set_aside(&self, fate: retry::Fate) -> Result<Settled> {
+        let group = &self.lent.group;
+        group.check_open()?;
         if !self.is_on_lease() {
             return Ok(Settled::LeaseLost);
         }
-        let group = &self.lent.group;
         let fate = match fate {
             retry::Fate::After(delay) => retry::Fate::After(retry::checked(delay)?),
             other => other,
