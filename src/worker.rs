@@ -206,12 +206,22 @@ impl Worker {
         Ok(Self { name: name.to_owned(), bell, stop, gone, thread: Some(thread) })
     }
 
-    /// Asks the thread to stop after its current step and waits for it, at most `timeout`. A thread
-    /// that hangs in the operating system is left behind and named in the error.
+    /// Whether this is its thread.
+    pub(crate) fn runs_here(&self) -> bool {
+        let here = std::thread::current().id();
+        self.thread.as_ref().is_some_and(|thread| thread.thread().id() == here)
+    }
+
+    /// Asks the thread to stop after its current step and waits for it, at most `timeout`, unless it is
+    /// the one that asks. A thread that hangs in the operating system is left behind and named in the error.
     pub(crate) fn stop(&mut self, timeout: Duration) -> Result<(), Error> {
+        let runs_here = self.runs_here();
         let Some(thread) = self.thread.take() else { return Ok(()) };
         self.stop.store(true, Ordering::Release);
         self.bell.ring();
+        if runs_here {
+            return Ok(());
+        }
         if self.gone.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout) {
             return Err(Error::CloseTimeout { thread: self.name.clone() });
         }

@@ -1,9 +1,13 @@
 //! Consumers, listeners and stores that end while others are still at work with them.
 
-use duralog::delivery::Settled;
+use duralog::delivery::{Consumer, Handled, Listener, Settled, Watch};
 use duralog::disk::SimDisk;
 use duralog::{Environment, Error, Message, Store, StoreConfig, TagFilter};
-use std::time::Duration;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Wake, Waker};
+use std::time::{Duration, Instant};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -19,6 +23,10 @@ fn open(disk: &SimDisk) -> Store {
 
 fn put(store: &Store, body: &str) {
     store.put(Message::new("orders", body)).unwrap().ok().unwrap();
+}
+
+fn consumer(store: &Store) -> Consumer {
+    store.consumer("billing").subscribe("orders", TagFilter::any()).open().unwrap()
 }
 
 fn committed(store: &Store) -> Option<u64> {
@@ -50,4 +58,113 @@ fn what_is_held_while_its_store_closes_counts_no_more() {
         reopened.close().unwrap();
         assert_eq!(committed(&open(&disk)), Some(1));
     }
+}
+
+/// A handle that somebody takes away and ends, perhaps on the thread that it ends.
+type Slot<T> = Arc<Mutex<Option<T>>>;
+
+#[test]
+fn a_handler_may_close_its_listener() {
+    let store = open(&SimDisk::new(1));
+    let consumer = consumer(&store);
+    let slot: Slot<Listener> = Arc::default();
+    let (told, heard) = mpsc::channel();
+    let taken = slot.clone();
+    let listener = consumer
+        .listen(3, move |_| {
+            let listener = taken.lock().unwrap().take().unwrap();
+            told.send(listener.close())?;
+            Ok(Handled::Done)
+        })
+        .unwrap();
+    *slot.lock().unwrap() = Some(listener);
+    put(&store, "the end");
+    heard.recv_timeout(LONG).unwrap().unwrap();
+    // It is done with the message that it has.
+    while committed(&store) != Some(1) {
+        std::thread::yield_now();
+    }
+    put(&store, "nobody's");
+    assert_eq!(consumer.poll(LONG).unwrap().ack().unwrap(), 1);
+    store.close().unwrap();
+}
+
+#[test]
+fn a_handler_may_close_its_store_and_open_it_again() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk);
+    let consumer = consumer(&store);
+    let (told, heard) = mpsc::channel();
+    let (closing, its_disk) = (store.clone(), disk.clone());
+    let listener = consumer
+        .listen(2, move |_| {
+            let closed = closing.close();
+            told.send(
+                closed.and_then(|()| Store::open_in(config(), Environment::on(its_disk.shared()))),
+            )?;
+            Ok(Handled::Done)
+        })
+        .unwrap();
+    put(&store, "the end");
+    let reopened = heard.recv_timeout(LONG).unwrap().unwrap();
+    assert_eq!(committed(&reopened), Some(0), "it was not handled before the end");
+    listener.close().unwrap();
+    assert_eq!(committed(&reopened), Some(0));
+    reopened.close().unwrap();
+}
+
+/// Opens a store again that is closed in the background.
+fn reopen(disk: &SimDisk) -> Store {
+    let started = Instant::now();
+    let reopened = loop {
+        match Store::open_in(config(), Environment::on(disk.shared())) {
+            Ok(store) => break store,
+            Err(Error::Locked { .. }) if started.elapsed() < LONG => std::thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert!(!reopened.recovery().unclean);
+    reopened
+}
+
+#[test]
+fn whoever_is_told_of_something_may_close_the_store_that_tells_it() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk);
+    put(&store, "x");
+    drop(consumer(&store));
+    let (told, heard) = mpsc::channel();
+    let closing = store.clone();
+    let watch = Watch::new(move |_| drop(told.send(closing.close())));
+    store.observe(watch.lag_over(0)).unwrap();
+    heard.recv_timeout(LONG).unwrap().unwrap();
+    drop(store);
+    reopen(&disk).close().unwrap();
+}
+
+/// Closes a store on whatever thread it is woken.
+struct Closes {
+    store: Store,
+    told: mpsc::Sender<duralog::Result<()>>,
+}
+
+impl Wake for Closes {
+    fn wake(self: Arc<Self>) {
+        let _ = self.told.send(self.store.close());
+    }
+}
+
+#[test]
+fn a_task_that_one_of_its_threads_wakes_may_close_a_store() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk);
+    let (told, heard) = mpsc::channel();
+    let waker = Waker::from(Arc::new(Closes { store: store.clone(), told }));
+    disk.hang_syncs(true);
+    let mut ticket = pin!(store.submit(Message::new("orders", "x")).unwrap());
+    assert!(ticket.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    disk.hang_syncs(false);
+    heard.recv_timeout(LONG).unwrap().unwrap();
+    drop(store);
+    assert_eq!(reopen(&disk).max_offset("orders", 0), Some(1));
 }

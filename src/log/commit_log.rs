@@ -242,6 +242,11 @@ impl CommitLog {
         &self.core
     }
 
+    /// Whether this is the thread of the log.
+    pub(crate) fn runs_here(&self) -> bool {
+        self.worker.lock().as_ref().is_some_and(Worker::runs_here)
+    }
+
     pub(crate) fn stop_upkeep(&self, timeout: Duration) -> Result<()> {
         let worker = self.worker.lock().take();
         worker.map_or(Ok(()), |mut worker| worker.stop(timeout))

@@ -54,6 +54,11 @@ impl<P: Policy> Flusher<P> {
         self.policy.lock().step(&self.core)
     }
 
+    /// Whether this is its thread.
+    pub(super) fn runs_here(&self) -> bool {
+        self.worker.lock().as_ref().is_some_and(Worker::runs_here)
+    }
+
     /// Stops the thread, waiting at most `timeout`.
     pub(super) fn stop(&self, timeout: Duration) -> Result<()> {
         let worker = self.worker.lock().take();

@@ -70,6 +70,11 @@ impl IntervalFlush {
         self.flusher.stop(timeout)
     }
 
+    /// Whether this is its thread.
+    pub(crate) fn runs_here(&self) -> bool {
+        self.flusher.runs_here()
+    }
+
     /// One step of the thread's work, for [`Threads::Stepped`].
     pub(crate) fn step(&self) -> Next {
         self.flusher.step()

@@ -6,7 +6,7 @@ use crate::environment::Threads;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::log::{CLOSE_THREAD, CommitLog, GroupCommit, IntervalFlush};
 use crate::sync::Receiver;
-use crate::worker::{Alarm, Doorbell, Next, Worker, run_bounded};
+use crate::worker::{Alarm, Doorbell, Next, Worker, detach, run_bounded};
 use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
@@ -49,6 +49,14 @@ impl Flush {
                 IntervalFlush::start_with(log, interval, least_pages, thorough_interval, threads)?,
             ),
         })
+    }
+
+    fn runs_here(&self) -> bool {
+        match self {
+            Self::Group(group_commit) => group_commit.runs_here(),
+            Self::Interval(interval_flush) => interval_flush.runs_here(),
+            Self::Never => false,
+        }
     }
 
     fn stop(&self, timeout: Duration) -> Result<()> {
@@ -147,10 +155,32 @@ impl Engine {
         self.shared.wait_durable(end, core.clock.now() + timeout)
     }
 
-    pub(super) fn close(&self) -> Result<()> {
+    pub(super) fn close(self: &Arc<Self>) -> Result<()> {
+        if self.runs_here() {
+            return self.close_apart();
+        }
+        if self.shared.closed.swap(true, Ordering::AcqRel) { Ok(()) } else { self.end() }
+    }
+
+    /// Closes in the background: a thread cannot wait for itself. If there is no other to be had, the next
+    /// open recovers.
+    pub(super) fn close_apart(self: &Arc<Self>) -> Result<()> {
         if self.shared.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        let engine = self.clone();
+        let closing = detach(CLOSE_THREAD, move || drop(engine.end()));
+        closing.map(drop).at(IoOp::Create, Path::new(CLOSE_THREAD))
+    }
+
+    /// Whether this is one of the threads that closing waits for.
+    fn runs_here(&self) -> bool {
+        self.workers.lock().iter().any(Worker::runs_here)
+            || self.flush.runs_here()
+            || self.log.runs_here()
+    }
+
+    fn end(&self) -> Result<()> {
         let (mut first, mut hangs) = (Ok(()), false);
         let mut note = |outcome: Result<()>| {
             hangs |= matches!(outcome, Err(Error::CloseTimeout { .. }));
@@ -171,7 +201,9 @@ impl Engine {
             flushed => note(flushed),
         }
         note(self.flush.stop(left()));
-        for worker in self.workers.lock().iter_mut() {
+        // Not under the lock: a worker that is waited for may run somebody's code which wants it.
+        let workers = std::mem::take(&mut *self.workers.lock());
+        for mut worker in workers {
             note(worker.stop(left()));
         }
         if let Some(replicator) = &self.shared.replicator {

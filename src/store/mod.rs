@@ -263,8 +263,9 @@ impl Store {
     /// handle that is still there goes on reading what was dispatched by then; only
     /// [`wait_for`](Self::wait_for) fails. Files are closed with the last handle.
     ///
-    /// Dropping the last handle does the same as well as it can, in the background if a [`Waker`] drops
-    /// it on a thread of the store. Not to be called there: it would wait for its own thread.
+    /// Dropping the last handle does the same as well as it can. A thread of the store cannot wait for
+    /// itself: where a [`Waker`], or whoever is told of an [`Event`](crate::delivery::Event), calls this or
+    /// drops the last handle there, it returns `Ok` at once, and goes on in the background.
     ///
     /// [`Waker`]: std::task::Waker
     ///

@@ -41,7 +41,7 @@ type Handler = dyn Fn(&Received) -> std::result::Result<Handled, Box<dyn StdErro
 pub struct Listener {
     consumer: Consumer,
     shared: Arc<Shared>,
-    workers: Mutex<Vec<Worker>>,
+    workers: Vec<Worker>,
 }
 
 struct Shared {
@@ -66,8 +66,8 @@ impl Listener {
             stopping: AtomicBool::new(false),
             trouble: Mutex::new(None),
         });
-        let listener =
-            Self { consumer: consumer.clone(), shared: shared.clone(), workers: Mutex::default() };
+        let own = consumer.clone();
+        let mut listener = Self { consumer: own, shared: shared.clone(), workers: Vec::new() };
         for number in 0..workers {
             let name = format!("duralog-consume-{number}");
             let (consumer, shared, failed) = (consumer.clone(), shared.clone(), shared.clone());
@@ -75,7 +75,7 @@ impl Listener {
             let panicked = move |error| *failed.trouble.lock() = Some(error);
             let worker = Worker::spawn(&name, Doorbell::new(), step, panicked);
             // Those that run already end with the listener.
-            listener.workers.lock().push(worker.at(IoOp::Create, Path::new(&name))?);
+            listener.workers.push(worker.at(IoOp::Create, Path::new(&name))?);
         }
         Ok(listener)
     }
@@ -86,22 +86,22 @@ impl Listener {
     }
 
     /// Ends the workers once they are done with the message they have; what they hold beside it goes
-    /// back. Blocks up to the store's `close_timeout`.
+    /// back. Blocks up to the store's `close_timeout`; called by the handler, for all workers but its own.
     ///
     /// # Errors
     /// [`Error::CloseTimeout`] with a worker's name if its handler takes longer. Its message is given to
     /// somebody else when its lease runs out.
-    pub fn close(self) -> Result<()> {
+    pub fn close(mut self) -> Result<()> {
         self.stop()
     }
 
-    fn stop(&self) -> Result<()> {
+    fn stop(&mut self) -> Result<()> {
         self.shared.stopping.store(true, Ordering::SeqCst);
         let group = &self.consumer.member.group;
         group.changed();
         let until = group.now() + group.store.config().log.close_timeout;
         let mut stopped = Ok(());
-        for mut worker in self.workers.lock().drain(..) {
+        for mut worker in self.workers.drain(..) {
             let left = until.saturating_duration_since(group.now());
             stopped = stopped.and(worker.stop(left));
         }
@@ -120,7 +120,7 @@ impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Listener")
             .field("consumer", &self.consumer)
-            .field("workers", &self.workers.lock().len())
+            .field("workers", &self.workers.len())
             .finish_non_exhaustive()
     }
 }
