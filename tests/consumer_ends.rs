@@ -1,14 +1,17 @@
 //! Consumers, listeners and stores that end while others are still at work with them.
 
+use duralog::clock::{Clock, ManualClock};
 use duralog::delivery::{Consumer, Handled, Listener, Settled, Watch};
 use duralog::disk::SimDisk;
 use duralog::{Environment, Error, Message, Store, StoreConfig, TagFilter};
 use std::future::Future;
 use std::pin::pin;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
+const NOW: Duration = Duration::ZERO;
 const LONG: Duration = Duration::from_secs(60);
 
 fn config() -> StoreConfig {
@@ -167,4 +170,66 @@ fn a_task_that_one_of_its_threads_wakes_may_close_a_store() {
     heard.recv_timeout(LONG).unwrap().unwrap();
     drop(store);
     assert_eq!(reopen(&disk).max_offset("orders", 0), Some(1));
+}
+
+/// A clock that does something once, when it was asked so many times.
+struct Alarm {
+    clock: ManualClock,
+    left: AtomicI64,
+    then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl std::fmt::Debug for Alarm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.clock.fmt(f)
+    }
+}
+
+impl Alarm {
+    fn set(&self, left: i64, then: impl FnOnce() + Send + 'static) {
+        *self.then.lock().unwrap() = Some(Box::new(then));
+        self.left.store(left, Ordering::SeqCst);
+    }
+}
+
+impl Clock for Alarm {
+    fn now(&self) -> Instant {
+        if self.left.fetch_sub(1, Ordering::SeqCst) == 1
+            && let Some(then) = self.then.lock().unwrap().take()
+        {
+            then();
+        }
+        self.clock.now()
+    }
+
+    fn unix_millis(&self) -> i64 {
+        self.clock.unix_millis()
+    }
+}
+
+#[test]
+fn a_poll_that_meets_the_end_of_its_consumer_keeps_nothing() {
+    let clock = Arc::new(Alarm {
+        clock: ManualClock::new(1_700_000_000_000),
+        left: AtomicI64::new(0),
+        then: Mutex::new(None),
+    });
+    let environment = Environment::on(SimDisk::new(1).shared()).clock(clock.clone()).stepped();
+    let store = Store::open_in(config(), environment).unwrap();
+    let ticket = store.submit(Message::new("orders", "x")).unwrap();
+    store.flush().unwrap();
+    ticket.wait().unwrap().ok().unwrap();
+    let (ann, bob) = (consumer(&store), consumer(&store));
+    // The queues are known, and what is there is read.
+    drop(bob.poll(NOW).unwrap());
+    let ending = ann.clone();
+    // The first time is for the deadline, before it is looked whether the consumer is gone; the second one
+    // is in the midst of it.
+    clock.set(2, move || ending.close());
+    let polled = ann.poll(NOW);
+    assert!(clock.then.lock().unwrap().is_none(), "it was closed");
+    let got = bob.poll(NOW).unwrap();
+    assert_eq!(got.len(), 1);
+    assert_eq!(got[0].reconsume_times(), 0);
+    assert!(matches!(polled, Err(Error::Closed)));
 }

@@ -357,6 +357,10 @@ impl Consumer {
             let seen = group.changes();
             let goes_on = match group.take(*owner, terms, max)? {
                 Taken::Batch(batch) => {
+                    // It was closed meanwhile, and what it took then did not go back with the rest.
+                    if gone.load(Ordering::SeqCst) {
+                        return Err(Error::Closed);
+                    }
                     if group.delivery.observers.some() {
                         for message in &batch {
                             group.tell(&Event::Delivered { group: &group.name, message });
