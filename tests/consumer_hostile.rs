@@ -3,12 +3,13 @@
 use duralog::clock::ManualClock;
 use duralog::delivery::{ConsumeFrom, Consumer, ConsumerBuilder, Handled, Settled};
 use duralog::disk::{Cut, SimDisk};
+use duralog::replication::{ReplicaBehaviour, ScriptedReplica};
 use duralog::{
     Environment, Error, FlushMode, InvalidMessage, Message, Next, Store, StoreConfig, StoreWorker,
     TagFilter,
 };
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const NOW: Duration = Duration::ZERO;
 const LONG: Duration = Duration::from_secs(60);
@@ -195,6 +196,124 @@ fn a_dead_letter_that_is_not_safe_in_time_is_not_made_again_and_again() {
     disk.hang_syncs(false);
     store.flush().unwrap();
     assert_eq!(store.dead_letters("billing").count(), 1);
+}
+
+/// A store with threads, a message in it, and a disk that is about to hang.
+fn about_to_hang(seed: u64) -> (SimDisk, Store) {
+    let disk = SimDisk::new(seed);
+    let config = config().sync_flush_timeout(Duration::from_millis(20));
+    let store = Store::open_in(config, Environment::on(disk.shared())).unwrap();
+    store.put(Message::new("orders", "x")).unwrap().ok().unwrap();
+    (disk, store)
+}
+
+/// How many messages were set aside: to come again later, in a second, or never.
+fn set_aside(store: &Store) -> [u64; 3] {
+    let of = |topic, queue| store.max_offset(topic, queue).unwrap_or(0);
+    let later = (2..18).map(|queue| of("SCHEDULE_TOPIC_XXXX", queue)).sum();
+    [later, of("SCHEDULE_TOPIC_XXXX", 0), of("%DLQ%billing", 0)]
+}
+
+#[test]
+fn a_copy_that_is_not_safe_in_time_is_waited_for_and_not_made_again() {
+    let (disk, store) = about_to_hang(7);
+    let consumer = builder(&store).open().unwrap();
+    let batch = consumer.poll(LONG).unwrap();
+    let second = Duration::from_secs(1);
+    disk.hang_syncs(true);
+    for _ in 0..3 {
+        assert!(matches!(batch[0].retry_later(), Err(Error::NotOk(_))));
+        assert!(matches!(batch[0].retry_after(second), Err(Error::NotOk(_))));
+        assert!(matches!(batch[0].reject(), Err(Error::NotOk(_))));
+    }
+    disk.hang_syncs(false);
+    assert_eq!(batch[0].retry_later().unwrap(), Settled::Done);
+    assert_eq!(batch[0].reject().unwrap(), Settled::LeaseLost);
+    store.flush().unwrap();
+    assert_eq!(set_aside(&store), [1, 1, 1]);
+    assert_eq!(store.committed_offset("billing", "orders", 0), Some(1));
+    // The next message begins anew.
+    store.put(Message::new("orders", "y")).unwrap().ok().unwrap();
+    let batch = consumer.poll(LONG).unwrap();
+    assert_eq!(batch[0].retry_later().unwrap(), Settled::Done);
+    assert_eq!(set_aside(&store), [2, 1, 1]);
+}
+
+#[test]
+fn a_copy_is_waited_for_also_under_the_next_lease() {
+    let (disk, store) = about_to_hang(8);
+    let lease = Duration::from_millis(50);
+    let consumer = builder(&store).consume_timeout(lease).open().unwrap();
+    let first = consumer.poll(LONG).unwrap();
+    disk.hang_syncs(true);
+    assert!(matches!(first[0].retry_later(), Err(Error::NotOk(_))));
+    let second = consumer.poll(LONG).unwrap();
+    assert_eq!(first[0].retry_later().unwrap(), Settled::LeaseLost);
+    disk.hang_syncs(false);
+    // Ever again, should this thread not come to it in time.
+    let mut again = second;
+    while again[0].retry_later().unwrap() != Settled::Done {
+        again = consumer.poll(LONG).unwrap();
+    }
+    assert_eq!(set_aside(&store), [1, 0, 0]);
+}
+
+#[test]
+fn a_dead_letter_is_waited_for_where_it_is_made_by_the_group() {
+    let (disk, store) = about_to_hang(9);
+    let lease = Duration::from_millis(1);
+    let open = || builder(&store).max_reconsume_times(0).consume_timeout(lease).open().unwrap();
+    let consumer = open();
+    std::mem::forget(consumer.poll(LONG).unwrap());
+    disk.hang_syncs(true);
+    let mut refused = 0;
+    while refused < 2 {
+        match consumer.poll(LONG) {
+            Ok(batch) => assert!(batch.is_empty()),
+            Err(error) => {
+                assert!(matches!(error, Error::NotOk(_)), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    disk.hang_syncs(false);
+    while store.committed_offset("billing", "orders", 0) != Some(1) {
+        // It may have become safe in the meantime, or not.
+        let _ = consumer.poll(Duration::from_millis(10));
+    }
+    assert_eq!(set_aside(&store), [0, 0, 1]);
+}
+
+#[test]
+fn a_copy_that_replicas_have_not_confirmed_is_waited_for() {
+    let at_once = ReplicaBehaviour::Confirm { delay: Duration::ZERO };
+    for without in [ReplicaBehaviour::Silent, ReplicaBehaviour::Absent] {
+        let replica = ScriptedReplica::new(at_once);
+        let mut config = config();
+        config.sync_replica_timeout = Duration::from_millis(20);
+        let environment = Environment::on(SimDisk::new(10).shared());
+        let store = Store::open_replicated(config, environment, replica.clone()).unwrap();
+        store.put(Message::new("orders", "x")).unwrap().ok().unwrap();
+        let consumer = builder(&store).open().unwrap();
+        let batch = consumer.poll(LONG).unwrap();
+        replica.behave(without);
+        for _ in 0..3 {
+            assert!(matches!(batch[0].reject(), Err(Error::NotOk(_))));
+        }
+        replica.behave(at_once);
+        // What was put where replicas were out of reach is not awaited, but looked at.
+        let started = Instant::now();
+        let settled = loop {
+            match batch[0].reject() {
+                Err(Error::NotOk(_)) if started.elapsed() < LONG => std::thread::yield_now(),
+                settled => break settled.unwrap(),
+            }
+        };
+        assert_eq!(settled, Settled::Done);
+        assert_eq!(set_aside(&store), [0, 0, 1]);
+        drop((batch, consumer));
+        store.close().unwrap();
+    }
 }
 
 #[test]

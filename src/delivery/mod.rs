@@ -26,7 +26,7 @@ pub use transaction::{
 
 use crate::error::Result;
 use crate::message::Message;
-use crate::store::{Acknowledged, Ending, Store, Upper};
+use crate::store::{Acknowledged, Ending, Store, Ticket, Upper};
 use crate::worker::{Alarm, Next};
 use consumer::Groups;
 use observer::Observers;
@@ -72,8 +72,16 @@ impl Delivery {
     /// Puts a message of the store's own making, now or to where it waits until it is due, whatever it says
     /// about waiting for disk and replicas; it is as safe as the store's settings ask.
     fn put(&self, store: &Store, message: Message) -> Result<Acknowledged> {
-        let delayed = delay::asks_to_wait(&message);
-        store.put_safely(if delayed { store.routed(message)? } else { message })
+        store.put_safely(self.routed(store, message)?)
+    }
+
+    /// The same, but for the waiting.
+    fn lay(&self, store: &Store, message: Message) -> Result<Ticket> {
+        store.lay(&self.routed(store, message)?.waiting())
+    }
+
+    fn routed(&self, store: &Store, message: Message) -> Result<Message> {
+        if delay::asks_to_wait(&message) { store.routed(message) } else { Ok(message) }
     }
 }
 

@@ -335,6 +335,15 @@ impl Shared {
         (flush, need.confirmed.then(|| now + self.config.sync_replica_timeout))
     }
 
+    /// What a put waits for, waited for once more: as long as at first, and by now replicas that were out of
+    /// reach may have it.
+    pub(super) fn renewed(&self, pending: Pending) -> Pending {
+        let (flush_deadline, replica_deadline) = self.deadlines_of(pending.need);
+        let is_confirmed = self.core.progress.confirmed() >= pending.appended.end;
+        let replicas_available = pending.replicas_available || is_confirmed;
+        Pending { replicas_available, flush_deadline, replica_deadline, ..pending }
+    }
+
     #[inline]
     fn message_id(&self, appended: &Appended, draft: &Draft<'_>) -> OffsetMessageId {
         let physical_offset = appended.physical_offset.cast_signed();

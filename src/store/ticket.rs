@@ -63,6 +63,11 @@ impl Ticket {
         Self { shared, pending, registered: false, seat: None, counted: AtomicBool::new(false) }
     }
 
+    /// Waits once more for what was not there in time.
+    pub(super) fn renew(&mut self) {
+        self.pending = self.shared.renewed(self.pending);
+    }
+
     /// The answer for whoever asks, counted once.
     fn answer(&self, answer: Result<PutResult>) -> Result<PutResult> {
         if answer.is_err() || self.counted.swap(true, Ordering::Relaxed) {

@@ -183,7 +183,12 @@ impl Store {
     /// it is as safe as the store's settings ask, and durable in any case: the offset that passes over the
     /// other one may become durable at any time.
     pub(crate) fn put_safely(&self, message: Message) -> Result<Acknowledged> {
-        let put = self.settle(&self.lay(&message.waiting())?)?.ok()?;
+        self.wait_until_safe(&self.lay(&message.waiting())?)
+    }
+
+    /// What [`put_safely`](Self::put_safely) waits for, by the ticket of such a message.
+    pub(crate) fn wait_until_safe(&self, ticket: &Ticket) -> Result<Acknowledged> {
+        let put = self.settle(ticket)?.ok()?;
         let shared = self.shared();
         if shared.core.progress.durable() < put.end_offset {
             if !shared.threaded {
@@ -194,6 +199,12 @@ impl Store {
             shared.wait_durable(put.end_offset, until)?;
         }
         Ok(put)
+    }
+
+    /// The same once more, for as long as at first.
+    pub(crate) fn wait_again_until_safe(&self, ticket: &mut Ticket) -> Result<Acknowledged> {
+        ticket.renew();
+        self.wait_until_safe(ticket)
     }
 
     /// Whether a power cut leaves what lies before `end`.

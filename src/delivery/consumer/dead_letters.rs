@@ -79,7 +79,8 @@ impl DeadLetters {
     ///
     /// # Errors
     /// Those of [`Store::get`], [`Store::put`] and [`Store::commit_offset`];
-    /// [`Error::NotOk`](crate::Error::NotOk) if a copy is not known to be safe. Those before were sent.
+    /// [`Error::NotOk`](crate::Error::NotOk) if a copy is not known to be safe: the next call sends that one
+    /// again. Those before were sent.
     pub fn redrive(&self, max: usize) -> Result<usize> {
         self.send(max, |record| {
             let first = origin(record).to_owned();

@@ -3,11 +3,12 @@
 use super::ConsumeFrom;
 use super::in_flight::{Again, InFlight, LeaseId, Owner};
 use super::received::Batch;
+use super::retry::{Copies, Fate};
 use crate::delivery::{Delivery, Event};
 use crate::error::{Error, Result};
 use crate::log::{MessageView, TimeBound};
-use crate::message::RecordRef;
 use crate::message::format::{DEAD_LETTER_TOPIC_PREFIX, RETRY_TOPIC_PREFIX};
+use crate::message::{Message, RecordRef};
 use crate::store::{FetchStatus, Filter, Store};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{HashMap, HashSet};
@@ -86,6 +87,8 @@ pub(super) struct Queue {
     topic: usize,
     id: i32,
     state: Mutex<InFlight>,
+    /// Locked after the state, by whoever needs both.
+    copies: Mutex<Copies>,
     /// Where new messages would be taken from; `u64::MAX` while none may be taken. Changes with the state.
     next: AtomicU64,
 }
@@ -269,7 +272,8 @@ impl Group {
                     let floor = self.committed(topic, id).unwrap_or(0);
                     let state = InFlight::new(floor, self.agreement.mode == Mode::Ordered);
                     let (state, next) = (Mutex::new(state), AtomicU64::new(floor));
-                    queues.push(Arc::new(Queue { topic: number, id, state, next }));
+                    let copies = Mutex::default();
+                    queues.push(Arc::new(Queue { topic: number, id, state, copies, next }));
                 }
             }
         }
@@ -542,7 +546,8 @@ impl Hopeless {
     fn bury(self) -> Result<()> {
         let Self { lent, view } = self;
         let (group, offset) = (&lent.group, view.queue_offset());
-        if let Err(error) = group.bury(&view) {
+        let letter = group.dead_letter(&view.record());
+        if let Err(error) = lent.put_copy(offset, Fate::Dead, letter) {
             let pause = if error.is_unknown() || matches!(error, Error::NotOk(_)) {
                 lent.terms.consume_timeout.max(PAUSE)
             } else {
@@ -578,7 +583,16 @@ impl Lent {
         group.check_open()?;
         let mut state = queue.state.lock();
         let floor = state.floor();
-        let settled = offsets.map(|offset| state.settle(offset, *lease)).collect();
+        let mut copies = queue.copies.lock();
+        let settle = |offset| {
+            let is_settled = state.settle(offset, *lease);
+            if is_settled {
+                copies.forget(offset);
+            }
+            is_settled
+        };
+        let settled = offsets.map(settle).collect();
+        drop(copies);
         group.publish(queue, &state);
         group.note(queue, &state, floor)?;
         Ok(settled)
@@ -587,6 +601,28 @@ impl Lent {
     /// The same for one message.
     pub(super) fn settle_one(&self, offset: u64) -> Result<bool> {
         Ok(self.settle(std::iter::once(offset))?.contains(&true))
+    }
+
+    /// Stores what takes a message's place, as it was decided, and waits until it is safe: the message may be
+    /// settled then. If it is not, and somebody decides the same again, that waits for this copy.
+    pub(super) fn put_copy(&self, offset: u64, fate: Fate, copy: Message) -> Result<()> {
+        let Self { group, queue, .. } = self;
+        let laid = queue.copies.lock().take(offset, fate);
+        let (ticket, safe) = match laid {
+            Some(mut ticket) => {
+                let safe = group.store.wait_again_until_safe(&mut ticket);
+                (ticket, safe)
+            }
+            None => {
+                let ticket = group.lay_copy(copy)?;
+                let safe = group.store.wait_until_safe(&ticket);
+                (ticket, safe)
+            }
+        };
+        // Also if it is: somebody else may have been given the message meanwhile.
+        let floor = queue.state.lock().floor();
+        queue.copies.lock().keep(offset, fate, ticket, floor);
+        safe.map(drop)
     }
 
     /// Gives a message back, to come again from `when` on.

@@ -134,7 +134,8 @@ impl Received {
     /// # Errors
     /// Those of [`Store::put`](crate::Store::put), and [`Error::NotOk`](crate::Error::NotOk) if the copy
     /// is not known to be as safe as asked. The message stays on lease then, and the call may be made
-    /// again.
+    /// again: it waits once more for the copy that is there. Only a crash in between, or another wish, such
+    /// as [`reject`](Self::reject) after this, makes another one, and the message may come twice then.
     pub fn retry_later(&self) -> Result<Settled> {
         self.set_aside(retry::Fate::Later)
     }
@@ -176,7 +177,8 @@ impl Received {
             }
             retry::Plan::Copy(copy) => {
                 let is_dead = retry::is_dead_letter(copy.topic());
-                group.put_copy(copy)?;
+                let fate = if is_dead { retry::Fate::Dead } else { fate };
+                self.lent.put_copy(self.queue_offset(), fate, copy)?;
                 if is_dead {
                     let (group_name, message) = (&*group.name, &self.view);
                     group.tell(&Event::DeadLetter { group: group_name, message });

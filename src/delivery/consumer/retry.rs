@@ -7,6 +7,8 @@ use crate::message::format::{
     DEAD_LETTER_TOPIC_PREFIX, DELAY_LEVELS_MS, RETRY_TOPIC_PREFIX, TIMER_DELAY_MAX_MS,
 };
 use crate::message::{Message, Properties, RecordRef, names};
+use crate::store::Ticket;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The level of a message's first retry.
@@ -15,7 +17,7 @@ const FIRST_LEVEL: u32 = 3;
 const SUSPEND: Duration = Duration::from_secs(1);
 
 /// What a consumer wants.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Later,
     After(Duration),
@@ -84,6 +86,33 @@ fn level_of(delay: Duration) -> Option<u32> {
     u32::try_from(level + 1).ok()
 }
 
+/// What is to take the place of messages of a queue, and is not known to be safe: should they be set aside once
+/// more, it is waited for, and not made again.
+#[derive(Default)]
+pub(super) struct Copies {
+    laid: BTreeMap<u64, Vec<(Fate, Ticket)>>,
+}
+
+impl Copies {
+    /// That of a message for which the same was wanted.
+    pub(super) fn take(&mut self, offset: u64, fate: Fate) -> Option<Ticket> {
+        let laid = self.laid.get_mut(&offset)?;
+        let at = laid.iter().position(|(known, _)| *known == fate)?;
+        Some(laid.swap_remove(at).1)
+    }
+
+    /// Keeps one. Everything before `floor` is done with.
+    pub(super) fn keep(&mut self, offset: u64, fate: Fate, copy: Ticket, floor: u64) {
+        self.laid = self.laid.split_off(&floor);
+        self.laid.entry(offset).or_default().push((fate, copy));
+    }
+
+    /// A message is done with.
+    pub(super) fn forget(&mut self, offset: u64) {
+        self.laid.remove(&offset);
+    }
+}
+
 impl Group {
     /// What to do about a message that its consumers have failed to handle `failures` times before.
     pub(super) fn plan(&self, view: &MessageView, failures: u32, max: u32, fate: Fate) -> Plan {
@@ -112,20 +141,15 @@ impl Group {
         topic.strip_prefix(RETRY_TOPIC_PREFIX) == Some(&self.name)
     }
 
-    /// Stores what takes a message's place; it is durable and as safe as the store's settings ask when
-    /// this returns.
-    pub(super) fn put_copy(&self, copy: Message) -> Result<()> {
-        match self.delivery.put(&self.store, copy.clone()) {
+    /// Stores what takes a message's place; whoever waits for the ticket knows it to be durable and as safe
+    /// as the store's settings ask.
+    pub(super) fn lay_copy(&self, copy: Message) -> Result<Ticket> {
+        match self.delivery.lay(&self.store, copy.clone()) {
             // Its properties leave no room for what says where it comes from: the message itself must not
             // get lost for that.
-            Err(Error::TooLarge { .. }) => self.delivery.put(&self.store, bare(copy)).map(|_| ()),
-            put => put.map(|_| ()),
+            Err(Error::TooLarge { .. }) => self.delivery.lay(&self.store, bare(copy)),
+            laid => laid,
         }
-    }
-
-    /// Sets a message aside that was given out in vain too often.
-    pub(super) fn bury(&self, view: &MessageView) -> Result<()> {
-        self.put_copy(self.dead_letter(&view.record()))
     }
 
     fn retry(&self, record: &RecordRef<'_>, failures: u32) -> Message {
@@ -133,7 +157,8 @@ impl Group {
         self.copy(record, retry_topic(&self.name)).reconsume_times(times)
     }
 
-    fn dead_letter(&self, record: &RecordRef<'_>) -> Message {
+    /// What becomes of a message that is never handled.
+    pub(super) fn dead_letter(&self, record: &RecordRef<'_>) -> Message {
         let times = i32::try_from(self.retried(record)).unwrap_or(i32::MAX).saturating_add(1);
         let copy = self.copy(record, dead_letter_topic(&self.name)).reconsume_times(times);
         let topic = copy.get(names::RETRY_TOPIC).unwrap_or(record.topic()).to_owned();
