@@ -307,6 +307,41 @@ fn what_a_broker_left_is_taken_over_where_there_was_nothing_but_never_behind_the
 }
 
 #[test]
+fn what_a_broker_left_needs_little_room() {
+    for has_file in [false, true] {
+        let disk = SimDisk::new(1);
+        let store = open(&disk);
+        fill(&store, 4);
+        // All that was reserved is taken.
+        let known = if has_file { 127 } else { 0 };
+        for n in 0..known {
+            store.commit_offset(&format!("group-{n}"), "orders", 0, 1).unwrap();
+        }
+        store.close().unwrap();
+        run_a_broker(&disk, "late", 2);
+        run_a_broker(&disk, "group-0", 3);
+        // An open needs some for itself.
+        disk.set_capacity(disk.used() + (16 << 10));
+        let store = open(&disk);
+        let at = |store: &Store| {
+            ["late", "group-0"].map(|group| store.committed_offset(group, "orders", 0))
+        };
+        assert_eq!(at(&store), [Some(2), Some(3)]);
+        store.commit_offset("late", "orders", 0, 3).unwrap();
+        let newcomers = (0..).map(|n| store.commit_offset(&format!("new-{n}"), "orders", 0, 3));
+        let refused = newcomers.take(1000).find_map(Result::err).expect("the disk is full");
+        assert!(matches!(refused, Error::DiskFull { .. }), "{refused}");
+        disk.set_capacity(u64::MAX);
+        store.commit_offset("newest", "orders", 0, 3).unwrap();
+        let count = store.committed_offsets().len();
+        let store = open(&disk.kill());
+        assert_eq!(store.recovery().imported_offsets, 0);
+        assert_eq!(store.recovery().damaged_offsets, 0);
+        assert_eq!((at(&store), store.committed_offsets().len()), ([Some(3), Some(3)], count));
+    }
+}
+
+#[test]
 fn offsets_are_exported_while_they_move() {
     let (disk, clock) = (SimDisk::new(1), Arc::new(ManualClock::new(1_700_000_000_000)));
     let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();

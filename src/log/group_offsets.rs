@@ -43,6 +43,8 @@ const NAMES_AT: usize = 20;
 pub(crate) const NAMES_MAX: usize = SECTOR - NAMES_AT;
 /// What the file grows by: 127 rows at first, then 128.
 const CHUNK: u64 = 64 << 10;
+/// The same where there is no room for so many.
+const CHUNK_MIN: u64 = 4 << 10;
 /// A longer file is not one we wrote: about two million rows.
 const LEN_MAX: u64 = 1 << 30;
 
@@ -508,16 +510,24 @@ impl GroupOffsets {
         rows.free.pop().ok_or(Error::Full)
     }
 
-    /// Makes the file, or more room in it.
+    /// Makes the file, or more room in it. A store that opens must be able to take over what a broker left,
+    /// also where the disk is nearly full.
     fn grow(&self, rows: &mut Rows) -> Result<()> {
+        match self.grow_by(rows, CHUNK) {
+            Err(Error::DiskFull { .. }) => self.grow_by(rows, CHUNK_MIN),
+            grown => grown,
+        }
+    }
+
+    fn grow_by(&self, rows: &mut Rows, chunk: u64) -> Result<()> {
         let (from, to) = match &rows.file {
             None => {
-                rows.file = Some(self.create()?);
-                (SECTOR as u64, CHUNK)
+                rows.file = Some(self.create(chunk)?);
+                (SECTOR as u64, chunk)
             }
             Some(file) => {
                 let len = file.len().next_multiple_of(SECTOR as u64).max(SECTOR as u64);
-                let to = (len + 1).next_multiple_of(CHUNK);
+                let to = (len + 1).next_multiple_of(chunk);
                 if to > LEN_MAX {
                     let (len, max) = (to as usize, LEN_MAX as usize);
                     return Err(Error::TooLarge { what: "table of group offsets", len, max });
@@ -534,11 +544,11 @@ impl GroupOffsets {
     }
 
     /// A crash leaves a whole file with a header, or none.
-    fn create(&self) -> Result<Arc<dyn DiskFile>> {
+    fn create(&self, len: u64) -> Result<Arc<dyn DiskFile>> {
         let (path, disk) = (self.path(), &*self.disk);
         // Zeros that are written have their blocks.
         let mut bytes = header(&[]).to_vec();
-        bytes.resize(CHUNK as usize, 0);
+        bytes.resize(len as usize, 0);
         write_new(disk, &self.temporary, &bytes)?;
         disk.rename(&self.temporary, &path).at(IoOp::Rename, &path)?;
         disk.sync_dir(&self.dir).at(IoOp::SyncDir, &self.dir)?;
