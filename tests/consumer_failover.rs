@@ -2,8 +2,12 @@
 
 use duralog::delivery::ConsumeFrom;
 use duralog::disk::SimDisk;
-use duralog::replication::{Epoch, NodeId, NodeOptions, Primary, PrimaryOptions};
+use duralog::replication::{
+    Admission, Epoch, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, ReplicatedLog,
+    Replicator, Role, StartPoint,
+};
 use duralog::{Environment, Message, Store, StoreConfig, TagFilter};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 fn config() -> StoreConfig {
@@ -41,4 +45,69 @@ fn a_group_whose_offsets_may_be_on_another_node_begins_with_the_first_message() 
     put_as(&disk, 2, 2, "after");
     let store = Store::open_in(config(), Environment::on(disk.shared())).unwrap();
     assert_eq!(first_of(&store).as_deref(), Some(&b"before"[..]));
+}
+
+/// A replica of a RocketMQ master, which says neither who it is nor under which epoch it writes.
+#[derive(Debug, Default)]
+struct Follows(OnceLock<Arc<dyn ReplicatedLog>>);
+
+impl Replicator for Follows {
+    fn role(&self) -> Role {
+        Role::Replica
+    }
+
+    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<u64> {
+        self.0.set(log).unwrap();
+        Ok(at.end)
+    }
+
+    fn admit(&self) -> Result<Admission, Refusal> {
+        Err(Refusal::NotPrimary)
+    }
+
+    fn on_written(&self, _: u64) {}
+
+    fn on_durable(&self, _: u64) {}
+
+    fn stop(&self) {}
+}
+
+fn follow(disk: &SimDisk, bytes: &[u8]) {
+    let follows = Arc::new(Follows::default());
+    let environment = Environment::on(disk.shared());
+    let store = Store::open_replicated(config(), environment, follows.clone()).unwrap();
+    let log = follows.0.get().unwrap();
+    if !bytes.is_empty() {
+        log.append(0, Epoch(0), bytes).unwrap();
+        log.confirm(bytes.len() as u64, Epoch(0)).unwrap();
+    }
+    store.close().unwrap();
+}
+
+#[test]
+fn what_a_replica_holds_was_consumed_elsewhere() {
+    let (master, replica) = (SimDisk::new(1), SimDisk::new(2));
+    let store = Store::open_in(config(), Environment::on(master.shared())).unwrap();
+    let put = store.put(Message::new("orders", "before")).unwrap().ok().unwrap();
+    store.close().unwrap();
+    let log = master.bytes("/store/commitlog/00000000000000000000").unwrap();
+    // Nothing has come from anywhere: it is a store like any other.
+    follow(&replica, b"");
+    let store = Store::open_in(config(), Environment::on(replica.shared())).unwrap();
+    assert_eq!(first_of(&store), None);
+    store.forget_offsets("billing", "orders").unwrap();
+    store.forget_offsets("billing", "%RETRY%billing").unwrap();
+    store.close().unwrap();
+    follow(&replica, &log[..put.end_offset as usize]);
+    // Also after a crash, in a snapshot, and when it has a name of its own.
+    let replica = replica.kill();
+    let store = Store::open_in(config(), Environment::on(replica.shared())).unwrap();
+    store.snapshot("/copy").unwrap();
+    assert_eq!(first_of(&store).as_deref(), Some(&b"before"[..]));
+    drop(store);
+    let mut copy = config();
+    copy.log.dir = "/copy".into();
+    let store = Store::open_in(copy, Environment::on(replica.shared())).unwrap();
+    assert_eq!(first_of(&store).as_deref(), Some(&b"before"[..]));
+    store.close().unwrap();
 }

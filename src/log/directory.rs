@@ -10,11 +10,14 @@ use parking_lot::Mutex;
 use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Version of the files in `duralog/`.
 const FORMAT: &[u8] = b"duralog format 1\n";
 const FORMAT_NAME: &[u8] = b"duralog format ";
 const TEMPORARY: &str = ".tmp";
+/// An empty file in `duralog/`, there once records of another node were taken over.
+const COPIES: &str = "copies";
 /// What a lock file begins with once a Java broker has started, and once this crate has recovered.
 const LOCK_OF_JAVA: [u8; 4] = *b"lock";
 const LOCK_OF_OURS: [u8; 4] = *b"dura";
@@ -31,6 +34,7 @@ pub(crate) struct Directory {
     owner: Option<u64>,
     token: u64,
     lock: Mutex<Option<Lock>>,
+    has_copies: AtomicBool,
 }
 
 pub(crate) struct Lock(#[expect(dead_code, reason = "held, not used")] DiskLock);
@@ -66,8 +70,19 @@ impl Directory {
         // Process ids return, in containers above all.
         let token = RandomState::new().hash_one(std::process::id());
         let lock = Mutex::new(lock);
-        let directory =
-            Self { root, commitlog, duralog, abort, was_open, lock_text, owner, token, lock };
+        let has_copies = AtomicBool::new(exists(disk, &duralog, COPIES)?);
+        let directory = Self {
+            root,
+            commitlog,
+            duralog,
+            abort,
+            was_open,
+            lock_text,
+            owner,
+            token,
+            lock,
+            has_copies,
+        };
         directory.check_format(disk, config)?;
         if !config.read_only {
             directory.remove_temporaries(disk)?;
@@ -107,6 +122,21 @@ impl Directory {
     /// `abort` that it finds.
     pub(crate) fn was_left_by(&self, token: u64) -> bool {
         self.owner == Some(token) && self.lock_text != LOCK_OF_JAVA
+    }
+
+    /// Whether records of another node were taken over, if only once.
+    pub(crate) fn has_copies(&self) -> bool {
+        self.has_copies.load(Ordering::Acquire)
+    }
+
+    /// Notes, durably, that there are such records, before there are.
+    pub(crate) fn note_copies(&self, disk: &dyn Disk) -> Result<()> {
+        if self.has_copies() {
+            return Ok(());
+        }
+        self.save(disk, COPIES, &[])?;
+        self.has_copies.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Names this opening of the store.

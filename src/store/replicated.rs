@@ -184,6 +184,7 @@ impl ReplicatedLog for LogHandle {
     fn append(&self, at: u64, epoch: Epoch, bytes: &[u8]) -> Result<u64> {
         let core = self.core_as(Role::Replica)?;
         check_epoch(&core, epoch)?;
+        core.directory().note_copies(&*core.disk)?;
         let end = core.append_verbatim(at, bytes, self.patience)?;
         // Not left to the flusher, which may be in the middle of a sync: the next session of this replica
         // says that it has what is written.

@@ -157,6 +157,9 @@ impl<'a> Snapshot<'a> {
         self.copy_tables()?;
         shared.offsets.copy_to(to)?;
         let end = shared.settle(engine)?;
+        if core.directory().has_copies() {
+            to.note_copies(disk)?;
+        }
         core.vouch_for(end)?;
         let log = core.copy_segments(to, end, &check)?;
         let queues = shared

@@ -217,9 +217,14 @@ impl Store {
         self.shared().core.want_flush();
     }
 
-    /// Whether the log was written by more than one node: what groups had committed may be on another one.
+    /// Whether the log was not written by this node alone: what groups had committed may be on another one.
     pub(crate) fn has_changed_hands(&self) -> bool {
-        let epochs = self.shared().core.epochs();
+        let core = &self.shared().core;
+        if core.directory().has_copies() {
+            return true;
+        }
+        // Files that came here by other ways than replication.
+        let epochs = core.epochs();
         // The number of a store that is opened without replication, on whatever node.
         let named = |node: &NodeId| *node != NodeId(0);
         let mut nodes = epochs.starts().iter().map(|start| start.node).filter(named);

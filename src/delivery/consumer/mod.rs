@@ -35,8 +35,9 @@ const MAX_SPAN: usize = 2000;
 /// Where a group begins that has no offset yet.
 ///
 /// With the first message in any case where it may have had one: in a store some of whose offsets were
-/// damaged, and in one that another node wrote before it, unless that was a RocketMQ master, which leaves no name.
-/// The offsets of groups are their node's own, and replicas do not have them.
+/// damaged, and in one that was a replica or that another node wrote before it. The offsets of groups are their
+/// node's own, and replicas do not have them. The files of a RocketMQ slave do not say that they are: what its
+/// table of offsets does not know is new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum ConsumeFrom {
     /// With the first message that is kept. The default: nothing that was put is passed over.
