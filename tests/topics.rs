@@ -3,6 +3,8 @@
 use duralog::disk::{Cut, SimDisk};
 use duralog::tables::{Tables, TopicConfig, TopicTable};
 use duralog::{Environment, Error, InvalidMessage, Message, Store, StoreConfig};
+use std::sync::Barrier;
+use std::thread;
 
 const DIR: &str = "/store";
 
@@ -115,4 +117,24 @@ fn a_topic_that_only_puts_have_made_is_noted_with_as_many_queues_as_a_new_one() 
     producer.send(Message::new("many", "y")).unwrap();
     assert_eq!(queues(&store, "few"), Some((4, 4)));
     assert_eq!(queues(&store, "many"), Some((10, 10)));
+}
+
+#[test]
+fn a_topic_that_is_created_while_somebody_sends_to_it_is_what_it_was_created_as() {
+    let store = open(&SimDisk::new(1), true);
+    let producer = store.producer("shop").open().unwrap();
+    for n in 0..150 {
+        let (topic, meet) = (format!("orders-{n}"), Barrier::new(2));
+        let sent = thread::scope(|scope| {
+            let sending = scope.spawn(|| {
+                meet.wait();
+                producer.send(Message::new(&*topic, "x"))
+            });
+            meet.wait();
+            store.create_topic(&topic, TopicConfig::new(8)).unwrap();
+            sending.join().unwrap()
+        });
+        sent.unwrap();
+        assert_eq!(queues(&store, &topic), Some((8, 8)), "{n}");
+    }
 }

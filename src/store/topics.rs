@@ -104,21 +104,7 @@ impl Store {
     /// ```
     pub fn create_topic(&self, topic: &str, config: TopicConfig) -> Result<()> {
         let shared = self.shared();
-        shared.check_open()?;
-        if shared.config.log.read_only {
-            return Err(Error::ReadOnly);
-        }
-        check_topic(topic, shared.config.log.long_topics)?;
-        let nums = [
-            ("write_queue_nums", config.write_queue_nums),
-            ("read_queue_nums", config.read_queue_nums),
-        ];
-        for (field, value) in nums {
-            if !(1..=shared.config.max_queues_per_topic).contains(&value) {
-                let allowed = "1 to max_queues_per_topic";
-                return Err(Error::Config { field, value: value.to_string(), allowed });
-            }
-        }
+        shared.check_topic_config(topic, &config)?;
         shared.topics.note(topic, |known| (known != Some(&config)).then_some(config))
     }
 
@@ -146,10 +132,20 @@ impl Store {
         // One that nobody has noted has the queues that hold something, and what a new one would have.
         let held = there.map_or(0, |topic| topic.read_queue_nums);
         let config = TopicConfig::new(queues.max(held));
-        if !shared.config.log.read_only {
-            self.create_topic(topic, config.clone())?;
+        if shared.config.log.read_only {
+            return Ok(config);
         }
-        Ok(config)
+        shared.check_topic_config(topic, &config)?;
+        let mut noted = config.clone();
+        shared.topics.note(topic, |known| match known {
+            None => Some(config),
+            // Somebody has created it meanwhile, and has said what it is.
+            Some(known) => {
+                noted = known.clone();
+                None
+            }
+        })?;
+        Ok(shared.with_queues(topic, noted))
     }
 
     /// A number that grows whenever a topic is created or changed.
@@ -172,6 +168,26 @@ impl Shared {
         self.catch_up();
         let there = !self.queues.ids(topic).is_empty();
         Ok(there.then(|| self.with_queues(topic, TopicConfig::new(1))))
+    }
+
+    /// Refuses what cannot be noted of a topic.
+    fn check_topic_config(&self, topic: &str, config: &TopicConfig) -> Result<()> {
+        self.check_open()?;
+        if self.config.log.read_only {
+            return Err(Error::ReadOnly);
+        }
+        check_topic(topic, self.config.log.long_topics)?;
+        let nums = [
+            ("write_queue_nums", config.write_queue_nums),
+            ("read_queue_nums", config.read_queue_nums),
+        ];
+        for (field, value) in nums {
+            if !(1..=self.config.max_queues_per_topic).contains(&value) {
+                let allowed = "1 to max_queues_per_topic";
+                return Err(Error::Config { field, value: value.to_string(), allowed });
+            }
+        }
+        Ok(())
     }
 
     fn with_queues(&self, topic: &str, mut config: TopicConfig) -> TopicConfig {
