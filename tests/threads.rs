@@ -8,14 +8,15 @@ mod sim;
 #[path = "support/temp.rs"]
 mod temp;
 
+use duralog::delivery::{Handled, Received};
 use duralog::disk::SimCall;
 use duralog::replication::{ReplicaBehaviour, ScriptedReplica};
-use duralog::{Environment, FlushMode, Message, Store, StoreConfig};
+use duralog::{Environment, FlushMode, Message, Store, StoreConfig, TagFilter};
 use hooked::{Hook, Hooked};
 use sim::{LONG, eventually, put};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 use temp::TempDir;
@@ -245,6 +246,37 @@ fn an_idle_store_uses_no_cpu() {
         });
         store.close().expect("the store closes");
     }
+}
+
+#[test]
+fn an_idle_listener_uses_no_cpu() {
+    let _alone = alone();
+    none_left();
+    let dir = TempDir::new();
+    let store = Store::open(config(&dir, FlushMode::sync())).expect("the store opens");
+    put(&store, 0);
+    let (told, heard) = mpsc::channel();
+    let builder = store.consumer("billing").subscribe(sim::TOPIC, TagFilter::any());
+    let consumer = builder.open().expect("the consumer opens");
+    let handle = move |_: &Received| {
+        told.send(())?;
+        Ok(Handled::Done)
+    };
+    // The names of two would be the same.
+    let listener = consumer.listen(1, handle).expect("the listener starts");
+    heard.recv_timeout(LONG).expect("it is handled");
+    // Longer than whoever looks now and then would sleep.
+    eventually("three seconds pass in which no thread runs", || {
+        let before = threads();
+        std::thread::sleep(Duration::from_secs(3));
+        before == threads() && before.contains_key("duralog-consume")
+    });
+    // It is still awake to what comes.
+    put(&store, 1);
+    heard.recv_timeout(LONG).expect("it is handled");
+    listener.close().expect("the listener ends");
+    store.close().expect("the store closes");
+    none_left();
 }
 
 #[test]

@@ -13,8 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// How long a worker waits for messages before it looks whether it is to end.
-const LOOK: Duration = Duration::from_secs(1);
 /// How long a worker rests after it could not get messages.
 const PAUSE: Duration = Duration::from_millis(100);
 const WORKERS_MAX: usize = 1024;
@@ -133,7 +131,8 @@ impl Shared {
         let is_ordered = consumer.member.group.agreement.mode == Mode::Ordered;
         let max = consumer.messages_at_a_time();
         let stop = || self.stopping.load(Ordering::SeqCst);
-        let batch = match consumer.poll_until(max, LOOK, stop) {
+        // Whoever ends it wakes it.
+        let batch = match consumer.poll_until(max, Duration::MAX, stop) {
             Ok(batch) => batch,
             Err(Error::Closed) => return Next::Idle,
             Err(error) => {
