@@ -290,6 +290,14 @@ impl ConsumerBuilder {
 /// All consumers of a group in a process take their messages from the same queues: whoever asks first gets
 /// what is there, and what one of them does not settle comes to another. Cheap to clone, and usable from any
 /// number of threads; the last clone that goes gives back what it holds.
+///
+/// # On a replica
+/// A replica can be consumed from: what is acknowledged there counts there, and the primary does not hear of it.
+/// It takes no messages, so none can be set aside: [`Received::retry_later`] and [`Received::reject`] answer
+/// [`Error::Refused`] with [`NotPrimary`](crate::replication::Refusal::NotPrimary), and the message comes again
+/// when its lease runs out. In order, and where every consumer gets everything, only `reject` does, as the rest
+/// makes no copy. What was given out in vain too often cannot become a dead letter: nobody gets it any more, it
+/// holds up the group's offset in its queue, and [`poll`](Consumer::poll) says so every second.
 #[derive(Clone)]
 pub struct Consumer {
     member: Arc<Member>,

@@ -136,6 +136,7 @@ impl Received {
     /// is not known to be as safe as asked. The message stays on lease then, and the call may be made
     /// again: it waits once more for the copy that is there. Only a crash in between, or another wish, such
     /// as [`reject`](Self::reject) after this, makes another one, and the message may come twice then.
+    /// [`Error::Refused`](crate::Error::Refused) on a replica, see [`Consumer`](super::Consumer).
     pub fn retry_later(&self) -> Result<Settled> {
         self.set_aside(retry::Fate::Later)
     }
