@@ -187,3 +187,58 @@ fn a_store_is_nobody_elses_while_an_offset_is_written() {
     thread.join().expect("nobody panics").expect("it was in time");
     assert!(matches!(store.commit_offset("billing", TOPIC, 0, 2), Err(Error::Closed)));
 }
+
+/// Holds up the sync of the offsets' thread after the first.
+#[derive(Debug, Default)]
+struct SlowExport {
+    syncs: Mutex<usize>,
+    moved: Condvar,
+    released: Mutex<bool>,
+}
+
+impl Hook for SlowExport {
+    fn before(&self, call: SimCall) -> io::Result<()> {
+        if call == SimCall::Sync && thread::current().name() == Some("duralog-offsets") {
+            let mut syncs = self.syncs.lock().expect("nobody panics");
+            *syncs += 1;
+            self.moved.notify_all();
+            while *syncs > 1 && !*self.released.lock().expect("nobody panics") {
+                syncs = self.moved.wait(syncs).expect("nobody panics");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn groups_go_on_beside_an_export_that_hangs() {
+    let (disk, slow) = (disk(), Arc::new(SlowExport::default()));
+    let environment = Environment::on(Hooked::over(disk.shared(), slow.clone()));
+    let store = Store::open_in(config(), environment).expect("it opens");
+    store.put(message(0)).expect("it is stored").ok().expect("it is safe");
+    store.wait_for(TOPIC, 0, 0, LONG).expect("it is dispatched");
+    store.commit_offset("billing", TOPIC, 0, 0).expect("it is noted");
+    store.flush_offsets().expect("it is durable");
+    let mut syncs = slow.syncs.lock().expect("nobody panics");
+    while *syncs < 2 {
+        syncs = slow.moved.wait(syncs).expect("nobody panics");
+    }
+    drop(syncs);
+    let (told, heard) = mpsc::channel();
+    let committing = store.clone();
+    let commit = move || {
+        let committed = committing.commit_offset("billing", TOPIC, 0, 1);
+        told.send((committed, committing.committed_offset("billing", TOPIC, 0)))
+    };
+    let thread = thread::spawn(commit);
+    let answer = heard.recv_timeout(Duration::from_secs(20));
+    *slow.released.lock().expect("nobody panics") = true;
+    let syncs = slow.syncs.lock().expect("nobody panics");
+    slow.moved.notify_all();
+    drop(syncs);
+    thread.join().expect("nobody panics").expect("somebody listens");
+    let (committed, offset) = answer.expect("a commit hangs");
+    committed.expect("it is noted");
+    assert_eq!(offset, Some(1));
+    store.close().expect("it closes");
+}

@@ -345,7 +345,13 @@ impl GroupOffsets {
         rows.exports.insert(0, crc);
         rows.exports.truncate(EXPORTS_MAX);
         self.write_bytes(&rows, &header(&rows.exports), 0)?;
-        self.sync_file(rows.file.as_deref())
+        // Not under the lock: groups go on meanwhile.
+        let file = rows.file.clone();
+        drop(rows);
+        // The system reports a failure once: whoever hears of it latches before another one asks.
+        let _syncing = self.syncing.lock();
+        self.check_latch()?;
+        self.sync_file(file.as_deref())
     }
 
     /// Forgets where a group was, in all queues of a topic; whether it was known. Durable when this
