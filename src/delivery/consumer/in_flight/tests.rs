@@ -60,6 +60,9 @@ fn a_lease_that_ran_out_counts_no_more_once_its_message_is_given_out_again() {
     let (second, lent) = queue.lend_again(32, at(now, 60), BOB, at(now, 120)).unwrap();
     assert_eq!(lent, [Again { offset: 0, failures: 1 }]);
     assert_eq!(again(&mut queue, at(now, 60)), [1]);
+    assert!(!queue.settle(0, first), "it is somebody else's");
+    assert!(!queue.give_back(0, first, now, true));
+    assert!(queue.is_lent(0, second));
     assert!(queue.settle(0, second));
     assert_eq!(queue.floor(), 1);
 }
@@ -129,6 +132,18 @@ fn what_is_not_kept_any_more_is_nobodys() {
     assert_eq!((queue.floor(), queue.next()), (9, 9));
     queue.skip_to(5);
     assert_eq!((queue.floor(), queue.next()), (9, 9));
+}
+
+#[test]
+fn what_goes_back_right_behind_what_is_not_kept_comes_again() {
+    for ordered in [false, true] {
+        let (mut queue, now) = (InFlight::new(0, ordered), Instant::now());
+        let lease = lend(&mut queue, 0..4, now);
+        queue.release(ANN, now);
+        queue.skip_to(2);
+        assert!(!queue.settle(2, lease));
+        assert_eq!(again(&mut queue, now), [2, 3]);
+    }
 }
 
 #[test]
