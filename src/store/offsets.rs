@@ -415,3 +415,29 @@ impl Shared {
         }
     }
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::StoreConfig;
+    use crate::disk::SimDisk;
+    use crate::message::Message;
+
+    #[test]
+    fn who_found_the_store_open_and_comes_too_late_writes_nothing() {
+        let disk = SimDisk::new(1);
+        let config = StoreConfig::new("/s").segment_size(64 << 10);
+        let store = Store::open_in(config, Environment::on(disk.shared())).unwrap();
+        store.put(Message::new("t", "x")).unwrap().ok().unwrap();
+        store.wait_for("t", 0, 0, Duration::from_secs(60)).unwrap();
+        store.commit_offset("known", "t", 0, 0).unwrap();
+        assert!(store.shared().offsets.seal(Duration::from_secs(60)));
+        let before = disk.bytes("/s/duralog/offsets").unwrap();
+        for group in ["known", "new"] {
+            assert!(matches!(store.commit_offset(group, "t", 0, 1), Err(Error::Closed)));
+            assert!(matches!(store.forget_offsets(group, "t"), Err(Error::Closed)));
+        }
+        assert!(before[512..] == disk.bytes("/s/duralog/offsets").unwrap()[512..]);
+        store.close().unwrap();
+    }
+}
