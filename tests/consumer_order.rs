@@ -99,7 +99,7 @@ fn scenario(seed: u64) {
     let mut rng = Rng(seed);
     let count = 24;
     let (clock, store) = world(count as usize);
-    let mut consumers = vec![consumer(&store), consumer(&store)];
+    let mut consumers = [consumer(&store), consumer(&store)];
     let mut acked: u64 = 0;
     let mut late: Vec<Batch> = Vec::new();
     for _ in 0..2000 {
