@@ -35,9 +35,9 @@ const MAX_SPAN: usize = 2000;
 /// Where a group begins that has no offset yet.
 ///
 /// With the first message in any case where it may have had one: in a store some of whose offsets were
-/// damaged, and in one that was a replica or that another node wrote before it. The offsets of groups are their
-/// node's own, and replicas do not have them. The files of a RocketMQ slave do not say that they are: what its
-/// table of offsets does not know is new.
+/// damaged, and in one that was a replica or that another node wrote before it: replicas are told of the offsets of
+/// groups a while after they have moved, and by RocketMQ's protocol not at all. The files of a RocketMQ slave do
+/// not say that they are: what its table of offsets does not know is new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum ConsumeFrom {
     /// With the first message that is kept. The default: nothing that was put is passed over.
@@ -293,6 +293,7 @@ impl ConsumerBuilder {
 ///
 /// # On a replica
 /// A replica can be consumed from: what is acknowledged there counts there, and the primary does not hear of it.
+/// A group begins where it stands on the primary, as far as the replica knows, and goes on by itself from then on.
 /// It takes no messages, so none can be set aside: [`Received::retry_later`] and [`Received::reject`] answer
 /// [`Error::Refused`] with [`NotPrimary`](crate::replication::Refusal::NotPrimary), and the message comes again
 /// when its lease runs out. In order, and where every consumer gets everything, only `reject` does, as the rest
