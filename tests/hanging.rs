@@ -14,6 +14,7 @@ use duralog::{
 use hooked::{Hook, Hooked};
 use sim::*;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -23,6 +24,8 @@ use std::time::Duration;
 struct Gate {
     shut: Mutex<bool>,
     moved: Condvar,
+    /// Somebody has come to it.
+    reached: AtomicBool,
 }
 
 impl Gate {
@@ -38,6 +41,7 @@ impl Hook for Gate {
         let upkeep = thread::current().name() == Some("duralog-upkeep");
         let mut shut = self.shut.lock().expect("nobody panics");
         while upkeep && call == SimCall::Prewrite && *shut {
+            self.reached.store(true, Ordering::SeqCst);
             shut = self.moved.wait(shut).expect("nobody panics");
         }
         Ok(())
@@ -53,6 +57,8 @@ fn puts_are_answered_beside_upkeep_that_hangs(flush: FlushMode) {
     config.log.put_timeout = Duration::from_millis(50);
     gate.set(true);
     let store = Store::open_in(config, Environment::on(hooked)).expect("the store opens");
+    // Beside large groups it would not even begin.
+    eventually("upkeep hangs", || gate.reached.load(Ordering::SeqCst));
     let (answers, answered) = mpsc::channel();
     let putting = store.clone();
     let producer = thread::spawn(move || {
