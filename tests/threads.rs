@@ -167,7 +167,12 @@ fn closing_waits_for_the_end_of_its_threads() {
         for id in 0..100 {
             put(&store, id);
         }
-        eventually("all of them had something to do", || store.stats().queues_durable > 0);
+        // Under async flush entries wait for a sync, and the next put asks again.
+        let mut more = 100..;
+        eventually("all of them had something to do", || {
+            put(&store, more.next().expect("there is no end"));
+            store.stats().queues_durable > 0
+        });
         store.close().expect("the store closes");
         let mut ended = lingering.state.lock().expect("nobody panics");
         ended.closed = true;
