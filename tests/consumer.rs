@@ -499,6 +499,13 @@ fn consumers_of_a_group_agree_on_what_it_wants() {
     }
     subscribe("orders", TagFilter::any()).batch_max(1).open().unwrap();
     drop(first);
+    let tags = |tags: [&str; 2]| TagFilter::of(tags);
+    let first = subscribe("orders", tags(["paid", "sent"])).subscribe("bills", TagFilter::any());
+    let first = first.open().unwrap();
+    // The same, said in another order.
+    let other = subscribe("bills", TagFilter::any()).subscribe("orders", tags(["sent", "paid"]));
+    other.open().unwrap();
+    drop(first);
     subscribe("orders", TagFilter::of(["paid"])).open().unwrap();
 }
 

@@ -1,7 +1,7 @@
 //! Consumers among messages and names that are meant to hurt, and faults where they hurt most.
 
 use duralog::clock::ManualClock;
-use duralog::delivery::{ConsumeFrom, Consumer, ConsumerBuilder, Handled, Settled};
+use duralog::delivery::{ConsumeFrom, Consumer, ConsumerBuilder, Event, Handled, Settled, Watch};
 use duralog::disk::{Cut, SimDisk};
 use duralog::replication::{ReplicaBehaviour, ScriptedReplica};
 use duralog::{
@@ -137,7 +137,7 @@ fn in_order_nothing_is_handled_behind_a_message_that_could_not_be_set_aside() {
     let store = Store::open_in(config, Environment::on(disk.shared())).unwrap();
     for n in 0..3 {
         // On a busy machine not in time, perhaps.
-        store.put(Message::new("orders", n.to_string())).unwrap();
+        let _ = store.put(Message::new("orders", n.to_string())).unwrap().status;
     }
     store.flush().unwrap();
     let consumer = builder(&store).ordered().open().unwrap();
@@ -157,6 +157,62 @@ fn in_order_nothing_is_handled_behind_a_message_that_could_not_be_set_aside() {
     listener.close().unwrap();
     assert!(heard.try_recv().is_err(), "1 and 2 come behind 0");
     assert_eq!(store.committed_offset("billing", "orders", 0), Some(0));
+}
+
+#[test]
+fn whatever_a_handler_does_but_say_that_it_is_done_is_a_failure() {
+    /// Panics again when it is dropped.
+    struct Grenade;
+
+    impl Drop for Grenade {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+
+    let store = Store::open_in(config(), Environment::on(SimDisk::new(6).shared())).unwrap();
+    let (tell, told) = mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    let watch = Watch::new(move |event| {
+        if let Event::HandlerFailed { group, message, reason } = event {
+            let body = String::from_utf8_lossy(message.body()).into_owned();
+            tell.lock().unwrap().send((group.to_string(), body, reason.to_string())).unwrap();
+        }
+    });
+    store.observe(watch).unwrap();
+    let (settle, settled) = mpsc::channel();
+    let consumer = builder(&store).max_reconsume_times(0).open().unwrap();
+    let listener = consumer
+        .listen(1, move |message| {
+            let body = String::from_utf8(message.body().to_vec())?;
+            settle.send(body.clone())?;
+            match body.as_str() {
+                "error" => Err("no such order")?,
+                "panic" => panic!("no such {}", "customer"),
+                "grenade" => std::panic::panic_any(Grenade),
+                "later" => Ok(Handled::RetryLater),
+                _ => Ok(Handled::Done),
+            }
+        })
+        .unwrap();
+    let bodies = ["error", "panic", "grenade", "later", "done"];
+    for body in bodies {
+        store.put(Message::new("orders", body)).unwrap().ok().unwrap();
+        assert_eq!(settled.recv_timeout(LONG).unwrap(), body);
+    }
+    listener.close().unwrap();
+    let expected =
+        [("error", "no such order"), ("panic", "no such customer"), ("grenade", "a panic")];
+    for (body, reason) in expected {
+        let heard = told.recv_timeout(LONG).unwrap();
+        assert_eq!(heard, ("billing".to_owned(), body.to_owned(), reason.to_owned()));
+    }
+    assert!(told.try_recv().is_err());
+    // They may not be retried, and none of them was taken for handled.
+    let letters = store.dead_letters("billing");
+    let letters = letters.list(10).unwrap();
+    let letters: Vec<_> = letters.iter().map(|one| one.body().to_vec()).collect();
+    assert_eq!(letters, bodies[..4].iter().map(|body| body.as_bytes()).collect::<Vec<_>>());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use duralog::{
 use rng::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const DIR: &str = "/store";
 const OFFSETS: &str = "/store/duralog/offsets";
@@ -162,6 +162,33 @@ fn a_group_is_taken_back_to_the_end_that_a_power_cut_left_and_stays_there() {
     fill(&store, 4);
     let disk = disk.cut_power(Cut::losing_all());
     assert_eq!(committed(&open(&disk)), Some(2));
+}
+
+#[test]
+fn brokers_are_told_where_a_group_was_taken_back_to_though_nobody_commits() {
+    let disk = SimDisk::new(1);
+    let store = open_on(&disk, FlushMode::async_default()).unwrap();
+    fill(&store, 2);
+    store.flush().unwrap();
+    fill(&store, 3);
+    store.commit_offset("billing", "orders", 0, 5).unwrap();
+    store.flush_offsets().unwrap();
+    while store.step(StoreWorker::Offsets) == Next::Now {}
+    let told = |disk: &SimDisk, next: i64| {
+        let tables = Tables::new_in(DIR, Environment::on(disk.shared()));
+        let offsets = tables.load::<ConsumerOffsets>().unwrap().table;
+        offsets.get("orders", "billing", 0) == Some(next)
+    };
+    assert!(told(&disk, 5));
+    let disk = disk.cut_power(Cut::losing_all());
+    assert!(told(&disk, 5));
+    let store = Store::open_in(config(FlushMode::sync()), Environment::on(disk.shared())).unwrap();
+    let patience = Instant::now() + Duration::from_secs(60);
+    while !told(&disk, 2) {
+        assert!(Instant::now() < patience, "it is not told");
+        std::thread::yield_now();
+    }
+    store.close().unwrap();
 }
 
 #[test]

@@ -139,6 +139,32 @@ fn a_group_that_falls_behind_is_told_once_until_it_has_caught_up() {
 }
 
 #[test]
+fn a_group_falls_behind_also_in_a_queue_where_it_has_done_nothing_yet() {
+    let world = World::new(|watch| watch.lag_over(1));
+    let builder = world.store.consumer("billing").subscribe("orders", TagFilter::any());
+    let consumer = builder.open().unwrap();
+    for body in ["1", "2"] {
+        world.put(body).unwrap();
+    }
+    let held = consumer.poll(NOW).unwrap();
+    assert_eq!(held.len(), 2);
+    let ticket = world.store.submit(Message::new("orders", "3").queue(3)).unwrap();
+    world.store.step(StoreWorker::Flush);
+    ticket.wait().unwrap().ok().unwrap();
+    let lag = |store: &Store| -> Vec<_> {
+        let lag = store.lag("billing").into_iter();
+        lag.map(|one| (one.topic.clone(), one.queue_id, one.messages())).collect()
+    };
+    while world.store.step(StoreWorker::Dispatch) == Next::Now {}
+    let at = |topic: &str, queue, messages| (topic.to_owned(), queue, messages);
+    assert_eq!(lag(&world.store), [at("orders", 0, 2), at("orders", 3, 1)]);
+    held[0].reject().unwrap();
+    while world.store.step(StoreWorker::Dispatch) == Next::Now {}
+    let dead = at("%DLQ%billing", 0, 1);
+    assert_eq!(lag(&world.store), [dead, at("orders", 0, 1), at("orders", 3, 1)]);
+}
+
+#[test]
 fn a_disk_that_fills_is_told_once_until_it_has_room() {
     let world = World::new(|watch| watch.disk_over(Threshold::FreeBytes(1 << 20)));
     assert!(world.look().is_empty());
@@ -160,6 +186,20 @@ fn a_failed_sync_is_told_once() {
     assert_eq!(told.len(), 1);
     assert!(told[0].starts_with("failed: "), "{told:?}");
     assert!(world.look().is_empty());
+}
+
+#[test]
+fn a_failed_sync_of_offsets_is_told_once() {
+    let world = World::new(|watch| watch);
+    world.put("1").unwrap();
+    world.store.commit_offset("billing", "orders", 0, 1).unwrap();
+    world.disk.inject(Fault::sync(SyncFailure::KeepNew).path("offsets"));
+    assert!(world.store.flush_offsets().is_err());
+    assert!(world.store.health().offsets_latched.is_some() && !world.store.health().is_ok());
+    let told = world.look();
+    assert!(told.len() == 1 && told[0].starts_with("failed: "), "{told:?}");
+    assert_eq!(world.look(), [""; 0]);
+    world.put("2").unwrap();
 }
 
 #[test]

@@ -64,6 +64,15 @@ pub enum Event<'a> {
         /// How long the consumer had it.
         held: Duration,
     },
+    /// The handler of a listener returned an error for a message, or panicked: it comes again later.
+    HandlerFailed {
+        /// The group.
+        group: &'a str,
+        /// The message.
+        message: &'a Received,
+        /// What the error, or the panic, says.
+        reason: &'a str,
+    },
     /// A message of a group became a dead letter.
     DeadLetter {
         /// The group.
@@ -83,7 +92,8 @@ pub enum Event<'a> {
         /// Bytes that are left.
         available: u64,
     },
-    /// The store is latched: a write or sync failed, and no further put is accepted. Told once.
+    /// The store is latched: a write or sync failed, and no further put is accepted, or no offset of a group.
+    /// Told once of each.
     Failed {
         /// The first failure.
         error: &'a Error,
@@ -115,7 +125,7 @@ struct Seen {
     due: Option<Instant>,
     lags: HashSet<(String, String, i32)>,
     disk: bool,
-    failed: bool,
+    failed: [bool; 2],
     statuses: Option<[u64; 3]>,
 }
 
@@ -176,11 +186,13 @@ impl Watch {
     }
 
     fn look_at_puts(&self, store: &Store, seen: &mut Seen) {
-        let latched = store.latched();
-        if let Some(error) = latched.as_ref().filter(|_| !seen.failed) {
-            self.tell(&Event::Failed { error });
+        let failures = [store.latched(), store.offsets_latched()];
+        for (latched, told) in failures.iter().zip(&mut seen.failed) {
+            if let Some(error) = latched.as_ref().filter(|_| !*told) {
+                self.tell(&Event::Failed { error });
+            }
+            *told = latched.is_some();
         }
-        seen.failed = latched.is_some();
         let kinds = [
             PutStatus::FlushDiskTimeout,
             PutStatus::FlushReplicaTimeout,
@@ -198,7 +210,9 @@ impl Watch {
     fn look_at_groups(&self, store: &Store, seen: &mut Seen) {
         let Some(limit) = self.lag_over else { return };
         for (group, queue) in super::consumer::lags(store) {
-            if is_system_topic(&queue.topic) {
+            // Of each dead letter is told when it becomes one.
+            if is_system_topic(&queue.topic) || super::consumer::is_dead_letter_topic(&queue.topic)
+            {
                 continue;
             }
             let key = (group, queue.topic.clone(), queue.queue_id);

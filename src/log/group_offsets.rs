@@ -472,6 +472,11 @@ impl GroupOffsets {
         if self.read_only { Err(Error::ReadOnly) } else { self.check_latch() }
     }
 
+    /// The failure after which nothing is written any more.
+    pub(crate) fn latched(&self) -> Option<Arc<Error>> {
+        self.latch.get().cloned()
+    }
+
     fn check_latch(&self) -> Result<()> {
         match self.latch.get() {
             Some(first) => Err(Error::Latched { first: first.clone() }),

@@ -224,8 +224,9 @@ impl Store {
         let store = Self { inner: Arc::new(Inner { shared, engine, report }) };
         if threads == Threads::Own && !store.shared().core.config.read_only {
             store.inner.engine.start_threads()?;
-            // The offsets of the primary's groups come as soon as it is followed.
-            if store.shared().role == Role::Replica {
+            // The offsets of the primary's groups come as soon as it is followed. What a crash has changed of
+            // them a broker must not find as it was.
+            if store.shared().role == Role::Replica || !store.shared().offsets.is_exported() {
                 store.inner.engine.start_offsets()?;
             }
         }

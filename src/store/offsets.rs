@@ -12,6 +12,7 @@ use crate::tables::{ConsumerOffsets, DelayOffsets, Source, Tables};
 use crate::worker::{Alarm, Next};
 use parking_lot::{Condvar, Mutex};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -178,7 +179,13 @@ impl Offsets {
         }
     }
 
-    fn is_exported(&self) -> bool {
+    /// The failure after which nothing is written any more.
+    pub(super) fn latched(&self) -> Option<Arc<Error>> {
+        self.table.latched()
+    }
+
+    /// Whether brokers know what is here.
+    pub(super) fn is_exported(&self) -> bool {
         self.exported.load(Ordering::SeqCst) == self.table.written()
     }
 
@@ -257,7 +264,8 @@ impl Offsets {
 
 impl Store {
     /// Notes that a consumer group wants `next` as its next message of a queue: everything before it is
-    /// done with. Going back is allowed, and makes messages come again.
+    /// done with. Going back is allowed, and makes messages come again. Consumers of the group that are open
+    /// here have their own count, and write it with their next acknowledgement: close them first.
     ///
     /// It survives a kill when this returns, and a power cut after the next sync, which begins within
     /// [`consumer_offset_interval`](crate::StoreConfig::consumer_offset_interval): until then a power cut

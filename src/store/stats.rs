@@ -216,6 +216,9 @@ pub struct Stats {
 pub struct Health {
     /// The failure after which nothing is written any more, if there was one.
     pub latched: Option<Arc<Error>>,
+    /// The failure after which no offset of a consumer group is written any more, if there was one: what is
+    /// acknowledged from then on is refused, and messages come again after the next open.
+    pub offsets_latched: Option<Arc<Error>>,
     /// The consume queues or the key index cannot be written or made durable at the moment, or have to
     /// be rebuilt, or what has expired cannot be deleted: nothing is lost, but readers may lag and the
     /// next open takes longer. Or delayed messages cannot be delivered:
@@ -236,6 +239,7 @@ impl Health {
     /// on which puts mean what they say. A full or slow disk shows in the other fields.
     pub fn is_ok(&self) -> bool {
         self.latched.is_none()
+            && self.offsets_latched.is_none()
             && self.queue_error.is_none()
             && self.file_system == Some(FileSystemKind::Local)
     }
@@ -250,6 +254,11 @@ impl Store {
     /// The failure after which nothing is written any more.
     pub(crate) fn latched(&self) -> Option<Arc<Error>> {
         self.shared().core.progress.latched().cloned()
+    }
+
+    /// The same for the offsets of groups.
+    pub(crate) fn offsets_latched(&self) -> Option<Arc<Error>> {
+        self.shared().offsets.latched()
     }
 
     /// What the file system has left, where that can be told.
@@ -269,6 +278,7 @@ impl Store {
         let (disk, root) = (&shared.core.disk, shared.core.directory().root());
         Health {
             latched: shared.core.progress.latched().cloned(),
+            offsets_latched: shared.offsets.latched(),
             queue_error: shared.stats.queue_errors.lock().iter().flatten().next().cloned(),
             syncing_for: shared.core.syncing_for(),
             file_system: disk.kind(root).ok(),

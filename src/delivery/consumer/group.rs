@@ -37,7 +37,7 @@ pub(super) enum Taken {
 /// What all consumers of a group agree on.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Agreement {
-    /// In the order in which they were asked for.
+    /// By topic.
     pub(super) subscriptions: Vec<(String, Filter)>,
     pub(super) mode: Mode,
     /// How many messages of a queue may be between the first one that is not done with and the last one

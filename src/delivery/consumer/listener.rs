@@ -1,10 +1,12 @@
 //! Threads that hand messages to a handler.
 
-use super::group::Mode;
+use super::group::{Group, Mode};
 use super::{Consumer, Received};
+use crate::delivery::Event;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::worker::{Doorbell, Next, Worker};
 use parking_lot::Mutex;
+use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -147,7 +149,7 @@ impl Shared {
             if !message.is_on_lease() {
                 continue;
             }
-            if let Err(error) = self.handle(&message) {
+            if let Err(error) = self.handle(&message, &consumer.member.group) {
                 *self.trouble.lock() = Some(error);
                 // Not at once: what went wrong may last. In order, nothing may be handled before it.
                 message.keep();
@@ -159,14 +161,35 @@ impl Shared {
         Next::Now
     }
 
-    fn handle(&self, message: &Received) -> Result<()> {
+    fn handle(&self, message: &Received, group: &Group) -> Result<()> {
         let handled = catch_unwind(AssertUnwindSafe(|| (self.handler)(message)));
+        let failed = |reason: &str| {
+            group.tell(&Event::HandlerFailed { group: &group.name, message, reason });
+            message.retry_later()
+        };
         match handled {
             Ok(Ok(Handled::Done)) => message.ack(),
             Ok(Ok(Handled::RetryAfter(delay))) => message.retry_after(delay),
             Ok(Ok(Handled::Reject)) => message.reject(),
-            Ok(Ok(Handled::RetryLater) | Err(_)) | Err(_) => message.retry_later(),
+            Ok(Ok(Handled::RetryLater)) => message.retry_later(),
+            Ok(Err(error)) => failed(&error.to_string()),
+            Err(panic) => failed(&panic_text(panic)),
         }
         .map(|_| ())
+    }
+}
+
+/// What a panic says. Whatever else it carries is left alone: dropping that may panic again.
+fn panic_text(panic: Box<dyn Any + Send>) -> String {
+    let panic = match panic.downcast::<String>() {
+        Ok(text) => return *text,
+        Err(other) => other,
+    };
+    match panic.downcast::<&str>() {
+        Ok(text) => (*text).to_owned(),
+        Err(other) => {
+            std::mem::forget(other);
+            "a panic".to_owned()
+        }
     }
 }

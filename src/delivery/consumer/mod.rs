@@ -15,9 +15,11 @@ pub use received::{Batch, Received, Settled};
 use super::Event;
 use crate::error::{Error, Result};
 use crate::log::GroupOffset;
+use crate::message::format::is_system_topic;
 use crate::store::{Filter, Store};
 use group::{Agreement, BROADCAST, Group, Mode, Taken, Terms, dead_letter_topic, retry_topic};
 use in_flight::Owner;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,12 +73,40 @@ impl QueueLag {
 }
 
 /// How far all groups are behind, by group, topic and queue.
-pub(super) fn lags(store: &Store) -> impl Iterator<Item = (String, QueueLag)> {
-    store.committed_offsets().into_iter().map(|known| {
-        let end = store.max_offset(&known.topic, known.queue_id).unwrap_or(known.next);
-        let GroupOffset { group, topic, queue_id, next } = known;
-        (group, QueueLag { topic, queue_id, next, end })
-    })
+pub(super) fn lags(store: &Store) -> Vec<(String, QueueLag)> {
+    let mut topics = BTreeSet::new();
+    let mut known = BTreeMap::new();
+    for GroupOffset { group, topic, queue_id, next } in store.committed_offsets() {
+        if !is_system_topic(&topic) {
+            topics.extend(
+                [retry_topic(&group), dead_letter_topic(&group)].map(|own| (group.clone(), own)),
+            );
+        }
+        topics.insert((group.clone(), topic.clone()));
+        known.insert((group, topic, queue_id), next);
+    }
+    let mut lags = Vec::new();
+    for (group, topic) in topics {
+        // In those that have come since, it is where it begins.
+        for queue_id in store.queue_ids(&topic) {
+            let Some(end) = store.max_offset(&topic, queue_id) else { continue };
+            let min = store.min_offset(&topic, queue_id).unwrap_or(0);
+            let at = known.remove(&(group.clone(), topic.clone(), queue_id));
+            let next = at.unwrap_or(min);
+            lags.push((group.clone(), QueueLag { topic: topic.clone(), queue_id, next, end }));
+        }
+    }
+    // What it knows of queues that there are none of.
+    let gone = known.into_iter().map(|((group, topic, queue_id), next)| {
+        (group, QueueLag { topic, queue_id, next, end: next })
+    });
+    lags.extend(gone);
+    lags
+}
+
+/// Whether dead letters lie there.
+pub(super) fn is_dead_letter_topic(topic: &str) -> bool {
+    retry::is_dead_letter(topic)
 }
 
 impl Store {
@@ -124,10 +154,11 @@ impl Store {
         }
     }
 
-    /// How far a group is behind, by topic and queue, in the queues that it has an offset for: its retries
-    /// and dead letters are among them where there are any.
+    /// How far a group is behind, by topic and queue, in all queues of the topics that it has an offset of: its
+    /// retries and dead letters are among them where there are any. A consumer that gets
+    /// [everything for itself](ConsumerBuilder::broadcast) is a group of its own, `group%BROADCAST%instance`.
     pub fn lag(&self, group: &str) -> Vec<QueueLag> {
-        let of_group = lags(self).filter(|(known, _)| known == group);
+        let of_group = lags(self).into_iter().filter(|(known, _)| known == group);
         of_group.map(|(_, queue)| queue).collect()
     }
 
@@ -272,6 +303,9 @@ impl ConsumerBuilder {
         for topic in &own {
             store.require_topic(topic, 1)?;
         }
+        // Whoever asks for the same in another order agrees.
+        let mut subscriptions = subscriptions;
+        subscriptions.sort_by(|one, other| one.0.cmp(&other.0));
         let agreement = Agreement { subscriptions, mode, max_span: self.max_span };
         let group = Groups::join(&store, &group, agreement, from)?;
         let terms = Terms {

@@ -7,6 +7,7 @@ mod sql;
 pub use sql::SqlFilter;
 
 use crate::message::{RecordRef, java_string_hash};
+use std::collections::BTreeSet;
 
 /// What a fetch asks about a message.
 pub(super) trait Passes {
@@ -101,7 +102,9 @@ impl TagFilter {
     /// Messages with one of these tags. No tags at all means everything, not nothing.
     pub fn of<'a>(tags: impl IntoIterator<Item = &'a str>) -> Self {
         let tags = tags.into_iter().map(|tag| (i64::from(java_string_hash(tag)), tag.to_owned()));
-        Self { tags: tags.collect() }
+        // The same tags are the same filter.
+        let tags: BTreeSet<_> = tags.collect();
+        Self { tags: tags.into_iter().collect() }
     }
 }
 
