@@ -437,6 +437,11 @@ pub enum Error {
         /// What it says.
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// A transaction of the application's database was over before its time: the database has rolled it back by
+    /// itself, which SQLite does after some errors (`OR ROLLBACK`, a full disk, no memory) and MySQL after a
+    /// deadlock, or it was ended from within. Nothing was marked or recorded. What was changed in it is undone;
+    /// what was changed since is not.
+    RolledBack,
     /// Somebody else handles what has this key, or did when the process ended; once that is
     /// done, or its time is up, the same call may succeed.
     InProgress {
@@ -785,6 +790,11 @@ impl fmt::Display for Error {
                 CodecError::Malformed { what } => write!(f, "no {compression:?} body: {what}"),
             },
             Self::Database { source } => write!(f, "the database failed: {source}"),
+            Self::RolledBack => f.write_str(
+                "the transaction was over before its time, most likely rolled back by the database after an error \
+                 that nobody looked at: nothing was marked or recorded; pass on what statements fail with, and \
+                 begin a new one",
+            ),
             Self::InProgress { key } => {
                 write!(f, "somebody else is at {key:?}, try again later")
             }

@@ -113,6 +113,56 @@ fn an_effect_that_fails_or_panics_leaves_no_trace() {
     assert_eq!(once(&dedup, &mut database, "a"), Once::Ran(()));
 }
 
+/// As SQLite does by itself where it runs out of room or of memory.
+fn roll_back(database: &Connection) {
+    let refused = "CREATE TABLE IF NOT EXISTS one (id INTEGER PRIMARY KEY);
+        INSERT INTO one VALUES (1); INSERT OR ROLLBACK INTO one VALUES (1)";
+    database.execute_batch(refused).unwrap_err();
+    assert!(database.is_autocommit());
+}
+
+#[test]
+fn an_effect_whose_transaction_is_over_is_not_marked_though_it_says_that_all_is_well() {
+    for begins_anew in [false, true] {
+        let (mut database, _, dedup) = open_marks();
+        let result = dedup.once(&mut database, "a", |transaction| {
+            transaction.execute("INSERT INTO effects VALUES ('a')", [])?;
+            roll_back(transaction);
+            if begins_anew {
+                transaction.execute_batch("BEGIN")?;
+            }
+            Ok::<_, Error>(())
+        });
+        assert!(matches!(result, Err(Error::RolledBack)), "{result:?}");
+        assert!(database.is_autocommit(), "nothing is left open");
+        assert_eq!(effects(&database), 0);
+        assert_eq!(once(&dedup, &mut database, "a"), Once::Ran(()));
+        assert_eq!(effects(&database), 1);
+    }
+}
+
+#[test]
+fn marks_of_a_transaction_are_not_made_when_it_is_over() {
+    let (mut database, _, dedup) = open_marks();
+    let times = dedup.times();
+    let until = times.processing_until_ms;
+    let transaction = database.transaction().unwrap();
+    let mut marks = dedup.marks(&transaction);
+    assert_eq!(marks.begin("a", times.now_ms, until).unwrap(), Mark::Fresh);
+    roll_back(&transaction);
+    // Somebody else, in the same millisecond.
+    let mut others = dedup.marks(&transaction);
+    assert_eq!(others.begin("a", times.now_ms, until).unwrap(), Mark::Fresh);
+    let over = [
+        marks.succeed("a", times.done_until_ms),
+        marks.fail("a", until),
+        marks.begin("b", times.now_ms, until).map(drop),
+    ];
+    assert!(over.iter().all(|it| matches!(it, Err(Error::RolledBack))), "{over:?}");
+    assert_eq!(others.begin("a", times.now_ms, until).unwrap(), Mark::Processing);
+    assert_eq!(others.begin("b", times.now_ms, until).unwrap(), Mark::Fresh);
+}
+
 #[test]
 fn marks_that_have_run_out_are_forgotten_as_others_are_made() {
     let (mut database, clock, dedup) = open_marks();

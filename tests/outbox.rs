@@ -140,6 +140,23 @@ fn a_message_is_there_if_and_only_if_what_it_is_about_was_committed() {
 }
 
 #[test]
+fn nothing_is_recorded_in_a_transaction_that_the_database_has_rolled_back() {
+    let dir = TempDir::in_memory();
+    let path = dir.path().join("orders.db");
+    let mut table = SqliteOutbox::open(Connection::open(&path).unwrap()).unwrap();
+    let mut database = Connection::open(&path).unwrap();
+    let schema = "CREATE TABLE orders (id INTEGER PRIMARY KEY); INSERT INTO orders VALUES (1)";
+    database.execute_batch(schema).unwrap();
+    let change = database.transaction().unwrap();
+    change.execute("INSERT INTO orders VALUES (42)", []).unwrap();
+    // Nobody looks at what it says.
+    change.execute("INSERT OR ROLLBACK INTO orders VALUES (1)", []).unwrap_err();
+    let recorded = SqliteOutbox::record(&change, &message("paid 42"));
+    assert_eq!(table.counts().unwrap(), counts(0, 0, 0));
+    assert!(matches!(recorded, Err(Error::RolledBack)), "{recorded:?}");
+}
+
+#[test]
 fn a_message_arrives_as_it_was_recorded_and_with_the_id_that_it_was_given_then() {
     let bench = Bench::new();
     let outbox = bench.outbox();

@@ -63,6 +63,10 @@ pub enum Mark {
 /// neither is. Used *outside* of one, each call is a transaction of its own, and the effect happens at least
 /// once. [`run`](Self::run) does the right thing in both cases.
 ///
+/// Some databases end a transaction by themselves after an error, which whoever runs the effect may not have
+/// looked at. Marks of a transaction must then fail, with [`Error::RolledBack`]: they would be there without the
+/// effect.
+///
 /// Times are in milliseconds since 1970. Every mark has a time until which it counts, and is as good as absent
 /// from then on.
 pub trait Marks {
@@ -70,7 +74,8 @@ pub trait Marks {
     /// [fresh](Mark::Fresh): of two who ask at the same time, one gets it.
     ///
     /// # Errors
-    /// [`Error::Database`], here and in all other calls.
+    /// [`Error::Database`], and [`Error::RolledBack`] where it is the marks of a transaction that is over, here
+    /// and in all other calls.
     fn begin(&mut self, key: &str, now_ms: i64, until_ms: i64) -> Result<Mark>;
 
     /// Marks `key` SUCCESS until `until_ms`, whatever it was.
@@ -89,8 +94,8 @@ pub trait Marks {
     /// `effect` fails.
     ///
     /// # Errors
-    /// What `effect` says; [`Error::InProgress`] if somebody else is at it; [`Error::Database`]. If the last
-    /// mark fails, `effect` has run: in a transaction, do not commit.
+    /// What `effect` says; [`Error::InProgress`] if somebody else is at it; [`Error::RolledBack`];
+    /// [`Error::Database`]. If the last mark fails, `effect` has run: in a transaction, do not commit.
     fn run<T, E: From<Error>>(
         &mut self,
         key: &str,

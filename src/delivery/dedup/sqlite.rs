@@ -115,9 +115,13 @@ impl SqliteDedup {
     /// nothing marked. What `effect` does beside the transaction may happen more often. Waits for other writers
     /// as long as the `busy_timeout` of `database` says.
     ///
+    /// `effect` must pass on what statements fail with. After some errors SQLite has rolled back all that was
+    /// done, and what is done then is done at once: it is not undone, and happens again.
+    ///
     /// # Errors
-    /// What `effect` says; [`Error::Database`], after which nothing was changed, unless it was the commit
-    /// that failed: call it again to know. [`Error::InProgress`] where [`guarded`](Self::guarded) is at the key.
+    /// What `effect` says; [`Error::RolledBack`] if it says that all is well, but its transaction is over;
+    /// [`Error::Database`], after which nothing was changed, unless it was the commit that failed: call it
+    /// again to know. [`Error::InProgress`] where [`guarded`](Self::guarded) is at the key.
     pub fn once<T, E: From<Error>>(
         &self,
         database: &mut Connection,
@@ -127,7 +131,11 @@ impl SqliteDedup {
         // It begins with a write, which a deferred transaction might be refused.
         let begun = database.transaction_with_behavior(TransactionBehavior::Immediate);
         let transaction = begun.map_err(Error::from)?;
-        let once = self.marks(&transaction).run(key, self.times(), |_| effect(&transaction))?;
+        let once = self.marks(&transaction).run(key, self.times(), |marks| -> Result<T, E> {
+            let value = effect(&transaction)?;
+            // Another transaction may have been begun in its place.
+            if marks.is_begun(key)? { Ok(value) } else { Err(Error::RolledBack.into()) }
+        })?;
         transaction.commit().map_err(Error::from)?;
         Ok(once)
     }
@@ -149,9 +157,11 @@ impl SqliteDedup {
         self.marks(database).run(key, self.times(), |_| effect())
     }
 
-    /// The marks themselves: of a transaction, where the caller begins and commits it, or of a connection.
+    /// The marks themselves: of a transaction, where the caller begins and commits it, or of a connection. Those
+    /// of a transaction fail with [`Error::RolledBack`] when it is over.
     pub fn marks<'a>(&'a self, database: &'a Connection) -> SqliteMarks<'a> {
-        SqliteMarks { database, scope: &self.scope }
+        let in_transaction = !database.is_autocommit();
+        SqliteMarks { database, scope: &self.scope, in_transaction }
     }
 
     /// What time it is, and until when marks that are made now count.
@@ -173,10 +183,28 @@ impl SqliteDedup {
 pub struct SqliteMarks<'a> {
     database: &'a Connection,
     scope: &'a str,
+    in_transaction: bool,
+}
+
+impl SqliteMarks<'_> {
+    /// SQLite may have ended the transaction by itself: a mark would be one without its effect.
+    fn check(&self) -> Result<()> {
+        if self.in_transaction && self.database.is_autocommit() {
+            return Err(Error::RolledBack);
+        }
+        Ok(())
+    }
+
+    fn is_begun(&self, key: &str) -> Result<bool> {
+        let look = "SELECT state = 'PROCESSING' FROM duralog_marks WHERE scope = ?1 AND key = ?2";
+        let found = self.database.query_row(look, params![self.scope, key], |row| row.get(0));
+        Ok(found.optional()?.unwrap_or(false))
+    }
 }
 
 impl Marks for SqliteMarks<'_> {
     fn begin(&mut self, key: &str, now_ms: i64, until_ms: i64) -> Result<Mark> {
+        self.check()?;
         let forget = "DELETE FROM duralog_marks WHERE rowid IN
             (SELECT rowid FROM duralog_marks WHERE until_ms <= ?1 ORDER BY until_ms LIMIT ?2)";
         self.database.execute(forget, params![now_ms, FORGET])?;
@@ -197,6 +225,7 @@ impl Marks for SqliteMarks<'_> {
     }
 
     fn succeed(&mut self, key: &str, until_ms: i64) -> Result<()> {
+        self.check()?;
         let mark = "INSERT INTO duralog_marks (scope, key, state, until_ms)
             VALUES (?1, ?2, 'SUCCESS', ?3)
             ON CONFLICT (scope, key) DO UPDATE SET state = 'SUCCESS', until_ms = ?3";
@@ -205,6 +234,7 @@ impl Marks for SqliteMarks<'_> {
     }
 
     fn fail(&mut self, key: &str, until_ms: i64) -> Result<()> {
+        self.check()?;
         let delete = "DELETE FROM duralog_marks
             WHERE scope = ?1 AND key = ?2 AND state = 'PROCESSING' AND until_ms = ?3";
         self.database.execute(delete, params![self.scope, key, until_ms])?;

@@ -3,7 +3,7 @@
 use super::{
     DeadMessage, DueMessages, OutboxCounts, OutboxTable, PendingMessage, SealedMessage, SendFailure,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::message::Message;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
@@ -94,7 +94,7 @@ impl SqliteOutbox {
     /// The table of `database`, created if it is not there: before anything can be recorded.
     ///
     /// # Errors
-    /// [`Error::Database`](crate::Error::Database).
+    /// [`Error::Database`].
     pub fn open(database: Connection) -> Result<Self> {
         database.execute_batch(SCHEMA)?;
         Ok(Self { database })
@@ -105,8 +105,12 @@ impl SqliteOutbox {
     /// Wake the outbox with [`notify`](super::Outbox::notify) after the commit.
     ///
     /// # Errors
-    /// As [`SealedMessage::seal`], and [`Error::Database`](crate::Error::Database). Nothing was recorded.
+    /// As [`SealedMessage::seal`]; [`Error::Database`]; [`Error::RolledBack`] if the transaction is over, which it
+    /// can be by itself after an error that nobody looked at. Nothing was recorded.
     pub fn record(transaction: &Transaction<'_>, message: &Message) -> Result<i64> {
+        if transaction.is_autocommit() {
+            return Err(Error::RolledBack);
+        }
         let sealed = SealedMessage::seal(message)?;
         let insert =
             "INSERT INTO duralog_outbox (unique_key, topic, lane, message) VALUES (?1, ?2, ?3, ?4)";

@@ -8,7 +8,9 @@ use crate::message::Message;
 ///
 /// How a message is recorded within the application's transaction is the implementation's own: the method
 /// that does it takes whatever a transaction is there, [seals](SealedMessage::seal) the message and
-/// adds it as one that is pending, with no attempts, due at once. Ids must grow in the order in which
+/// adds it as one that is pending, with no attempts, due at once. It must fail, with
+/// [`Error::RolledBack`](crate::Error::RolledBack), where the database has ended that transaction by itself: the
+/// message would be sent, and what it is about undone. Ids must grow in the order in which
 /// transactions commit as far as the order of messages matters: rows of one lane, recorded one after the
 /// other, must have ascending ids.
 ///
