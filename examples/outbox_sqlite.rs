@@ -116,7 +116,11 @@ fn main() -> Result<()> {
             break;
         }
         for message in batch {
-            let key = message.keys().unwrap_or_default();
+            // What says of no order what it is about is for people to look at.
+            let Some(key) = message.keys() else {
+                message.reject()?;
+                continue;
+            };
             let once = dedup.once(&mut database, key, |transaction| {
                 transaction.execute("INSERT INTO mails VALUES (?1)", [key])?;
                 Ok::<_, Error>(())

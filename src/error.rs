@@ -442,6 +442,9 @@ pub enum Error {
     /// deadlock, or it was ended from within. Nothing was marked or recorded. What was changed in it is undone;
     /// what was changed since is not.
     RolledBack,
+    /// What is to be handled once has an empty key: it would be taken for a copy of all others that have none.
+    /// Nothing ran, and nothing was marked.
+    EmptyKey,
     /// Somebody else handles what has this key, or did when the process ended; once that is
     /// done, or its time is up, the same call may succeed.
     InProgress {
@@ -794,6 +797,10 @@ impl fmt::Display for Error {
                 "the transaction was over before its time, most likely rolled back by the database after an error \
                  that nobody looked at: nothing was marked or recorded; pass on what statements fail with, and \
                  begin a new one",
+            ),
+            Self::EmptyKey => f.write_str(
+                "an empty key, which would make copies of each other of all messages that have none: give it one \
+                 when it is sent, or take what else tells it from others",
             ),
             Self::InProgress { key } => {
                 write!(f, "somebody else is at {key:?}, try again later")

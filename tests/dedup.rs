@@ -113,6 +113,55 @@ fn an_effect_that_fails_or_panics_leaves_no_trace() {
     assert_eq!(once(&dedup, &mut database, "a"), Once::Ran(()));
 }
 
+/// Of a database that takes every key.
+struct AnyKey;
+
+impl Marks for AnyKey {
+    fn begin(&mut self, _: &str, _: i64, _: i64) -> Result<Mark> {
+        Ok(Mark::Fresh)
+    }
+
+    fn succeed(&mut self, _: &str, _: i64) -> Result<()> {
+        Ok(())
+    }
+
+    fn fail(&mut self, _: &str, _: i64) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn messages_without_a_key_are_not_taken_for_copies_of_each_other() {
+    let (mut database, _, dedup) = open_marks();
+    let refused = [
+        dedup.once::<(), Error>(&mut database, "", |_| panic!("it ran")).map(drop),
+        dedup.guarded::<(), Error>(&database, "", || panic!("it ran")).map(drop),
+        AnyKey.run::<(), Error>("", dedup.times(), |_| panic!("it ran")).map(drop),
+        dedup.marks(&database).begin("", 0, 1).map(drop),
+        dedup.marks(&database).succeed("", 1),
+    ];
+    assert!(refused.iter().all(|it| matches!(it, Err(Error::EmptyKey))), "{refused:?}");
+    assert_eq!(once(&dedup, &mut database, "a"), Once::Ran(()), "no transaction is left open");
+
+    // The built-in one has a way to do without.
+    let bench = Bench::new();
+    let consumer = subscribed(&bench.store).open().unwrap();
+    let dedup = consumer.deduplicator().key(|view| {
+        let record = view.record();
+        Some(record.tags().unwrap_or_default().to_owned())
+    });
+    let dedup = dedup.open().unwrap();
+    for key in ["a", "b"] {
+        bench.put(key);
+    }
+    assert_eq!(bench.handle(&consumer, &dedup), ["a", "b"]);
+    assert_eq!(dedup.known_keys(), 0);
+    assert_eq!(
+        consumer.deduplicator().key(|_| Some(String::new())).open().unwrap().known_keys(),
+        0
+    );
+}
+
 /// As SQLite does by itself where it runs out of room or of memory.
 fn roll_back(database: &Connection) {
     let refused = "CREATE TABLE IF NOT EXISTS one (id INTEGER PRIMARY KEY);

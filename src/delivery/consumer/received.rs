@@ -68,7 +68,9 @@ impl Received {
         self.view.record().keys()
     }
 
-    /// The producer's own id of the message: the same, however often it comes.
+    /// The producer's own id of the message: the same, however often it comes. `None` if it was put without one:
+    /// a [`Producer`](crate::delivery::Producer) and an outbox give one, [`Store::put`](crate::Store::put) does
+    /// not.
     pub fn unique_key(&self) -> Option<&str> {
         self.view.record().unique_key()
     }

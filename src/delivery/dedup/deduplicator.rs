@@ -57,8 +57,8 @@ impl DeduplicatorBuilder {
     }
 
     /// What tells copies of a message from other messages: those with the same key are one, whatever their
-    /// topic. `None`: the message is handled however often it comes. Called also for messages that
-    /// were handled before. Default: [`unique_key`](Received::unique_key), or where the first copy lies if it
+    /// topic. `None`, or an empty one: the message is handled however often it comes. Called also for messages
+    /// that were handled before. Default: [`unique_key`](Received::unique_key), or where the first copy lies if it
     /// has none.
     pub fn key(
         mut self,
@@ -80,6 +80,8 @@ impl DeduplicatorBuilder {
             let (field, value) = ("max_keys", max_keys.to_string());
             return Err(Error::Config { field, value, allowed: "1 to 100000000" });
         }
+        // All that have an empty one would be copies of each other.
+        let key: Arc<KeyOf> = Arc::new(move |view| key(view).filter(|key| !key.is_empty()));
         let (store, offsets_name, topics) = consumer.reads();
         let window_ms = i64::try_from(window.as_millis()).unwrap_or(i64::MAX);
         let since = store.clock().unix_millis().saturating_sub(window_ms);

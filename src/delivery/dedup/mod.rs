@@ -14,6 +14,8 @@
 //!
 //! The key is what tells copies: the message's [`unique_key`](super::Received::unique_key), which a producer
 //! gives once, or something of the application's own, such as a number of an order and what happened to it.
+//! [`Store::put`](crate::Store::put) gives none: a message that was put without a key of its own has none, and an
+//! empty key is refused with [`Error::EmptyKey`], as all that have it would be copies of each other.
 
 mod deduplicator;
 mod recent;
@@ -94,8 +96,9 @@ pub trait Marks {
     /// `effect` fails.
     ///
     /// # Errors
-    /// What `effect` says; [`Error::InProgress`] if somebody else is at it; [`Error::RolledBack`];
-    /// [`Error::Database`]. If the last mark fails, `effect` has run: in a transaction, do not commit.
+    /// What `effect` says; [`Error::EmptyKey`]; [`Error::InProgress`] if somebody else is at it;
+    /// [`Error::RolledBack`]; [`Error::Database`]. If the last mark fails, `effect` has run: in a transaction, do
+    /// not commit.
     fn run<T, E: From<Error>>(
         &mut self,
         key: &str,
@@ -105,6 +108,7 @@ pub trait Marks {
     where
         Self: Sized,
     {
+        check_key(key)?;
         match self.begin(key, times.now_ms, times.processing_until_ms)? {
             Mark::Done => return Ok(Once::AlreadyDone),
             Mark::Processing => return Err(Error::InProgress { key: key.to_owned() }.into()),
@@ -122,6 +126,11 @@ pub trait Marks {
             }
         }
     }
+}
+
+/// All that have no key would be copies of each other, and only the first of them would be handled.
+fn check_key(key: &str) -> Result<()> {
+    if key.is_empty() { Err(Error::EmptyKey) } else { Ok(()) }
 }
 
 /// What time it is for a mark, and until when it counts, in milliseconds since 1970.

@@ -1,6 +1,6 @@
 //! Marks in an application's SQLite database.
 
-use super::{Mark, MarkTimes, Marks, Once};
+use super::{Mark, MarkTimes, Marks, Once, check_key};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
@@ -47,7 +47,11 @@ const FORGET: i64 = 4;
 ///
 /// let consumer = store.consumer("billing").subscribe("orders", TagFilter::any()).open()?;
 /// for message in consumer.poll(Duration::from_secs(1))? {
-///     let key = message.unique_key().unwrap_or_default();
+///     // It was put without one: nobody can tell its copies.
+///     let Some(key) = message.unique_key() else {
+///         message.reject()?;
+///         continue;
+///     };
 ///     let once = dedup.once(&mut database, key, |transaction| {
 ///         let cents: i64 = std::str::from_utf8(message.body()).unwrap_or("0").parse().unwrap_or(0);
 ///         transaction.execute("UPDATE paid SET cents = cents + ?1", [cents])?;
@@ -121,7 +125,7 @@ impl SqliteDedup {
     /// # Errors
     /// What `effect` says; [`Error::RolledBack`] if it says that all is well, but its transaction is over;
     /// [`Error::Database`], after which nothing was changed, unless it was the commit that failed: call it
-    /// again to know. [`Error::InProgress`] where [`guarded`](Self::guarded) is at the key.
+    /// again to know. [`Error::InProgress`] where [`guarded`](Self::guarded) is at the key; [`Error::EmptyKey`].
     pub fn once<T, E: From<Error>>(
         &self,
         database: &mut Connection,
@@ -147,7 +151,7 @@ impl SqliteDedup {
     ///
     /// # Errors
     /// What `effect` says; [`Error::InProgress`] if somebody else is at it, who may be gone: let the message
-    /// come again later; [`Error::Database`].
+    /// come again later; [`Error::EmptyKey`]; [`Error::Database`].
     pub fn guarded<T, E: From<Error>>(
         &self,
         database: &Connection,
@@ -205,6 +209,7 @@ impl SqliteMarks<'_> {
 impl Marks for SqliteMarks<'_> {
     fn begin(&mut self, key: &str, now_ms: i64, until_ms: i64) -> Result<Mark> {
         self.check()?;
+        check_key(key)?;
         let forget = "DELETE FROM duralog_marks WHERE rowid IN
             (SELECT rowid FROM duralog_marks WHERE until_ms <= ?1 ORDER BY until_ms LIMIT ?2)";
         self.database.execute(forget, params![now_ms, FORGET])?;
@@ -226,6 +231,7 @@ impl Marks for SqliteMarks<'_> {
 
     fn succeed(&mut self, key: &str, until_ms: i64) -> Result<()> {
         self.check()?;
+        check_key(key)?;
         let mark = "INSERT INTO duralog_marks (scope, key, state, until_ms)
             VALUES (?1, ?2, 'SUCCESS', ?3)
             ON CONFLICT (scope, key) DO UPDATE SET state = 'SUCCESS', until_ms = ?3";
