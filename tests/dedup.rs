@@ -456,6 +456,65 @@ fn as_many_keys_are_known_as_were_asked_for_and_for_as_long() {
     assert!(matches!(refused, Err(Error::Config { field: "max_keys", .. })));
 }
 
+/// The keys that a deduplicator knows at its start are those of which a copy is not handled.
+fn known_at_start(bench: &Bench, max_keys: usize, keys: &[String]) -> Vec<String> {
+    let consumer = subscribed(&bench.store).open().unwrap();
+    let dedup = consumer.deduplicator().max_keys(max_keys).open().unwrap();
+    assert!(dedup.known_keys() <= max_keys);
+    let mut known = Vec::new();
+    for key in keys {
+        bench.put(key);
+        for message in consumer.poll(NOW).unwrap() {
+            if dedup.handle(&message, || Err::<(), ()>(())).is_ok() {
+                known.push(key_of(&message));
+            }
+            message.ack().unwrap();
+        }
+    }
+    known
+}
+
+#[test]
+fn the_newest_keys_are_known_after_a_restart_however_many_queues_they_lie_in() {
+    let bench = Bench::new();
+    let (consumer, dedup) = bench.consumer();
+    let key = |number: i32| format!("key-{number}");
+    for number in 0..16 * 120 {
+        let message = Message::new("orders", "x").unique_key(key(number)).queue(number % 16);
+        put(&bench.store, message).unwrap();
+        bench.clock.advance(Duration::from_millis(1));
+    }
+    while !bench.handle(&consumer, &dedup).is_empty() {}
+    drop((consumer, dedup));
+    let bench = bench.reopen();
+    let last = |count: i32| (16 * 120 - count..16 * 120).map(key).collect::<Vec<_>>();
+    assert_eq!(known_at_start(&bench, 100, &last(120)), last(100));
+}
+
+#[test]
+fn copies_of_one_message_and_messages_of_others_take_no_places() {
+    let bench = Bench::new();
+    let paid = || bench.store.consumer("billing").subscribe("orders", TagFilter::of(["paid"]));
+    let consumer = paid().open().unwrap();
+    for number in 0..6000 {
+        let tag = if number % 200 == 0 { "paid" } else { "placed" };
+        let message = Message::new("orders", "x").unique_key(number.to_string()).tag(tag);
+        put(&bench.store, message).unwrap();
+    }
+    for _ in 0..20 {
+        put(&bench.store, Message::new("orders", "x").unique_key("again").tag("paid")).unwrap();
+    }
+    loop {
+        let batch = consumer.poll(NOW).unwrap();
+        if batch.is_empty() && bench.store.committed_offset("billing", "orders", 0) == Some(6020) {
+            break;
+        }
+        batch.ack().unwrap();
+    }
+    assert_eq!(consumer.deduplicator().max_keys(25).open().unwrap().known_keys(), 25);
+    assert_eq!(consumer.deduplicator().open().unwrap().known_keys(), 31);
+}
+
 #[test]
 fn what_the_group_did_not_ask_for_is_not_taken_for_handled() {
     let bench = Bench::new();

@@ -14,10 +14,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Messages read in one go.
-const CHUNK: u64 = 256;
+/// Messages of a queue read in one go: few at first, as there may be many queues.
+const CHUNKS: std::ops::RangeInclusive<u64> = 32..=1024;
+/// Messages taken for each key that is kept, at most: many may be copies.
+const COPIES: u64 = 16;
+/// Messages that may be taken however few keys are kept.
+const COPIES_MIN: u64 = 10_000;
 /// Messages looked at for each key that is kept, at most: a filter may let few of them pass.
-const SCAN_FACTOR: u64 = 16;
+const LOOKS: u64 = 100;
+/// Messages that may be looked at however few keys are kept.
+const LOOKS_MIN: u64 = 1_000_000;
 
 type KeyOf = dyn Fn(&MessageView) -> Option<String> + Send + Sync;
 
@@ -68,8 +74,10 @@ impl DeduplicatorBuilder {
         self
     }
 
-    /// Reads back which messages the group is done with: as many as are to be known, and not all of the
-    /// queues.
+    /// Reads back which messages the group is done with, the newest of all its queues first: as many as are to
+    /// be known, and not all of the queues. Where few of the messages pass the subscription, or many are copies,
+    /// it ends after looking at the newest 1,000,000 or [`max_keys`](Self::max_keys) times 100, whichever is more,
+    /// or after taking 10,000 that pass, or `max_keys` times 16.
     ///
     /// # Errors
     /// [`Error::Config`] for a value out of range; [`Error::Io`]. A message that is damaged is passed
@@ -281,26 +289,31 @@ fn settled(
             // It only saves time.
             let since = store.offset_by_time(topic, id, since, TimeBound::Lower);
             let low = since.ok().flatten().unwrap_or(first).max(first);
-            queues.push(Backwards { topic, filter, id, low, end, found: Vec::new() });
+            let (found, newest_left, chunk) = (Vec::new(), i64::MAX, *CHUNKS.start());
+            queues.push(Backwards { topic, filter, id, low, end, found, newest_left, chunk });
         }
     }
-    let mut budget = (max as u64).saturating_mul(SCAN_FACTOR).max(CHUNK);
+    let mut looks = (max as u64).saturating_mul(LOOKS).max(LOOKS_MIN);
+    let mut takes = (max as u64).saturating_mul(COPIES).max(COPIES_MIN);
     let (mut newest, mut known) = (Vec::new(), HashSet::new());
-    while newest.len() < max {
-        for queue in &mut queues {
-            queue.refill(store, &mut budget)?;
-        }
-        let last = |queue: &Backwards<'_>| Some(queue.found.last()?.record().store_timestamp());
-        let Some(queue) = queues.iter_mut().max_by_key(|queue| last(queue)) else { break };
-        let Some(view) = queue.found.pop() else { break };
-        let stored_at = view.record().store_timestamp();
-        if stored_at < since {
+    while newest.len() < max && takes > 0 {
+        let next = queues.iter_mut().filter_map(|queue| Some((queue.next()?, queue)));
+        let Some((at, queue)) = next.max_by_key(|(at, _)| *at) else { break };
+        if at < since {
             break;
         }
+        let Some(view) = queue.found.pop() else {
+            if looks == 0 {
+                break;
+            }
+            looks = looks.saturating_sub(queue.refill(store)?);
+            continue;
+        };
+        takes -= 1;
         if let Some(key) = key(&view) {
             let key: Arc<str> = key.into();
             if known.insert(key.clone()) {
-                newest.push((stored_at, key));
+                newest.push((at, key));
             }
         }
     }
@@ -316,31 +329,53 @@ struct Backwards<'a> {
     end: u64,
     /// In their order.
     found: Vec<MessageView>,
+    /// None that is left is newer.
+    newest_left: i64,
+    chunk: u64,
 }
 
 impl Backwards<'_> {
-    /// Sees to it that there is a message at hand, if there is one left.
-    fn refill(&mut self, store: &Store, budget: &mut u64) -> Result<()> {
-        while self.found.is_empty() && self.end > self.low && *budget > 0 {
-            let start = self.low.max(self.end.saturating_sub(CHUNK));
-            *budget = budget.saturating_sub(self.end - start);
-            let mut at = start;
-            while at < self.end {
-                let (offsets, max) = (at..self.end, CHUNK as usize);
-                match store.get_before(self.topic, self.id, offsets, max, self.filter) {
-                    Ok(found) => {
-                        self.found.extend(found.messages);
-                        if found.next_offset <= at {
-                            break;
-                        }
-                        at = found.next_offset;
-                    }
-                    Err(Error::Corrupt { .. }) => at += 1,
-                    Err(error) => return Err(error),
-                }
-            }
-            self.end = start;
-        }
-        Ok(())
+    /// When its next message was stored, or at the latest if that is not known yet.
+    fn next(&self) -> Option<i64> {
+        let left = || (self.end > self.low).then_some(self.newest_left);
+        self.found.last().map(stored_at).or_else(left)
     }
+
+    /// Looks at some more messages; at how many.
+    fn refill(&mut self, store: &Store) -> Result<u64> {
+        let start = self.low.max(self.end.saturating_sub(self.chunk));
+        let looked_at = self.end - start;
+        let mut at = start;
+        while at < self.end {
+            let (offsets, max) = (at..self.end, looked_at as usize);
+            match store.get_before(self.topic, self.id, offsets, max, self.filter) {
+                Ok(found) => {
+                    self.found.extend(found.messages);
+                    if found.next_offset <= at {
+                        break;
+                    }
+                    at = found.next_offset;
+                }
+                Err(Error::Corrupt { .. }) => at += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        let first = match self.found.first() {
+            Some(view) => Some(stored_at(view)),
+            // Those of other queues come before what is older than this.
+            None => {
+                let any = Filter::any();
+                let first = store.get_before(self.topic, self.id, start..start + 1, 1, &any);
+                first.ok().and_then(|it| it.messages.first().map(stored_at))
+            }
+        };
+        self.newest_left = self.newest_left.min(first.unwrap_or(i64::MAX));
+        self.end = start;
+        self.chunk = (self.chunk * 2).min(*CHUNKS.end());
+        Ok(looked_at)
+    }
+}
+
+fn stored_at(view: &MessageView) -> i64 {
+    view.record().store_timestamp()
 }
