@@ -435,6 +435,42 @@ fn what_is_stored_but_not_safe_yet_is_not_stored_again_and_is_marked_when_it_is(
 }
 
 #[test]
+fn no_more_than_sixty_four_messages_wait_to_become_safe_and_are_sent_twice_by_a_crash() {
+    for crashes in [false, true] {
+        let replica = ScriptedReplica::new(ReplicaBehaviour::Absent);
+        let bench = Bench::with(config(), Some(replica.clone()));
+        for number in 0..300 {
+            bench.record(&message(&number.to_string()));
+        }
+        let outbox = bench.outbox();
+        for _ in 0..10 {
+            run(&outbox);
+            assert_eq!(outbox.counts().unwrap(), counts(300, 0, 0));
+            assert_eq!(bench.store.stats().messages, 64);
+            bench.clock.advance(HOUR);
+        }
+        if !crashes {
+            // Whoever marks them by hand does not hold up the others.
+            let ids: Vec<_> = (1..=64).collect();
+            bench.table.clone().mark_sent(&ids, bench.unix_millis()).unwrap();
+            replica.behave(ReplicaBehaviour::Confirm { delay: Duration::ZERO });
+            eventually("the replicas have it", || bench.store.stats().watermarks.confirmed > 0);
+            run(&outbox);
+            assert_eq!(outbox.counts().unwrap(), counts(0, 300, 0));
+            assert_eq!(bench.store.stats().messages, 300);
+            continue;
+        }
+        let environment = Environment::on(bench.disk.kill().shared()).stepped();
+        let store = Store::open_in(config(), environment).unwrap();
+        let producer = store.producer("orders-service").open().unwrap();
+        let outbox = Outbox::builder(producer, bench.table.clone()).start().unwrap();
+        run(&outbox);
+        assert_eq!(outbox.counts().unwrap(), counts(0, 300, 0));
+        assert_eq!(bodies(&store).len(), 300 + 64);
+    }
+}
+
+#[test]
 fn what_the_producer_accepts_is_marked_only_when_it_is_as_safe_as_asked() {
     let replica = ScriptedReplica::new(ReplicaBehaviour::Absent);
     let bench = Bench::with(config(), Some(replica.clone()));

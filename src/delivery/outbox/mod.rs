@@ -8,8 +8,10 @@
 //! * A message whose recording was rolled back is never sent.
 //! * One whose recording was committed is sent at least once, or is [dead](Outbox::dead) and can be seen to be.
 //!   It is marked only after the store has said [`PutOk`](crate::PutStatus::PutOk), so that a crash in between
-//!   sends it again, with the same [id](SealedMessage::unique_key): up to 64 messages that were just sent. Who
-//!   must not handle such a copy twice finds the means in [`dedup`](super::dedup).
+//!   sends it again, with the same [id](SealedMessage::unique_key): up to 64 messages, as no more than that are
+//!   stored and not marked at a time. A producer with a second store sends a message again, without any crash,
+//!   after each attempt that is not `PutOk`. Who must not handle such a copy twice finds the means in
+//!   [`dedup`](super::dedup).
 //! * Messages with the same [sharding key](crate::Message::sharding_key) are first stored in the order of their
 //!   ids, each when the one before it is safe, or is dead. Copies that a crash makes come in that order once
 //!   more, beginning with any of them. One that dies lets the later ones pass, and is sent behind them if it
@@ -23,7 +25,8 @@
 //!   per `retry_pause` is tried, so that a long outage does not kill all of them.
 //! * *A message that no store would take* (too large, an unknown topic, a damaged row): it is dead at once.
 //! * *Stored, but not as safe as asked* (slow disk, replicas that are away): it is marked when it has become so,
-//!   and not sent again meanwhile, unless the producer has a second store. It does not die.
+//!   and not sent again meanwhile, unless the producer has a second store. It does not die. While 64 messages
+//!   wait for that, no others are sent.
 //! * *A store that is closed or latched*: nothing is held against the messages. [`Outbox::trouble`] tells; they
 //!   go on with an outbox on the store that is opened next.
 //! * *The database*: tried again after `retry_pause`, and nothing is sent before what was sent is marked.

@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Messages sent before any of them is marked: as many as a crash may send twice.
+/// Messages that are sent and not marked, at most: as many as a crash may send twice.
 pub(super) const BATCH: usize = 64;
 /// Bytes that a store takes before somebody must write them, where no thread does.
 const LAID: usize = 1 << 20;
@@ -93,6 +93,9 @@ impl Relay {
     }
 
     fn round(&self, state: &mut State) -> Result<(Option<Error>, Next)> {
+        // Whether or not they are due: there is only room for so many.
+        let safe = state.in_doubt.extract_if(|_, end| self.is_safe(*end));
+        state.unmarked.extend(safe.map(|(id, _)| id));
         self.mark_sent(state)?;
         let now = self.unix_millis();
         self.prune(state, now)?;
@@ -175,6 +178,10 @@ impl Relay {
                     continue;
                 }
             };
+            if round.sent.len() + state.in_doubt.len() + flights.len() >= BATCH {
+                round.end = Some(End::Pause);
+                break;
+            }
             laid += pending.bytes.len();
             self.producer.drive(laid > LAID);
             laid = if laid > LAID { 0 } else { laid };
@@ -202,7 +209,7 @@ impl Relay {
     /// it and be no safer.
     fn look_again(&self, state: &mut State, round: &mut Round, pending: &PendingMessage, end: u64) {
         let store = self.producer.store();
-        if store.safe_end() >= end && store.is_confirmed(end) {
+        if self.is_safe(end) {
             state.in_doubt.remove(&pending.id);
             round.sent.push(pending.id);
             return;
@@ -215,6 +222,11 @@ impl Relay {
         let error = "stored, but not yet as safe as the store's settings ask".to_owned();
         let next_ms = Some(self.again_at(self.options.pause));
         round.hold(pending, SendFailure { attempts: pending.attempts, next_ms, error });
+    }
+
+    fn is_safe(&self, end: u64) -> bool {
+        let store = self.producer.store();
+        store.safe_end() >= end && store.is_confirmed(end)
     }
 
     fn again_at(&self, pause: Duration) -> i64 {
