@@ -1,7 +1,7 @@
 //! Consumers: who gets which message, what becomes of it, and how far a group comes.
 
 use duralog::clock::ManualClock;
-use duralog::delivery::{ConsumeFrom, Consumer, Handled, Settled};
+use duralog::delivery::{ConsumeFrom, Consumer, DeadLetters, Handled, Settled};
 use duralog::disk::{Cut, SimDisk};
 use duralog::tables::{Tables, TopicTable};
 use duralog::{Environment, Error, Message, Next, Store, StoreConfig, StoreWorker, TagFilter};
@@ -328,6 +328,32 @@ fn rejected_messages_are_dead_letters_until_they_are_sent_back_or_given_up() {
     drop((consumer, other));
     world.kill();
     assert_eq!(world.store.dead_letters("billing").count(), 0);
+}
+
+#[test]
+fn letters_that_were_sent_back_or_given_up_do_not_come_again_when_the_power_fails() {
+    type Act = fn(&DeadLetters) -> duralog::Result<usize>;
+    let acts: [Act; 4] = [
+        |letters| letters.discard(2),
+        |letters| letters.redrive(2),
+        |letters| letters.redrive_to_topic(2),
+        |letters| letters.discard(0),
+    ];
+    for (act, settled) in acts.into_iter().zip([2, 2, 2, 0]) {
+        let mut world = World::new();
+        world.fill(3);
+        let consumer = world.consumer();
+        for message in consumer.poll(NOW).unwrap() {
+            message.reject().unwrap();
+        }
+        world.store.flush_offsets().unwrap();
+        let letters = world.store.dead_letters("billing");
+        assert_eq!(act(&letters).unwrap(), settled);
+        drop((letters, consumer));
+        world.disk = world.disk.cut_power(Cut::losing_all());
+        world.store = World::open(&world.disk, &world.clock);
+        assert_eq!(world.store.dead_letters("billing").count(), 3 - settled as u64);
+    }
 }
 
 #[test]
