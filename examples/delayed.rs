@@ -5,8 +5,9 @@
 //! cargo run --release --example delayed
 //! ```
 
-use duralog::delivery::DelayHandle;
+use duralog::delivery::{Cancelled, DelayHandle};
 use duralog::{Message, Store, StoreConfig};
+use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn delayed(dir: &Path) -> duralog::Result<()> {
+fn delayed(dir: &Path) -> Result<(), Box<dyn Error>> {
     let config = StoreConfig::new(dir).segment_size(16 << 20);
     let store = Store::open(config.clone())?;
     let start = now_ms();
@@ -60,15 +61,19 @@ fn delayed(dir: &Path) -> duralog::Result<()> {
     // A handle is kept as text, wherever the application keeps such things.
     let text = handle.expect("it has a time of its own").to_string();
     let handle = DelayHandle::parse(&text).expect("it is one");
-    println!("{:>5} ms  cancelled: {:?}", now_ms() - start, store.cancel_delayed(&handle)?);
+    let cancelled = store.cancel_delayed(&handle)?;
+    println!("{:>5} ms  cancelled: {cancelled:?}", now_ms() - start);
 
-    let show = |store: &Store, from: u64| {
+    // Those that came, and whether they were due.
+    let mut came: Vec<(String, bool)> = Vec::new();
+    let mut show = |store: &Store, from: u64| {
         let found = store.get("orders", 0, from, 32)?;
         for message in &found.messages {
             let due: i64 = message.get("due").and_then(|due| due.parse().ok()).unwrap_or_default();
             let body = String::from_utf8_lossy(&message.body);
             let (at, late) = (message.store_timestamp - start, message.store_timestamp - due);
             println!("{at:>5} ms  {body:?} came, {late} ms after it was due");
+            came.push((body.into_owned(), late >= 0));
         }
         Ok::<_, duralog::Error>(found.next_offset)
     };
@@ -81,9 +86,25 @@ fn delayed(dir: &Path) -> duralog::Result<()> {
 
     let store = Store::open(config)?;
     store.deliver_delayed()?;
-    if store.wait_for("orders", 0, next, Duration::from_secs(5))? {
-        show(&store, next)?;
+    while next < 4 && store.wait_for("orders", 0, next, Duration::from_secs(5))? {
+        next = show(&store, next)?;
     }
     println!("{:?}", store.delay_stats()?);
-    store.close()
+    store.close()?;
+
+    // Each once and none too early, or this fails.
+    if cancelled != Cancelled::InTime {
+        return Err("this machine is too slow to cancel a message in time".into());
+    }
+    came.sort();
+    let all = [
+        "after 250 ms",
+        "after the store was closed and opened again",
+        "at a time",
+        "level 1: a second",
+    ];
+    if came != all.map(|body| (body.to_owned(), true)) {
+        return Err(format!("that should not be all that came when it was due: {came:?}").into());
+    }
+    Ok(())
 }

@@ -14,6 +14,8 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
+
 fn connect(dir: &Path) -> Result<Connection> {
     let database = Connection::open(dir.join("orders.db"))?;
     // What another connection sees must be durable: the outbox sends it.
@@ -40,10 +42,17 @@ fn pay(database: &mut Connection, order: i64, message: &Message, commits: bool) 
     if commits { Ok(change.commit()?) } else { Ok(()) }
 }
 
-fn show(what: &str, outbox: &Outbox) -> Result<()> {
+fn show(what: &str, outbox: &Outbox, expected: [u64; 3]) -> Outcome {
     let counts = outbox.counts()?;
-    println!("{what}: {} pending, {} sent, {} dead", counts.pending, counts.sent, counts.dead);
-    Ok(())
+    let counts = [counts.pending, counts.sent, counts.dead];
+    let [pending, sent, dead] = counts;
+    println!("{what}: {pending} pending, {sent} sent, {dead} dead");
+    check(counts == expected, what)
+}
+
+/// What an example promises, it keeps, or it fails.
+fn check(holds: bool, what: &str) -> Outcome {
+    if holds { Ok(()) } else { Err(format!("{what}: that should not be so").into()) }
 }
 
 fn wait_until_sent(outbox: &Outbox) -> Result<()> {
@@ -54,7 +63,7 @@ fn wait_until_sent(outbox: &Outbox) -> Result<()> {
     Ok(())
 }
 
-fn main() -> Result<()> {
+fn main() -> Outcome {
     if std::env::args_os().len() > 1 {
         eprintln!("usage: outbox_sqlite");
         std::process::exit(2);
@@ -75,9 +84,9 @@ fn main() -> Result<()> {
     pay(&mut database, 1, &paid(1), true)?;
     outbox.notify();
     wait_until_sent(&outbox)?;
-    show("order 1 is paid", &outbox)?;
+    show("order 1 is paid", &outbox, [0, 1, 0])?;
     pay(&mut database, 2, &paid(2), false)?;
-    show("order 2 is rolled back", &outbox)?;
+    show("order 2 is rolled back", &outbox, [0, 1, 0])?;
 
     // The process ends between the commit and the sending.
     drop(outbox);
@@ -88,13 +97,13 @@ fn main() -> Result<()> {
 
     let (store, outbox) = open(&dir)?;
     wait_until_sent(&outbox)?;
-    show("opened again", &outbox)?;
+    show("opened again", &outbox, [0, 2, 0])?;
 
     // There is no such topic, and puts create none here.
     pay(&mut database, 4, &Message::new("refunds", "4"), true)?;
     outbox.notify();
     wait_until_sent(&outbox)?;
-    show("a refund", &outbox)?;
+    show("a refund", &outbox, [0, 2, 1])?;
     for dead in outbox.dead(10)? {
         println!(
             "  message {} is dead after {} attempt(s): {}",
@@ -104,12 +113,13 @@ fn main() -> Result<()> {
     store.create_topic("refunds", TopicConfig::new(1))?;
     outbox.rearm_all()?;
     wait_until_sent(&outbox)?;
-    show("mended and armed again", &outbox)?;
+    show("mended and armed again", &outbox, [0, 3, 0])?;
 
     // A copy, as a crash between the sending and the mark would leave it.
     store.put(paid(3).unique_key("order-3-again").queue(0))?.ok()?;
     let dedup = SqliteDedup::open(&database, "mailing")?;
     let consumer = store.consumer("mailing").subscribe("orders", TagFilter::any()).open()?;
+    let mut copies = 0;
     loop {
         let batch = consumer.poll(Duration::from_millis(200))?;
         if batch.is_empty() {
@@ -125,13 +135,19 @@ fn main() -> Result<()> {
                 transaction.execute("INSERT INTO mails VALUES (?1)", [key])?;
                 Ok::<_, Error>(())
             })?;
-            let what = if once == Once::AlreadyDone { "a copy, passed over" } else { "mailed" };
+            let is_copy = once == Once::AlreadyDone;
+            copies += u32::from(is_copy);
+            let what = if is_copy { "a copy, passed over" } else { "mailed" };
             println!("{key}: {what}");
             message.ack()?;
         }
     }
-    let mails: i64 = database.query_row("SELECT count(*) FROM mails", [], |row| row.get(0))?;
-    println!("{mails} mails for 2 paid orders");
+    let mut select = database.prepare("SELECT order_id FROM mails ORDER BY order_id")?;
+    let mails = select.query_map([], |row| row.get::<_, String>(0))?;
+    let mails = mails.collect::<rusqlite::Result<Vec<_>>>()?;
+    println!("{} mails for 2 paid orders", mails.len());
+    check(mails == ["order-1", "order-3"], "the mails")?;
+    check(copies == 1, "the copy")?;
 
     outbox.close()?;
     store.close()?;
