@@ -476,6 +476,8 @@ fn a_new_group_begins_where_it_says_and_remembers_that() {
     for (group, from, expected) in [
         ("first", ConsumeFrom::First, &["0", "1", "2", "3"][..]),
         ("timed", ConsumeFrom::Timestamp(then), &["3"][..]),
+        ("between", ConsumeFrom::Timestamp(then - 1), &["3"][..]),
+        ("ahead", ConsumeFrom::Timestamp(then + 1), &[][..]),
         ("last", ConsumeFrom::Last, &[][..]),
     ] {
         let consumer = open(&world, group, from);

@@ -292,6 +292,12 @@ fn a_broker_finds_where_groups_were_and_its_own_offsets_are_taken_over() {
     store.commit_offset("shipping", "orders", 0, 4).unwrap();
     store.close().unwrap();
     assert_eq!(exported(&disk).get("orders", "billing", 0), Some(1));
+    run_a_broker(&disk, "shipping", 2);
+    let store = open(&disk);
+    let taken_back = store.committed_offset("shipping", "orders", 0);
+    assert_eq!(taken_back, Some(2), "somebody has reset it there");
+    store.commit_offset("shipping", "orders", 0, 4).unwrap();
+    store.close().unwrap();
     run_a_broker(&disk, "billing", 3);
     run_a_broker(&disk, "late", 2);
     let store = open(&disk);

@@ -47,7 +47,8 @@ pub enum ConsumeFrom {
     First,
     /// With what is put from now on, RocketMQ's default.
     Last,
-    /// With the first message stored then or later, in milliseconds since the epoch.
+    /// With the first message stored then or later, in milliseconds since the epoch. For a time to come, with what
+    /// is put from now on.
     Timestamp(i64),
 }
 
