@@ -102,11 +102,12 @@ fn nothing_that_was_committed_is_lost_and_nothing_happens_twice_however_often_it
             .spawn()
             .expect("a second process");
         let lines = BufReader::new(child.stdout.take().expect("its output")).lines();
-        let mut left = 10 + 7 * kill;
+        let mut left = 10 + 7 * kill as i64;
         for line in lines {
             let line = line.expect("its output");
             let Some(id) = line.strip_prefix("committed ") else { continue };
             told.insert(id.parse::<i64>().expect("a number"));
+            // What it said before it was killed comes still.
             left -= 1;
             if left == 0 {
                 child.kill().expect("it can be killed");
