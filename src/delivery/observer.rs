@@ -73,11 +73,21 @@ pub enum Event<'a> {
         /// What the error, or the panic, says.
         reason: &'a str,
     },
+    /// A consumer could not be given a message, because its body cannot be decompressed: it counts as one
+    /// that could not be handled.
+    Undecodable {
+        /// The group.
+        group: &'a str,
+        /// The message, as it lies in its queue.
+        message: &'a MessageView,
+        /// Why, [`Error::Codec`].
+        error: &'a Error,
+    },
     /// A message of a group became a dead letter.
     DeadLetter {
         /// The group.
         group: &'a str,
-        /// The message, as it lay in its queue.
+        /// The message, as it lay in its queue: see [`MessageView::decoded_body`] for its body.
         message: &'a MessageView,
     },
     /// A group is behind by more than [`Watch::lag_over`] in a queue. Told again once it was not.

@@ -62,7 +62,7 @@ impl DeadLetters {
     }
 
     /// The first `max` of them. Their properties `DLQ_ORIGIN_TOPIC` and `DLQ_ORIGIN_MESSAGE_ID` say where
-    /// they come from.
+    /// they come from. [`MessageView::decoded_body`] gives the body of one that was compressed.
     ///
     /// # Errors
     /// As [`Store::get`].

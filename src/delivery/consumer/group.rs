@@ -23,6 +23,8 @@ const SCAN: u64 = 16 * 1024;
 const READ: u64 = 256;
 /// Between the name of a group and that of one that gets everything for itself.
 pub(super) const BROADCAST: &str = "%BROADCAST%";
+/// RocketMQ's `maxMessageSize`, which its producers hold plain bodies to.
+const BODY_MAX: usize = 4 << 20;
 /// How long a message waits that could be neither handed out nor set aside.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -178,6 +180,16 @@ impl Group {
     /// Under which name its offsets are committed, and of which topics.
     pub(super) fn reads(&self) -> (&str, &[(String, Filter)]) {
         (&self.offsets_name, &self.topics)
+    }
+
+    /// The longest body to be made of a compressed one, in bytes: what this store takes, and what producers
+    /// of RocketMQ's make.
+    pub(super) fn body_max(&self) -> usize {
+        self.store.config().log.max_message_size.max(BODY_MAX)
+    }
+
+    pub(super) fn is_ordered(&self) -> bool {
+        self.agreement.mode == Mode::Ordered
     }
 
     /// Another consumer, which takes messages on those terms.

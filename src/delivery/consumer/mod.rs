@@ -364,11 +364,17 @@ impl Consumer {
     ///
     /// The messages are on lease for `consume_timeout`, see [`Received`].
     ///
+    /// Bodies that a producer compressed are decompressed, up to `max_message_size` of the store, or
+    /// 4 MiB if that is more. A message whose body is damaged, longer, or compressed by something that this
+    /// build has no feature for, is not returned: it counts as one that could not be handled, and
+    /// comes again as if [`retry_later`](Received::retry_later) had been called, until it is a dead letter or
+    /// a consumer can read it. [`Event::Undecodable`] tells why.
+    ///
     /// # Errors
     /// [`Error::Closed`] if the store or this consumer is closed, or gets closed meanwhile; those of
     /// [`Store::get`], for a queue that cannot be read, once the others have nothing more to give;
     /// those of [`Store::commit_offset`] where messages were passed over or have expired, and those of
-    /// [`Store::put`] where one was to become a dead letter.
+    /// [`Store::put`] where one was to become a dead letter or could not be decompressed.
     pub fn poll(&self, timeout: Duration) -> Result<Batch> {
         self.poll_max(self.member.terms.batch_max, timeout)
     }
@@ -400,7 +406,17 @@ impl Consumer {
                 return Err(Error::Closed);
             }
             let seen = group.changes();
-            let goes_on = match group.take(*owner, terms, max)? {
+            let taken = group.take(*owner, terms, max)?;
+            let taken = if let Taken::Batch(batch) = taken {
+                Taken::Batch(batch.decompressed()?)
+            } else {
+                taken
+            };
+            let goes_on = match taken {
+                // None of them had a body.
+                Taken::Batch(batch) if batch.is_empty() => {
+                    !stop() && deadline.is_none_or(|deadline| group.now() <= deadline)
+                }
                 Taken::Batch(batch) => {
                     // It was closed meanwhile, and what it took then did not go back with the rest.
                     if gone.load(Ordering::SeqCst) {

@@ -3,14 +3,18 @@
 use super::group::Lent;
 use super::retry;
 use crate::delivery::{Event, Verdict};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::log::MessageView;
 use crate::message::names;
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+/// Bytes of decompressed bodies with which a batch ends, if one may be no longer than that.
+const PLAIN_MAX: usize = 32 << 20;
 
 /// What became of a message that was settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,6 +34,8 @@ pub enum Settled {
 pub struct Received {
     lent: Arc<Lent>,
     view: MessageView,
+    /// The body, where what is stored is a compressed one.
+    plain: Option<Box<[u8]>>,
     failures: u32,
     settled: AtomicBool,
 }
@@ -53,8 +59,18 @@ impl Received {
         self.view.queue_offset()
     }
 
-    /// The body.
+    /// The body as its producer gave it: decompressed, if it is stored compressed.
+    ///
+    /// A body that cannot be decompressed is nobody's to handle: see
+    /// [`Consumer::poll`](super::Consumer::poll) for what becomes of its message. Only observers see that
+    /// one, and it is empty there.
     pub fn body(&self) -> &[u8] {
+        self.plain.as_deref().unwrap_or_else(|| self.view.body())
+    }
+
+    /// The body as it is stored, which differs from [`body`](Self::body) where
+    /// [`SysFlag::compression`](crate::message::SysFlag::compression) says how it was compressed.
+    pub fn raw_body(&self) -> &[u8] {
         self.view.body()
     }
 
@@ -92,7 +108,7 @@ impl Received {
         !self.is_settled() && self.lent.holds(self.queue_offset())
     }
 
-    /// The record, as it lies in the store.
+    /// The record, as it lies in the store: with its body compressed, if it was put so.
     pub fn view(&self) -> &MessageView {
         &self.view
     }
@@ -196,6 +212,24 @@ impl Received {
         Ok(self.settled_as(verdict, counted))
     }
 
+    /// Sets it aside, because its body cannot be told.
+    fn refuse(&self, error: &Error) -> Result<Settled> {
+        let group = &self.lent.group;
+        group.tell(&Event::Undecodable { group: &group.name, message: &self.view, error });
+        // Otherwise it comes again when its lease has run out: what went wrong may last.
+        self.retry_later().inspect_err(|_| self.keep())
+    }
+
+    /// Finds out what the body is.
+    fn decompress(&mut self, max: usize) -> Result<()> {
+        let decoded = self.view.decoded_body(max).map(|body| match body {
+            Cow::Owned(plain) => Some(plain.into_boxed_slice()),
+            Cow::Borrowed(_) => None,
+        });
+        self.plain = decoded.inspect_err(|_| self.plain = Some(Box::default()))?;
+        Ok(())
+    }
+
     /// Leaves it on lease until that runs out.
     pub(super) fn keep(&self) {
         self.settled.store(true, Ordering::Relaxed);
@@ -242,10 +276,45 @@ impl Batch {
         let received = |(view, failures)| Received {
             lent: lent.clone(),
             view,
+            plain: None,
             failures,
             settled: AtomicBool::new(false),
         };
         Self { messages: messages.into_iter().map(received).collect() }
+    }
+
+    /// The same with plain bodies. A message that has none counts as one that could not be handled, and
+    /// those that it holds up go back, as do those that would take too much memory now; if then no message
+    /// is left, what went wrong with one that could not be set aside.
+    pub(super) fn decompressed(mut self) -> Result<Self> {
+        let Some(Received { lent, .. }) = self.messages.first() else { return Ok(self) };
+        let is_compressed =
+            |message: &Received| message.view.record().sys_flag().compression().is_some();
+        if !self.messages.iter().any(is_compressed) {
+            return Ok(self);
+        }
+        let lent = lent.clone();
+        let max = lent.group.body_max();
+        let mut plain = Vec::with_capacity(self.messages.len());
+        let (mut held, mut failed) = (0, None);
+        for mut message in self.messages.drain(..) {
+            if let Err(error) = message.decompress(max) {
+                failed = message.refuse(&error).err().or(failed);
+                if lent.group.is_ordered() {
+                    break;
+                }
+                continue;
+            }
+            held += message.plain.as_ref().map_or(0, |body| body.len());
+            plain.push(message);
+            if held > max.max(PLAIN_MAX) {
+                break;
+            }
+        }
+        match failed {
+            Some(error) if plain.is_empty() => Err(error),
+            _ => Ok(Self { messages: plain }),
+        }
     }
 
     /// Says that all messages are handled that are not settled yet, as [`Received::ack`] for each, but

@@ -103,8 +103,11 @@ impl ProducerBuilder {
         self
     }
 
-    /// Compresses large bodies, where that makes them smaller; consumers that this crate or RocketMQ 5
-    /// has decompress them. RocketMQ 4.9 knows [`Compression::Zlib`] alone. Default: none is compressed.
+    /// Compresses large bodies, where that makes them smaller. Consumers of this crate and of RocketMQ 5
+    /// decompress them; who reads the store itself asks [`MessageView::decoded_body`]. RocketMQ 4.9 knows
+    /// [`Compression::Zlib`] alone. Default: none is compressed.
+    ///
+    /// [`MessageView::decoded_body`]: crate::MessageView::decoded_body
     pub fn compress(mut self, compression: Compression) -> Self {
         self.options.compression = Some(compression);
         self

@@ -41,7 +41,7 @@ impl HalfMessageView {
         self.target.queue_id
     }
 
-    /// The body.
+    /// The body, as it is stored.
     pub fn body(&self) -> &[u8] {
         self.view.body()
     }
