@@ -131,7 +131,7 @@ fn stats(store: &Store) -> TransactionStats {
 }
 
 fn order(body: &str) -> Message {
-    Message::new("orders", body)
+    Message::new("orders", body).queue(0)
 }
 
 #[test]
@@ -173,6 +173,44 @@ fn a_store_that_is_closed_leaves_nothing_behind() {
     store.close().unwrap();
     drop(store);
     assert_eq!(Arc::strong_count(&world.clock), 1, "something holds the store");
+}
+
+#[test]
+fn a_message_of_a_transaction_goes_where_a_producer_would_send_it() {
+    let world = World::new();
+    let store = world.open();
+    let producer = store.producer("plain").open().unwrap();
+    let transactions = Oracle::default().producer(&store, "service");
+    let committed = |message| transactions.begin(message).unwrap().commit().unwrap().queue_id;
+    let of_key = |key: &str| Message::new("orders", "x").sharding_key(key);
+    for number in 0..20 {
+        let key = format!("customer-{number}");
+        let sent = producer.send(of_key(&key).wait(false)).unwrap().put.queue_id;
+        assert_eq!(committed(of_key(&key)), sent, "{key}");
+    }
+    // One that says so itself, and the others by turns.
+    assert_eq!(committed(of_key("customer-6").queue(3)), 3);
+    let turns: BTreeSet<_> = (0..4).map(|_| committed(Message::new("orders", "x"))).collect();
+    assert_eq!(turns, BTreeSet::from([0, 1, 2, 3]));
+    // One that the topic does not have.
+    let refused = transactions.begin(of_key("k").queue(4)).unwrap_err();
+    let limit = InvalidMessage::QueueId { queue_id: 4, limit: 4 };
+    assert!(matches!(refused, Error::InvalidMessage(what) if what == limit));
+}
+
+#[test]
+fn the_topic_of_a_transaction_is_noted_before_anything_is_put() {
+    let mut world = World::new();
+    let store = world.open();
+    let half = Oracle::default().producer(&store, "service").begin(order("paid")).unwrap();
+    let store = world.power_cut();
+    assert_eq!(store.topic("orders").unwrap().map(|topic| topic.write_queue_nums), Some(4));
+    drop(half);
+    // What is refused leaves none.
+    let producer = Oracle::default().producer(&store, "service");
+    producer.begin(Message::new("later", "x").delay_level(2)).unwrap_err();
+    producer.begin(Message::new("bad", "x").tag("")).unwrap_err();
+    assert_eq!((store.topic("later").unwrap(), store.topic("bad").unwrap()), (None, None));
 }
 
 #[test]

@@ -125,6 +125,7 @@ impl Store {
         if let Some(config) = shared.topics.read()?.get(topic) {
             return Ok(shared.with_queues(topic, config.clone()));
         }
+        check_topic(topic, shared.config.log.long_topics)?;
         let there = shared.topic(topic)?;
         if there.is_none() && !shared.may_create(topic) {
             return Err(Error::UnknownTopic { topic: topic.to_owned() });

@@ -3,7 +3,7 @@
 
 mod attempts;
 mod builder;
-mod select;
+pub(in crate::delivery) mod select;
 mod ticket;
 
 pub use builder::ProducerBuilder;

@@ -17,7 +17,7 @@ type Select = dyn Fn(&Message, &[i32]) -> i32 + Send + Sync;
 
 /// What an application chooses queues with.
 #[derive(Clone)]
-pub(super) struct Selector(pub(super) Arc<Select>);
+pub(in crate::delivery) struct Selector(pub(super) Arc<Select>);
 
 impl fmt::Debug for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -27,7 +27,7 @@ impl fmt::Debug for Selector {
 
 /// What is known of the topics of a store that were sent to.
 #[derive(Debug, Default)]
-pub(super) struct Routes {
+pub(in crate::delivery) struct Routes {
     known: RwLock<HashMap<Box<str>, Arc<Route>, QuickHash>>,
 }
 
@@ -51,7 +51,7 @@ impl Routes {
     }
 
     /// Chooses one queue for all of `messages`.
-    pub(super) fn aim(
+    pub(in crate::delivery) fn aim(
         &self,
         store: &Store,
         messages: &mut [Message],

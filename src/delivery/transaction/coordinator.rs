@@ -9,6 +9,7 @@ use super::checker::Checker;
 use super::half::{self, HalfMessageView};
 use super::ledger::{Fronts, Ledger};
 use super::{TransactionState, TransactionStats};
+use crate::delivery::producer::select::Routes;
 use crate::delivery::unique_ids::UniqueIds;
 use crate::error::{Corruption, Error, Result};
 use crate::log::{MessageView, TimeBound};
@@ -220,6 +221,7 @@ pub(crate) struct Coordinator {
     /// Where there is no key index to ask.
     scans: Mutex<HashMap<(String, i32), Scan>>,
     keys: UniqueIds,
+    routes: Routes,
     counts: Counts,
 }
 
@@ -244,6 +246,7 @@ impl Coordinator {
             advance: Mutex::default(),
             is_dirty: AtomicBool::new(true),
             scans: Mutex::default(),
+            routes: Routes::default(),
             keys: UniqueIds::new(store.clock(), store.config().log.store_host.ip()),
             counts: Counts::default(),
         };
@@ -411,8 +414,10 @@ impl Coordinator {
         &self,
         store: &Store,
         checker: &Checker,
-        message: Message,
+        mut message: Message,
     ) -> Result<(Arc<Half>, Message)> {
+        half::check(&message)?;
+        self.routes.aim(store, std::slice::from_mut(&mut message), None)?;
         let new_key = || self.keys.next(store.clock(), store.now()).id().to_owned();
         let prepared = half::prepare(message, &checker.group, new_key)?;
         self.check_size(store, &prepared)?;

@@ -139,16 +139,12 @@ pub(super) fn origin(record: &RecordRef<'_>) -> u64 {
     }
 }
 
-/// `message` with all that its half message has, still for the queue that it is meant for.
+/// Refuses what no transaction takes.
 ///
 /// # Errors
 /// [`Error::InvalidMessage`] if it is for a system topic or is to be delayed, or if a property of it was
 /// refused.
-pub(super) fn prepare(
-    message: Message,
-    group: &str,
-    unique_key: impl FnOnce() -> String,
-) -> Result<Message> {
+pub(super) fn check(message: &Message) -> Result<()> {
     if let Some(invalid) = message.invalid() {
         return Err(Error::InvalidMessage(invalid.clone()));
     }
@@ -161,6 +157,18 @@ pub(super) fn prepare(
     if is_delayed || timers.iter().any(|name| message.get(name).is_some()) {
         return Err(Error::InvalidMessage(InvalidMessage::DelayedTransaction));
     }
+    Ok(())
+}
+
+/// A [`check`]ed message with all that its half message has, still for the queue that it is meant for.
+///
+/// # Errors
+/// [`Error::InvalidMessage`] for the name of a group that no property can have.
+pub(super) fn prepare(
+    message: Message,
+    group: &str,
+    unique_key: impl FnOnce() -> String,
+) -> Result<Message> {
     let mut properties = message.properties_ref().to_owned();
     // A message that was consumed and is passed on may come from a transaction itself.
     properties.remove(names::TRANSACTION_CHECK_TIMES);
@@ -265,6 +273,7 @@ mod tests {
     }
 
     fn prepared(message: Message) -> Result<Message> {
+        check(&message)?;
         prepare(message, "service", || "generated".to_owned())
     }
 

@@ -210,7 +210,8 @@ impl TransactionalProducerBuilder {
 /// let half = producer.begin(Message::new("orders", "paid 42"))?; // durable, and seen by nobody
 /// paid.lock().unwrap().insert(half.transaction_id().to_owned());
 /// half.commit()?;
-/// assert_eq!(store.get("orders", 0, 0, 32)?.messages[0].body, b"paid 42");
+/// let queue = half.read()?.queue_id(); // whose turn it was
+/// assert_eq!(store.get("orders", queue, 0, 32)?.messages[0].body, b"paid 42");
 ///
 /// // The same in one call.
 /// let outcome = producer.send(Message::new("orders", "paid 43"), |half| {
@@ -255,12 +256,15 @@ impl TransactionalProducer {
     /// Puts a half message, and returns when it is as safe as a put that returned `PutOk`, whatever the
     /// message says about waiting. No consumer sees it before it is committed.
     ///
+    /// Its queue is chosen now, as a [`Producer`](super::Producer#which-queue) without a selector chooses
+    /// one, and its topic is created if it is not known.
+    ///
     /// It gets a unique key if it has none, which is the id of the transaction. The message that is delivered in
     /// the end has RocketMQ's properties of a transaction besides its own: `TRAN_MSG`, `PGROUP`,
     /// `__transactionId__`, `REAL_TOPIC` and `REAL_QID`.
     ///
     /// # Errors
-    /// As [`Store::put`], and nothing was stored: also [`InvalidMessage::DelayedTransaction`] for a message
+    /// As [`Store::put`], and nothing was stored: also [`Error::TopicNotWritable`], [`InvalidMessage::DelayedTransaction`] for a message
     /// that is to be delayed, [`InvalidMessage::SystemTopic`], and [`Error::TooManyTransactions`]. With
     /// [`Error::NotOk`] and [`Error::Unknown`] it may be stored: then the checker is asked what became of it.
     ///
