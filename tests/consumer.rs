@@ -312,7 +312,9 @@ fn rejected_messages_are_dead_letters_until_they_are_sent_back_or_given_up() {
     assert_eq!(letters.count(), 0);
     let other = world.store.consumer("shipping").subscribe("orders", TagFilter::any());
     let other = other.from(ConsumeFrom::First).open().unwrap();
-    assert_eq!(bodies(&other.poll(NOW).unwrap()), ["0", "1", "2", "1"]);
+    let mut found = [NOW; 2].map(|now| bodies(&other.poll(now).unwrap()));
+    found.sort();
+    assert_eq!(found, [vec!["0", "1", "2"], vec!["1"]], "one of them in another queue");
     let consumer = world.consumer();
     let mut seen = Vec::new();
     for _ in 0..2 {

@@ -16,7 +16,7 @@ use duralog::delivery::{Cancelled, DelayHandle};
 use duralog::disk::{Cut, CutMoment, Fault, SimDisk, SyncFailure};
 use duralog::message::SysFlag;
 use duralog::message::format::{DELAY_GROUP, SCHEDULE_TOPIC, TIMER_DONE_TOPIC, TIMER_TOPIC};
-use duralog::tables::{ConsumerOffsets, DelayOffsets, Tables, TopicConfig};
+use duralog::tables::{ConsumerOffsets, DelayOffsets, Tables, TopicConfig, TopicTable};
 use duralog::{
     Environment, Error, FlushMode, InvalidMessage, Message, Next, PutStatus, RecoveryMode, Store,
     StoreConfig, StoreWorker, StoredMessage, Ticket,
@@ -584,9 +584,14 @@ fn a_message_whose_topic_is_unknown_keeps_no_other_waiting_and_comes_when_the_to
     world.send(Message::new("lost", "timer").delay(Duration::from_secs(1)));
     world.send(message("level").delay_level(1));
     world.send(message("timer").delay(Duration::from_secs(1)));
-    world.store().create_topic(TOPIC, TopicConfig::new(1)).unwrap();
     world.config.auto_create_topic = false;
+    // Somebody deletes the topic meanwhile.
+    let tables = Tables::new_in("/store", Environment::on(world.disk.shared()));
+    let mut topics = tables.load::<TopicTable>().unwrap().table;
+    topics.remove("lost").unwrap();
+    tables.save(&mut topics).unwrap();
     world.reopen();
+    world.store().create_topic(TOPIC, TopicConfig::new(1)).unwrap();
     world.advance(1_000);
     assert_eq!(world.bodies(), ["level", "timer"]);
     let error = world.store().health().queue_error;

@@ -25,7 +25,6 @@ use duralog::message::format::{
     CHECKED_IN_VAIN_TOPIC, DELAY_LEVELS_MS, HALF_DONE_TOPIC, HALF_TOPIC, SCHEDULE_TOPIC,
     TIMER_DONE_TOPIC, TIMER_TOPIC,
 };
-use duralog::tables::TopicConfig;
 use duralog::{Environment, FlushMode, Message, Next, Store, StoreWorker, TagFilter};
 use java::Java;
 use java_session::JavaSession;
@@ -168,8 +167,6 @@ fn busy(dir: &Path, at: i64) -> Ours {
     let mut ours = Ours::open(dir, at);
     let store = &ours.store;
     let producer = ours.producer();
-    store.create_topic(ORDERS, TopicConfig::new(2)).expect("created");
-    store.create_topic(PAYMENTS, TopicConfig::new(2)).expect("created");
     let to = |body: &str| Message::new(ORDERS, body).tag("paid").key(format!("key of {body}"));
     for level in 1..=DELAY_LEVELS_MS.len() as u32 {
         for n in 0..2 {
@@ -189,7 +186,7 @@ fn busy(dir: &Path, at: i64) -> Ours {
 
     // Before a checker is asked, half messages are decided, or moved behind, or parked.
     let lost = ours.transactions("lost", TransactionState::Unknown);
-    drop(lost.begin(Message::new(ORDERS, "half parked")).expect("begun"));
+    drop(lost.begin(Message::new(ORDERS, "half parked").queue(0)).expect("begun"));
     let bank = ours.transactions("bank", TransactionState::Unknown);
     let begin = |body: &str| bank.begin(to(body).queue(1)).expect("begun");
     begin("half committed").commit().expect("committed");
@@ -443,7 +440,7 @@ fn a_broker_goes_on_with_what_waits_and_gives_it_back(java: Java) {
     let (mut ended, mut back) = (Handled::new(), None);
     if is_whole {
         let topics = &theirs.ask("topics")["topics"];
-        for (topic, queues) in [(ORDERS, 2), (PAYMENTS, 2), (RETRIES, 1), (DEAD, 1)] {
+        for (topic, queues) in [(ORDERS, 4), (PAYMENTS, 4), (RETRIES, 1), (DEAD, 1)] {
             assert_eq!(topics[topic], json!([queues, queues]), "{topic}");
         }
         for one in &offsets {

@@ -1,10 +1,12 @@
 //! Topics and their queues: what is known, what is created, and what is refused.
 
+use duralog::delivery::TransactionState;
 use duralog::disk::{Cut, SimDisk};
 use duralog::tables::{Tables, TopicConfig, TopicTable};
-use duralog::{Environment, Error, InvalidMessage, Message, Store, StoreConfig};
+use duralog::{Environment, Error, InvalidMessage, Message, Store, StoreConfig, TagFilter};
 use std::sync::Barrier;
 use std::thread;
+use std::time::Duration;
 
 const DIR: &str = "/store";
 
@@ -137,4 +139,57 @@ fn a_topic_that_is_created_while_somebody_sends_to_it_is_what_it_was_created_as(
         sent.unwrap();
         assert_eq!(queues(&store, &topic), Some((8, 8)), "{n}");
     }
+}
+
+/// For brokers: they give out nothing of a topic that is not in their table.
+#[test]
+fn whatever_names_a_topic_notes_it_but_for_a_put() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk, true);
+    for topic in ["held", "put"] {
+        store.put(Message::new(topic, "x").queue(6)).unwrap().ok().unwrap();
+    }
+    let consumer = store.consumer("billing").subscribe("read", TagFilter::any());
+    let consumer =
+        consumer.subscribe("held", TagFilter::any()).subscribe("%DLQ%x", TagFilter::any());
+    consumer.open().unwrap();
+    let shop = store.transactional_producer("shop", |_| TransactionState::Unknown).open().unwrap();
+    let _open = shop.begin(Message::new("transacted", "x")).unwrap();
+    let later = Message::new("later", "x").delay(Duration::from_secs(3600));
+    let (ticket, _) = store.submit_delayed(later).unwrap();
+    ticket.wait().unwrap().ok().unwrap();
+    store.submit_delayed(Message::new("now", "x")).unwrap().0.wait().unwrap().ok().unwrap();
+    store.producer("p").open().unwrap().send(Message::new("sent", "x")).unwrap();
+    let disk = disk.cut_power(Cut::losing_all());
+    let table = Tables::new_in(DIR, Environment::on(disk.shared())).load::<TopicTable>().unwrap();
+    let noted: Vec<_> =
+        table.table.iter().map(|(name, topic)| (name, topic.write_queue_nums)).collect();
+    assert_eq!(
+        noted,
+        [
+            ("%DLQ%billing", 1),
+            ("%DLQ%x", 1),
+            ("%RETRY%billing", 1),
+            ("held", 7),
+            ("later", 4),
+            ("read", 4),
+            ("sent", 4),
+            ("transacted", 4),
+        ]
+    );
+}
+
+#[test]
+fn where_topics_must_be_created_nothing_else_creates_them() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk, false);
+    let unknown =
+        |refused| matches!(refused, Err(Error::UnknownTopic { topic }) if topic == "orders");
+    let consumer = store.consumer("billing").subscribe("orders", TagFilter::any());
+    assert!(unknown(consumer.open().map(drop)));
+    let shop = store.transactional_producer("shop", |_| TransactionState::Unknown).open().unwrap();
+    assert!(unknown(shop.begin(Message::new("orders", "x")).map(drop)));
+    let later = Message::new("orders", "x").delay(Duration::from_secs(3600));
+    assert!(unknown(store.submit_delayed(later).map(drop)));
+    assert_eq!(queues(&store, "orders"), None);
 }

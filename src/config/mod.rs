@@ -233,9 +233,14 @@ pub struct StoreConfig {
     /// Whether a topic comes with the first message put to it, RocketMQ's `autoCreateTopicEnable`.
     /// Default true. Otherwise [`Store::create_topic`](crate::Store::create_topic) must come first; topics
     /// that hold something exist.
+    ///
+    /// Topics whose names begin with `%RETRY%` or `%DLQ%`, and RocketMQ's system topics, come in any case:
+    /// consumers need theirs, and a put does not say whose it is. Anybody who has the store can put to
+    /// them.
     pub auto_create_topic: bool,
-    /// Queues of a topic that a producer or consumer creates, RocketMQ's `defaultTopicQueueNums`. Default
-    /// 4; 1 to `max_queues_per_topic`.
+    /// Queues of a topic that a producer, a transaction, a consumer or
+    /// [`Store::submit_delayed`](crate::Store::submit_delayed) creates, RocketMQ's `defaultTopicQueueNums`.
+    /// Default 4; 1 to `max_queues_per_topic`.
     pub default_topic_queue_nums: i32,
     /// How long a put waits for replicas before it answers `FlushReplicaTimeout`. Default 5 s; 1 ms to
     /// 1 h.

@@ -80,6 +80,10 @@ impl Store {
     /// flush without a replicator, is answered once it is in the page cache, with `FlushDiskTimeout` if
     /// that takes longer than `put_timeout`.
     ///
+    /// A topic that is not known comes with the message, but is not noted in `topics.json`, where brokers look:
+    /// what makes use of a queue as it is needs no more. [`Store::create_topic`],
+    /// [producers](Store::producer) and [consumers](Store::consumer) note it.
+    ///
     /// # Errors
     /// Nothing was stored: [`Error::InvalidMessage`], [`Error::TooLarge`], [`Error::DiskFull`],
     /// [`Error::Io`] if the next segment cannot be created or mapped, [`Error::SegmentNotReady`],

@@ -247,6 +247,11 @@ impl ConsumerBuilder {
 
     /// Opens the consumer. Where a group begins that is new is durable when this returns.
     ///
+    /// A topic that is not known is created, durably, with
+    /// [`default_topic_queue_nums`](crate::StoreConfig::default_topic_queue_nums) queues, if
+    /// [`auto_create_topic`](crate::StoreConfig::auto_create_topic) is on; so are the topics of the group's
+    /// retries and dead letters in any case.
+    ///
     /// # Errors
     /// [`Error::Config`] for a value out of range, for a subscription that the group's other consumers
     /// in this process do not share, and for a name that no group can have, see
@@ -303,6 +308,19 @@ impl ConsumerBuilder {
         // delete its queues. Not when something is to be set aside: the disk may hang then.
         for topic in &own {
             store.require_topic(topic, 1)?;
+        }
+        for (topic, _) in &subscriptions {
+            let queues = match topic {
+                // Those that come with brokers, and with other groups.
+                topic if is_system_topic(topic) => continue,
+                topic if retry::is_retry(topic) || retry::is_dead_letter(topic) => 1,
+                _ => store.config().default_topic_queue_nums,
+            };
+            match store.require_topic(topic, queues) {
+                // What makes room must be able to begin; the next one notes it.
+                Err(Error::DiskFull { .. }) => {}
+                noted => drop(noted?),
+            }
         }
         // Whoever asks for the same in another order agrees.
         let mut subscriptions = subscriptions;

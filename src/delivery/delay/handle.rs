@@ -113,6 +113,8 @@ impl Store {
     /// topic and queue: never before, and at most 100 ms later where there is nothing else to do. After a
     /// crash it may be delivered again if it was delivered shortly before.
     ///
+    /// Its topic is created now if it is not known, durably, as by a producer.
+    ///
     /// With a time of its own comes a handle, by which it can be [cancelled](Self::cancel_delayed). Its
     /// unique key is the handle's; one that has none is given one.
     ///
@@ -142,7 +144,12 @@ impl Store {
     /// # Ok::<(), duralog::Error>(())
     /// ```
     pub fn submit_delayed(&self, message: Message) -> Result<(Ticket, Option<DelayHandle>)> {
+        let topic = message.topic().to_owned();
         let message = self.routed(message)?;
+        if message.topic() != topic {
+            // Not when it is delivered: the disk may hang then.
+            self.require_topic(&topic, self.config().default_topic_queue_nums)?;
+        }
         let ticket = self.submit(&message)?;
         Ok((ticket, DelayHandle::of(&message)))
     }
