@@ -3,7 +3,7 @@
 use crate::clock::{Clock, civil_from_days, local_millis};
 use crate::message::names;
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
@@ -21,6 +21,9 @@ const ENTRY_MAX: usize = names::UNIQ_KEY.len() + 1 + 56 + 1;
 /// differs for each of these and for each month, so that nothing is left to chance within a process;
 /// where processes may have the same address and number, it begins with 32 random bits, and 32 more take
 /// the place of an address that is the same everywhere.
+///
+/// They are those of the process that made this: a store does not live on in a process that is forked, and
+/// asking each time which one it is would be a system call for each message. [`of_process`] asks.
 #[derive(Debug)]
 pub(in crate::delivery) struct UniqueIds {
     /// Milliseconds since 1970, shifted by the 16 bits of the counter: never the same twice, also when the
@@ -157,10 +160,50 @@ fn month_around(millis: i64, clock: &dyn Clock) -> (u64, u64) {
     (instant_of(first), instant_of(next))
 }
 
+/// What is this process's own. A child that it forks begins with all that is in its memory, and is to give
+/// out other ids.
+struct Life {
+    pid: u32,
+    seed: u64,
+    ids: OnceLock<UniqueIds>,
+    /// That of a child, in the memory of the child.
+    next: OnceLock<Box<Life>>,
+}
+
+impl Life {
+    fn of(pid: u32) -> Self {
+        let seed = RandomState::new().hash_one(pid);
+        Self { pid, seed, ids: OnceLock::new(), next: OnceLock::new() }
+    }
+
+    /// That of the process `pid`, which this one is: a system call told. Without a lock, which another thread
+    /// might hold when the process is forked.
+    fn at(&self, pid: u32) -> &Self {
+        let mut last = self;
+        while let Some(next) = last.next.get() {
+            last = next;
+        }
+        if last.pid == pid {
+            return last;
+        }
+        last.next.get_or_init(|| Box::new(Self::of(pid)))
+    }
+
+    fn current() -> &'static Self {
+        static FIRST: OnceLock<Life> = OnceLock::new();
+        let pid = std::process::id();
+        FIRST.get_or_init(|| Self::of(pid)).at(pid)
+    }
+}
+
+/// Ids for what has no store. They are other ones in a process that this one forks.
+pub(in crate::delivery) fn of_process(clock: &dyn Clock) -> &'static UniqueIds {
+    Life::current().ids.get_or_init(|| UniqueIds::new(clock, Ipv4Addr::LOCALHOST.into()))
+}
+
 /// Random bits of this process.
 fn seed() -> u64 {
-    static SEED: OnceLock<u64> = OnceLock::new();
-    *SEED.get_or_init(|| RandomState::new().hash_one(std::process::id()))
+    Life::current().seed
 }
 
 /// A number that this process has not used before.
@@ -202,7 +245,7 @@ fn hex_digit(value: u8) -> u8 {
 #[cfg(all(test, feature = "sim"))]
 mod tests {
     use super::*;
-    use crate::clock::ManualClock;
+    use crate::clock::{ManualClock, SystemClock};
     use crate::message::UniqueKey;
     use std::collections::HashSet;
     use std::net::Ipv6Addr;
@@ -287,6 +330,18 @@ mod tests {
         clock.1.store(3_600_000, Ordering::Relaxed);
         clock.0.advance(2000 * MILLIS);
         assert_eq!(next(), before + 3_602_000);
+    }
+
+    #[test]
+    fn a_forked_process_has_a_seed_and_ids_of_its_own() {
+        let parent = Life::of(7);
+        assert_eq!(parent.at(7).seed, parent.seed);
+        let child = parent.at(8);
+        assert_ne!(child.seed, parent.seed);
+        assert!(std::ptr::eq(parent.at(8), child));
+        // The number of one that has ended is given out again.
+        assert!(!std::ptr::eq(child.at(7), &raw const parent));
+        assert!(std::ptr::eq(of_process(&SystemClock), of_process(&SystemClock)));
     }
 
     #[test]

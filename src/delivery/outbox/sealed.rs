@@ -1,12 +1,11 @@
 //! A message as an outbox keeps it.
 
 use crate::clock::{Clock, SystemClock};
-use crate::delivery::unique_ids::UniqueIds;
+use crate::delivery::unique_ids;
 use crate::error::{Corruption, Error, Result};
 use crate::message::format::is_system_topic;
 use crate::message::{Draft, Host, Message, RecordCheck, RecordLayout, RecordRef, Stamp, names};
 use std::net::Ipv4Addr;
-use std::sync::OnceLock;
 
 /// The first byte; the record begins behind the second.
 const FORMAT: u8 = 1;
@@ -23,7 +22,7 @@ const PREFIX: usize = 2;
 /// people and asked by SQL.
 ///
 /// Its id, the property `UNIQ_KEY`, is given when it is sealed, and is the same however often it is sent: a
-/// copy that a crash made can be told as one.
+/// copy that a crash made can be told as one. Processes that are forked give out other ids than their parent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SealedMessage {
     unique_key: String,
@@ -40,13 +39,12 @@ impl SealedMessage {
     /// [`Error::TopicNotWritable`] for a topic that a store keeps for itself. How long a body may be is the
     /// store's to say when it is sent.
     pub fn seal(message: &Message) -> Result<Self> {
-        static IDS: OnceLock<UniqueIds> = OnceLock::new();
         if is_system_topic(message.topic()) {
             return Err(Error::TopicNotWritable { topic: message.topic().to_owned() });
         }
         let (clock, mut message) = (SystemClock, message.clone());
         if message.get(names::UNIQ_KEY).is_none() {
-            let ids = IDS.get_or_init(|| UniqueIds::new(&clock, Ipv4Addr::LOCALHOST.into()));
+            let ids = unique_ids::of_process(&clock);
             message.add_entry(ids.next(&clock, clock.now()).as_bytes());
         }
         let store_timestamp = clock.unix_millis();
