@@ -1,8 +1,9 @@
 //! What is told of messages, and of what needs attention.
 
 use duralog::clock::ManualClock;
-use duralog::delivery::{Event, Watch};
+use duralog::delivery::{Event, HalfMessage, HalfMessageView, TransactionState, Watch};
 use duralog::disk::{Fault, SimDisk, SyncFailure};
+use duralog::message::Compression;
 use duralog::{
     Environment, Error, Message, Next, Store, StoreConfig, StoreWorker, TagFilter, Threshold,
 };
@@ -119,8 +120,87 @@ fn what_producers_send_is_told() {
     assert_eq!(heard.recv().unwrap(), sent.unique_key());
     let sent = producer.send_async(Message::new("orders", "x")).unwrap().wait().unwrap();
     assert_eq!(heard.recv().unwrap(), sent.unique_key());
-    let refused = producer.send(Message::new("orders", vec![0; 2000])).unwrap_err();
+    let large = || Message::new("orders", vec![0; 2000]);
+    let refused = producer.send(large()).unwrap_err();
     assert_eq!(heard.recv().unwrap(), refused.to_string());
+    // Before it is compressed, too.
+    let producer =
+        store.producer("shop").compress(Compression::Zlib).compress_over(9).open().unwrap();
+    let refused = producer.send(large()).unwrap_err();
+    assert_eq!(heard.recv().unwrap(), refused.to_string());
+    let refused = producer.send_async(large()).unwrap_err();
+    assert!(matches!(refused, Error::TooLarge { .. }));
+    assert_eq!(heard.recv().unwrap(), refused.to_string());
+    assert!(heard.try_recv().is_err());
+}
+
+#[test]
+fn what_transactions_send_is_told_once() {
+    let world = World::new(|watch| watch);
+    let commits = |half: &HalfMessageView| match half.body() {
+        b"asked" => TransactionState::Commit,
+        _ => TransactionState::Rollback,
+    };
+    let producer = world.store.transactional_producer("shop", commits).open().unwrap();
+    let begin = |body: &str| producer.begin(Message::new("orders", body).unique_key(body));
+    let half = begin("paid").unwrap();
+    let (asked, other) = (begin("asked").unwrap(), begin("other").unwrap());
+    begin("not paid").unwrap().rollback().unwrap();
+    assert!(world.told().is_empty());
+    let sent = |told: &[String], key: &str| {
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with("Sent") && told[0].contains(&format!("{key:?}")), "{told:?}");
+    };
+    half.commit().unwrap();
+    sent(&world.told(), "paid");
+    half.commit().unwrap();
+    assert!(world.told().is_empty());
+    world.clock.advance(Duration::from_secs(10));
+    sent(&world.look(), "asked");
+    asked.commit().unwrap();
+    other.commit().unwrap_err();
+    assert!(world.told().is_empty());
+    let refused = producer.begin(Message::new("orders", "x").delay_level(1)).unwrap_err();
+    assert!(
+        matches!(&world.told()[..], [told] if told.contains("DelayedTransaction")),
+        "{refused}"
+    );
+}
+
+/// Who is told may do what the application may.
+#[test]
+fn who_is_told_of_a_transaction_may_ask_where_it_lies() {
+    let disk = SimDisk::new(2);
+    let store = Store::open_in(StoreConfig::new("/store"), Environment::on(disk.shared())).unwrap();
+    let halves = Arc::<Mutex<Vec<HalfMessage>>>::default();
+    let (known, (told, heard)) = (halves.clone(), std::sync::mpsc::channel());
+    let tell = move |event: &Event<'_>| {
+        if let Event::Sent { sent } = event {
+            let again = known.lock().unwrap()[0].commit().unwrap();
+            told.send((sent.put.queue_offset, again.queue_offset)).unwrap();
+        }
+    };
+    store.observe(Watch::new(tell)).unwrap();
+    let producer =
+        store.transactional_producer("shop", |_| TransactionState::Unknown).open().unwrap();
+    let half = producer.begin(Message::new("orders", "x")).unwrap();
+    halves.lock().unwrap().push(half.clone());
+    half.commit().unwrap();
+    assert_eq!(heard.recv().unwrap(), (0, 0));
+    halves.lock().unwrap().clear();
+}
+
+#[test]
+fn a_message_that_was_to_come_later_once_too_often_is_told_as_rejected() {
+    let world = World::new(|watch| watch);
+    world.put("bad").unwrap();
+    let builder = world.store.consumer("billing").subscribe("orders", TagFilter::any());
+    let consumer = builder.max_reconsume_times(0).open().unwrap();
+    consumer.poll(NOW).unwrap()[0].retry_later().unwrap();
+    assert_eq!(
+        world.told(),
+        ["billing gets bad", "billing cannot handle bad", "billing Rejected bad after 0 s: Done"]
+    );
 }
 
 #[test]

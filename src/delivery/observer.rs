@@ -23,7 +23,7 @@ pub enum Verdict {
     Acked,
     /// It is to come again later.
     RetriedLater,
-    /// It went to the dead letters.
+    /// It went to the dead letters: the consumer said so, or was to have it later once too often.
     Rejected,
 }
 
@@ -34,12 +34,14 @@ pub enum Verdict {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// A producer sent a message, or a batch: it is told where the first one lies.
+    /// A producer sent a message, or a batch: it is told where the first one lies. That of a transaction is
+    /// sent when it is committed, by the application or by an answer of the checker.
     Sent {
         /// What the producer answered.
         sent: &'a Sent,
     },
-    /// A producer gave up a message. One that was sent without waiting for an answer is not told of.
+    /// A producer gave up a message, a half message included; or it lies there, but not as safely as asked.
+    /// One whose ticket nobody waits for is not told of.
     NotSent {
         /// What the producer answered, the message's id included.
         error: &'a Error,
@@ -277,6 +279,16 @@ impl Observers {
         // Not under the lock: whoever is told may ask to be told more.
         let watches = self.watches.read().clone();
         watches.iter().for_each(|watch| watch.tell(event));
+    }
+
+    /// Tells how a message was sent.
+    pub(super) fn tell_sent(&self, answer: &Result<Sent>) {
+        if self.some() {
+            self.tell(&match answer {
+                Ok(sent) => Event::Sent { sent },
+                Err(error) => Event::NotSent { error },
+            });
+        }
     }
 
     pub(super) fn step(&self, store: &Store) -> Next {

@@ -189,6 +189,7 @@ impl Received {
             other => other,
         };
         let max = self.lent.terms.max_reconsume_times;
+        let mut verdict = Verdict::RetriedLater;
         let counted = match group.plan(&self.view, self.reconsume_times(), max, fate) {
             retry::Plan::InPlace(delay) => {
                 let when = group.now() + delay;
@@ -199,15 +200,12 @@ impl Received {
                 let fate = if is_dead { retry::Fate::Dead } else { fate };
                 self.lent.put_copy(self.queue_offset(), fate, copy)?;
                 if is_dead {
+                    verdict = Verdict::Rejected;
                     let (group_name, message) = (&*group.name, &self.view);
                     group.tell(&Event::DeadLetter { group: group_name, message });
                 }
                 self.lent.settle_one(self.queue_offset())?
             }
-        };
-        let verdict = match fate {
-            retry::Fate::Dead => Verdict::Rejected,
-            retry::Fate::Later | retry::Fate::After(_) => Verdict::RetriedLater,
         };
         Ok(self.settled_as(verdict, counted))
     }

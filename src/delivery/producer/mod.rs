@@ -10,7 +10,7 @@ pub use builder::ProducerBuilder;
 pub use ticket::SendTicket;
 
 use super::unique_ids::{Entry, UniqueIds};
-use super::{Delivery, Event, delay};
+use super::{Delivery, delay};
 use crate::error::{Error, Result};
 use crate::message::{Compression, Message, SysFlag, names};
 use crate::store::{PutResult, PutStatus, Store, StoreWorker, Ticket};
@@ -95,6 +95,11 @@ impl Sent {
     fn new(put: PutResult, attempts: &Attempts, key: &mut Key) -> Self {
         let fell_back = attempts.place == Place::Fallback;
         Self { put, attempts: attempts.made, fell_back, key: std::mem::take(key) }
+    }
+
+    /// One that took a single attempt.
+    pub(in crate::delivery) fn at_once(put: PutResult, unique_key: &str) -> Self {
+        Self { put, attempts: 1, fell_back: false, key: Key::Given(unique_key.into()) }
     }
 
     /// The id of the message, its property `UNIQ_KEY`; the first one's, for a batch. The same in every
@@ -318,7 +323,9 @@ impl Inner {
     fn send(&self, messages: &mut [Message], retries: u32) -> Result<Sent> {
         let mut now = self.now();
         let until = now + self.options.send_timeout;
-        self.compress(messages)?;
+        if let Err(error) = self.compress(messages) {
+            return self.told(Err(error));
+        }
         let mut key = None;
         let mut attempts = self.attempts(retries);
         let mut aimed = None;
@@ -349,13 +356,7 @@ impl Inner {
 
     /// Lets whoever asked know how a message was sent.
     fn told(&self, answer: Result<Sent>) -> Result<Sent> {
-        let observers = &self.main.delivery.observers;
-        if observers.some() {
-            observers.tell(&match &answer {
-                Ok(sent) => Event::Sent { sent },
-                Err(error) => Event::NotSent { error },
-            });
-        }
+        self.main.delivery.observers.tell_sent(&answer);
         answer
     }
 

@@ -52,7 +52,9 @@ impl SendTicket {
     pub(super) fn begin(inner: Arc<Inner>, message: Message) -> Result<Self> {
         let mut message = message;
         let now = inner.now();
-        inner.compress(std::slice::from_mut(&mut message))?;
+        if let Err(error) = inner.compress(std::slice::from_mut(&mut message)) {
+            return inner.told(Err(error)).and(Err(Error::Closed));
+        }
         let key = inner.identify(std::slice::from_mut(&mut message), now);
         let (until, attempts) =
             (now + inner.options.send_timeout, inner.attempts(inner.options.async_retries));

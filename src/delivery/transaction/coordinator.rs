@@ -4,7 +4,7 @@
 //! done with, or that entry alone. A crash in between leaves the half message open, and the producer is
 //! asked. The log keeps the order of what was put, so an entry never survives without what came before it.
 
-use super::super::{Delivery, delay};
+use super::super::{Delivery, Sent, delay};
 use super::checker::Checker;
 use super::half::{self, HalfMessageView};
 use super::ledger::{Fronts, Ledger};
@@ -100,6 +100,8 @@ struct HalfState {
     /// What was put last on its behalf.
     latest: Option<Arc<Ticket>>,
     fate: Fate,
+    /// How it was committed, to be told to whoever asked.
+    news: Option<Box<Result<Sent>>>,
 }
 
 #[derive(Debug)]
@@ -123,6 +125,7 @@ impl HalfState {
             closing: Vec::new(),
             latest: None,
             fate: Fate::Open,
+            news: None,
         }
     }
 }
@@ -414,6 +417,26 @@ impl Coordinator {
         &self,
         store: &Store,
         checker: &Checker,
+        message: Message,
+    ) -> Result<(Arc<Half>, Message)> {
+        let begun = self.begin_quietly(store, checker, message);
+        if let Err(error) = &begun {
+            self.tell(Some(Box::new(Err(error.clone()))));
+        }
+        begun
+    }
+
+    /// Lets whoever asked know of a message that was sent or not. Not under a lock: that is a stranger's code.
+    fn tell(&self, news: Option<Box<Result<Sent>>>) {
+        if let (Some(news), Some(delivery)) = (news, self.delivery.upgrade()) {
+            delivery.observers.tell_sent(&news);
+        }
+    }
+
+    fn begin_quietly(
+        &self,
+        store: &Store,
+        checker: &Checker,
         mut message: Message,
     ) -> Result<(Arc<Half>, Message)> {
         half::check(&message)?;
@@ -505,7 +528,12 @@ impl Coordinator {
 
     /// Puts the message of a half message; once, whoever asks how often.
     pub(super) fn commit(&self, store: &Store, half: &Arc<Half>) -> Result<Acknowledged> {
-        self.commit_locked(store, half, &mut half.state.lock())
+        let mut state = half.state.lock();
+        let committed = self.commit_locked(store, half, &mut state);
+        let news = state.news.take();
+        drop(state);
+        self.tell(news);
+        committed
     }
 
     fn commit_locked(
@@ -528,11 +556,18 @@ impl Coordinator {
                 // None that was begun here is, but a broker lets a commit be.
                 let is_delayed = delay::asks_to_wait(&message);
                 let message = if is_delayed { store.routed(message)? } else { message };
+                let key = message.get(names::UNIQ_KEY).unwrap_or_default();
                 state.latest = Some(Arc::new(store.lay(&message)?));
                 self.decide(half, state, Fate::Committed(None));
                 let place = state.place;
                 state.closing.push(place);
                 add(&self.counts.committed);
+                let finished = self.finish(store, half, state);
+                state.news = Some(Box::new(match &finished {
+                    Ok(put) => put.ok().map(|_| Sent::at_once(*put, key)),
+                    Err(error) => Err(error.clone()),
+                }));
+                return finished?.ok();
             }
         }
         self.finish(store, half, state)?.ok()
@@ -794,6 +829,8 @@ impl Coordinator {
         add(&self.counts.checks);
         if let Some(store) = store.upgrade() {
             self.answered(&store, checker, half, (place, &view), answer);
+            let news = half.state.lock().news.take();
+            self.tell(news);
         }
     }
 
