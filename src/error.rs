@@ -224,6 +224,8 @@ pub enum CodecError {
     },
     /// RocketMQ has given the type in the record no meaning, or a newer one has.
     Unknown,
+    /// The store is one of [`zlib_only`](crate::StoreConfig::zlib_only).
+    NotZlib,
     /// More bytes come out than are allowed.
     TooLong {
         /// Bytes allowed.
@@ -787,6 +789,12 @@ impl fmt::Display for Error {
                     "{compression:?} takes the feature `{feature}` of duralog, which this build lacks"
                 ),
                 CodecError::Unknown => write!(f, "compression {compression:?} is not known"),
+                CodecError::NotZlib => {
+                    write!(
+                        f,
+                        "{compression:?} is refused: this store is to hold bodies of zlib's alone"
+                    )
+                }
                 CodecError::TooLong { max } => {
                     write!(f, "the {compression:?} body holds more than the {max} bytes allowed")
                 }

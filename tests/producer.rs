@@ -8,7 +8,7 @@ mod hooked;
 mod rng;
 
 use duralog::clock::ManualClock;
-use duralog::delivery::{Producer, SendTicket};
+use duralog::delivery::{Producer, SendTicket, TransactionState};
 use duralog::disk::{Cut, Fault, SimCall, SimDisk, SyncFailure};
 use duralog::message::{Compression, SysFlag, UniqueKey, names};
 use duralog::replication::{
@@ -17,8 +17,8 @@ use duralog::replication::{
 };
 use duralog::tables::TopicConfig;
 use duralog::{
-    CodecError, Environment, Error, FlushMode, InvalidMessage, Message, Next, PutStatus, Store,
-    StoreConfig, StoreWorker, StoredMessage, TagFilter,
+    CodecError, Compatibility, Environment, Error, FlushMode, InvalidMessage, Message, Next,
+    PutStatus, Store, StoreConfig, StoreWorker, StoredMessage, TagFilter,
 };
 use future::block_on;
 use hooked::{Hook, Hooked};
@@ -770,6 +770,35 @@ fn large_bodies_are_compressed_as_rocketmq_does_and_come_back_as_they_were() {
         let put = producer.send(given).unwrap().put;
         assert_eq!(store.get(TOPIC, 1, put.queue_offset, 1).unwrap().messages[0].body, body);
     }
+}
+
+#[test]
+fn where_rocketmq_4_9_reads_producers_compress_with_zlib_alone() {
+    let refused = |error: &Error| {
+        let what = CodecError::NotZlib;
+        matches!(error, Error::Codec { what: found, .. } if *found == what)
+    };
+    let (disk, second) = (SimDisk::new(1), SimDisk::new(2));
+    let store = open_with(&disk, config().compatibility(Compatibility::Rocketmq49));
+    let open_to_all = open(&second);
+    for compression in [Compression::Lz4, Compression::Zstd] {
+        let producer = store.producer("g").compress(compression).open();
+        assert!(refused(&producer.unwrap_err()));
+        let producer = open_to_all.producer("g").compress(compression);
+        let producer = producer.retry_another_when_not_ok(store.clone()).open();
+        assert!(refused(&producer.unwrap_err()));
+    }
+    let producer = store.producer("g").compress(Compression::Zlib).open().unwrap();
+    producer.send(message(text(5000))).unwrap();
+    // What an application has compressed itself.
+    let lz4 = || message("x").sys_flag(Compression::Lz4.sys_flag());
+    assert!(refused(&producer.send(lz4()).unwrap_err()));
+    assert!(refused(&producer.send_async(lz4()).unwrap_err()));
+    assert!(refused(&producer.send_batch([message("y"), lz4()]).unwrap_err()));
+    let transactions = store.transactional_producer("g", |_| TransactionState::Unknown);
+    assert!(refused(&transactions.open().unwrap().begin(lz4()).unwrap_err()));
+    assert_eq!(read(&store, TOPIC).len(), 1);
+    open_to_all.producer("g").open().unwrap().send(lz4()).unwrap();
 }
 
 #[test]

@@ -117,7 +117,8 @@ pub enum Visibility {
 #[non_exhaustive]
 pub enum Compatibility {
     /// RocketMQ 4.9: no [`long_topics`](LogConfig::long_topics), whose records make it cut the log
-    /// where the first one stands.
+    /// where the first one stands, and [`zlib_only`](StoreConfig::zlib_only), as its consumers take every
+    /// compressed body for zlib's.
     Rocketmq49,
     /// RocketMQ 5.1 and later: whatever this crate writes. The default.
     Rocketmq5,
@@ -242,6 +243,9 @@ pub struct StoreConfig {
     /// [`Store::submit_delayed`](crate::Store::submit_delayed) creates, RocketMQ's `defaultTopicQueueNums`.
     /// Default 4; 1 to `max_queues_per_topic`.
     pub default_topic_queue_nums: i32,
+    /// Whether producers, transactional ones too, refuse bodies that are compressed by anything but zlib.
+    /// What an application puts without them is stored as it is. Default false.
+    pub zlib_only: bool,
     /// How long a put waits for replicas before it answers `FlushReplicaTimeout`. Default 5 s; 1 ms to
     /// 1 h.
     pub sync_replica_timeout: Duration,
@@ -275,6 +279,7 @@ impl StoreConfig {
             max_queues_per_topic: 65_536,
             auto_create_topic: true,
             default_topic_queue_nums: 4,
+            zlib_only: false,
             sync_replica_timeout: Duration::from_secs(5),
             consumer_offset_interval: Duration::from_millis(500),
             queue_checkpoint_bytes: 64 * MIB,
@@ -341,6 +346,7 @@ impl StoreConfig {
     /// Chooses the options whose default would break a reader of that version.
     pub fn compatibility(mut self, compatibility: Compatibility) -> Self {
         self.log.long_topics = compatibility != Compatibility::Rocketmq49;
+        self.zlib_only = compatibility == Compatibility::Rocketmq49;
         self
     }
 
@@ -454,11 +460,12 @@ mod tests {
     }
 
     #[test]
-    fn compatibility_chooses_whether_topics_may_be_long() {
+    fn compatibility_chooses_what_an_older_broker_could_not_read() {
         let config = StoreConfig::new("d");
         assert!(config.log.long_topics);
         let older = config.compatibility(Compatibility::Rocketmq49);
-        assert!(!older.log.long_topics);
-        assert!(older.compatibility(Compatibility::Rocketmq5).log.long_topics);
+        assert!(!older.log.long_topics && older.zlib_only);
+        let newer = older.compatibility(Compatibility::Rocketmq5);
+        assert!(newer.log.long_topics && !newer.zlib_only);
     }
 }

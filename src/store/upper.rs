@@ -5,9 +5,9 @@ use super::stats::QueueWork;
 use super::{Acknowledged, Inner, PutResult, PutStatus, Shared, Store, Ticket};
 use crate::clock::Clock;
 use crate::environment::{Environment, Threads};
-use crate::error::{Error, Result};
+use crate::error::{CodecError, Error, Result};
 use crate::log::Reached;
-use crate::message::{Draft, Message};
+use crate::message::{Compression, Draft, Message};
 use crate::replication::{NodeId, Role};
 use crate::tables::Tables;
 use crate::worker::{Alarm, Next};
@@ -143,6 +143,16 @@ impl Store {
             return Err(Error::TooLarge { what: "record", len, max: layout.max_record_size });
         }
         shared.check_queue(message.topic(), message.queue_id())
+    }
+
+    /// Refuses a body that is compressed by what not all are to know who read this store.
+    pub(crate) fn check_compression(&self, compression: Option<Compression>) -> Result<()> {
+        match compression {
+            Some(compression) if self.config().zlib_only && compression != Compression::Zlib => {
+                Err(Error::Codec { compression, what: CodecError::NotZlib })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// [`submit`](Self::submit), also where nobody but the caller drives the store.

@@ -105,7 +105,8 @@ impl ProducerBuilder {
 
     /// Compresses large bodies, where that makes them smaller. Consumers of this crate and of RocketMQ 5
     /// decompress them; who reads the store itself asks [`MessageView::decoded_body`]. RocketMQ 4.9 knows
-    /// [`Compression::Zlib`] alone. Default: none is compressed.
+    /// [`Compression::Zlib`] alone, see [`zlib_only`](crate::StoreConfig::zlib_only). Default: none is
+    /// compressed.
     ///
     /// [`MessageView::decoded_body`]: crate::MessageView::decoded_body
     pub fn compress(mut self, compression: Compression) -> Self {
@@ -135,7 +136,8 @@ impl ProducerBuilder {
     /// # Errors
     /// [`Error::Config`] for a value out of range, for a group without a name or with `@`, `/` or control
     /// characters in it, and for a second store that is the first one; [`Error::TooLarge`] for a group of
-    /// more than 255 bytes; [`Error::Codec`] for a compression that this build has no feature for;
+    /// more than 255 bytes; [`Error::Codec`] for a compression that this build has no feature for, or
+    /// that a store does not take, see [`zlib_only`](crate::StoreConfig::zlib_only);
     /// [`Error::ReadOnly`], [`Error::Closed`] and [`Error::Refused`] for a store that takes no messages;
     /// [`Error::Io`] if a thread cannot be started.
     pub fn open(self) -> Result<Producer> {
@@ -145,6 +147,9 @@ impl ProducerBuilder {
         check_duration("retry_pause", options.pause)?;
         if let Some(compression) = options.compression {
             compression.check()?;
+            for store in [Some(&store), fallback.as_ref()].into_iter().flatten() {
+                store.check_compression(Some(compression))?;
+            }
         }
         if fallback.as_ref().is_some_and(|fallback| fallback.is_same(&store)) {
             let (field, allowed) = ("retry_another_when_not_ok", "another store");

@@ -200,7 +200,8 @@ impl Producer {
     ///
     /// # Errors
     /// Nothing was stored, and no other attempt would help: [`Error::InvalidMessage`],
-    /// [`Error::TooLarge`], [`Error::UnknownTopic`], [`Error::TopicNotWritable`].
+    /// [`Error::TooLarge`], [`Error::UnknownTopic`], [`Error::TopicNotWritable`], and [`Error::Codec`] for a
+    /// body compressed by what the store does not take.
     ///
     /// [`Error::SendFailed`] otherwise, with the error of [`Store::put`] in it. Where that is
     /// [`Error::NotOk`], the message is stored, but not as safely as asked by then; where it is
@@ -465,6 +466,7 @@ impl Target {
 
     /// What is put for a message that has its queue: itself, unless it is to be delivered later.
     fn routed<'a>(&self, message: &'a Message) -> Result<Cow<'a, Message>> {
+        self.store.check_compression(message.sys_flag.compression())?;
         if !delay::asks_to_wait(message) {
             return Ok(Cow::Borrowed(message));
         }

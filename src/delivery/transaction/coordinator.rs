@@ -440,6 +440,7 @@ impl Coordinator {
         mut message: Message,
     ) -> Result<(Arc<Half>, Message)> {
         half::check(&message)?;
+        store.check_compression(message.sys_flag.compression())?;
         self.routes.aim(store, std::slice::from_mut(&mut message), None)?;
         let new_key = || self.keys.next(store.clock(), store.now()).id().to_owned();
         let prepared = half::prepare(message, &checker.group, new_key)?;
