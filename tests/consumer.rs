@@ -292,6 +292,24 @@ fn a_consumer_chooses_when_a_message_comes_again() {
 }
 
 #[test]
+fn letters_with_a_sharding_key_go_back_to_the_queue_of_that_key() {
+    let world = World::new();
+    for body in ["0", "1", "2"] {
+        // Where a producer puts them, of 4 queues.
+        world.put(Message::new("orders", body).sharding_key("customer-6").queue(1));
+    }
+    let consumer = world.consumer();
+    for message in consumer.poll(NOW).unwrap() {
+        assert_eq!(message.reject().unwrap(), Settled::Done);
+    }
+    assert_eq!(world.store.topic("orders").unwrap().unwrap().write_queue_nums, 4);
+    assert_eq!(world.store.dead_letters("billing").redrive_to_topic(10).unwrap(), 3);
+    let again = consumer.poll(NOW).unwrap();
+    assert!(again.iter().all(|one| one.queue_id() == 1));
+    assert_eq!(bodies(&again), ["0", "1", "2"], "in order");
+}
+
+#[test]
 fn rejected_messages_are_dead_letters_until_they_are_sent_back_or_given_up() {
     let mut world = World::new();
     world.fill(3);

@@ -3,6 +3,7 @@
 use super::group::{dead_letter_topic, retry_topic};
 use super::retry;
 use crate::delivery::Delivery;
+use crate::delivery::producer::select::queue_of_key;
 use crate::error::{Error, InvalidMessage, Result};
 use crate::log::MessageView;
 use crate::message::format::is_system_topic;
@@ -88,7 +89,8 @@ impl DeadLetters {
         })
     }
 
-    /// The same, but they are put to the topic that they come from: every group gets them.
+    /// The same, but they are put to the topic that they come from: every group gets them. Those with a sharding
+    /// key go to the queue of that key, the others are spread.
     ///
     /// # Errors
     /// As [`redrive`](Self::redrive), and [`InvalidMessage::SystemTopic`] for one that comes from no topic of
@@ -101,10 +103,12 @@ impl DeadLetters {
                 return Err(Error::InvalidMessage(InvalidMessage::SystemTopic { topic }));
             }
             let queues = self.store.topic(topic)?.map_or(1, |topic| topic.write_queue_nums);
-            let queue = record.queue_offset() % i64::from(queues.max(1));
-            Ok(fresh(record, topic)
-                .without(&[names::RETRY_TOPIC])
-                .queue(i32::try_from(queue).unwrap_or(0)))
+            let queues = queues.max(1);
+            let queue = match record.properties().get(names::SHARDING_KEY) {
+                Some(key) => queue_of_key(key, queues),
+                None => (record.queue_offset() % i64::from(queues)) as i32,
+            };
+            Ok(fresh(record, topic).without(&[names::RETRY_TOPIC]).queue(queue))
         })
     }
 

@@ -138,6 +138,12 @@ impl Routes {
     }
 }
 
+/// Which of `count` queues the messages with a sharding key go to, as by RocketMQ's
+/// `SelectMessageQueueByHash`.
+pub(in crate::delivery) fn queue_of_key(key: &str, count: i32) -> i32 {
+    java_string_hash(key).checked_rem(count).unwrap_or(0).abs()
+}
+
 impl Route {
     /// The queue that a message asks for, itself or by its sharding key.
     fn asked_for(&self, message: &Message, has_selector: bool) -> Result<Option<i32>> {
@@ -153,11 +159,8 @@ impl Route {
         }
     }
 
-    /// As RocketMQ's `SelectMessageQueueByHash` does.
     fn of_key(&self, key: &str) -> i32 {
-        let count = i32::try_from(self.queues.len()).unwrap_or(i32::MAX);
-        let index = java_string_hash(key).checked_rem(count).unwrap_or(0).unsigned_abs();
-        self.queues.get(index as usize).copied().unwrap_or(0)
+        queue_of_key(key, i32::try_from(self.queues.len()).unwrap_or(i32::MAX))
     }
 
     fn next(&self) -> i32 {
