@@ -4,7 +4,7 @@ use crate::clock::{Clock, ManualClock};
 use crate::delivery::{DelayHandle, Delivery};
 use crate::disk::SimDisk;
 use crate::message::format::TIMER_TOPIC;
-use crate::tables::TopicConfig;
+use crate::tables::{TopicConfig, TopicTable};
 use crate::worker::Doorbell;
 use crate::{Environment, Message, Next, Store, StoreConfig, StoreWorker};
 use proptest::prelude::*;
@@ -145,6 +145,11 @@ fn what_is_put_off_comes_when_it_can_however_little_is_kept_in_memory() {
         }
         world.any_topic = false;
         world.store.create_topic("orders", TopicConfig::new(1)).unwrap();
+        // Somebody deletes the other one.
+        let tables = world.store.tables();
+        let mut topics = tables.load::<TopicTable>().unwrap().table;
+        topics.remove("lost").unwrap();
+        tables.save(&mut topics).unwrap();
         world.reopen();
         world.work();
         for step in 0..160 {

@@ -1406,7 +1406,7 @@ mod tests {
         let store = Store::open_in(config, Environment::on(disk.shared()).stepped()).unwrap();
         let check = |_: &HalfMessageView| TransactionState::Unknown;
         let producer = store.transactional_producer("service", check).open().unwrap();
-        let half = producer.begin(Message::new("orders", "paid")).unwrap();
+        let half = producer.begin(Message::new("orders", "paid").queue(0)).unwrap();
         let delivery = Delivery::of(&store).unwrap();
         let coordinator = delivery.transactions.of(&store, &delivery).unwrap();
         coordinator.book.lock().ledgers[Queue::Half as usize].note(2 * SPAN_MIN, None);
@@ -1427,7 +1427,7 @@ mod tests {
         let producer = store.transactional_producer("service", check);
         let producer = producer.transaction_timeout(long).open().unwrap();
         let halves =
-            [1, 2, 3].map(|n| producer.begin(Message::new("orders", format!("{n}"))).unwrap());
+            ["1", "2", "3"].map(|n| producer.begin(Message::new("orders", n).queue(0)).unwrap());
         let delivery = Delivery::of(&store).unwrap();
         let coordinator = delivery.transactions.of(&store, &delivery).unwrap();
         // The first offset makes a file, which is synced.
