@@ -287,3 +287,36 @@ fn a_batch_of_bodies_that_are_large_when_decompressed_ends_early_and_loses_none(
     }
     assert_eq!(seen, (0..20).map(|number| (number, 0)).collect::<Vec<_>>());
 }
+
+#[test]
+fn on_a_full_disk_a_body_that_cannot_be_read_stays_on_lease_and_holds_nothing_up() {
+    let mut config = config();
+    config.log.segment_size = 16 << 10;
+    let (disk, clock) = (SimDisk::new(3), Arc::new(ManualClock::new(1_700_000_000_000)));
+    let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();
+    let world = World { store: Store::open_in(config, environment).unwrap(), clock };
+    let consumer = consumer(&world.store).max_reconsume_times(1).open().unwrap();
+    let [bad, ..] = undecodable();
+    world.put(bad.clone());
+    world.put(Message::new("orders", "behind"));
+    world.put(bad);
+    disk.set_capacity(disk.used());
+    while world.store.try_submit(Message::new("filler", vec![7; 100])).is_ok() {
+        world.store.flush().unwrap();
+    }
+    let lease = Duration::from_secs(15 * 60);
+    assert_eq!(bodies(&consumer), ["behind"]);
+    assert_eq!(world.store.committed_offset("billing", "orders", 0), Some(0));
+    assert!(bodies(&consumer).is_empty(), "what cannot be set aside is not tried all the time");
+    world.pass(lease);
+    let refused = consumer.poll(NOW).unwrap_err();
+    assert!(refused.is_retryable(), "{refused}");
+    disk.set_capacity(u64::MAX);
+    world.pass(lease);
+    for _ in 0..4 {
+        assert!(bodies(&consumer).is_empty());
+        world.pass(lease);
+    }
+    assert_eq!(world.store.committed_offset("billing", "orders", 0), Some(3));
+    assert_eq!(world.store.dead_letters("billing").count(), 2);
+}
