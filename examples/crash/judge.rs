@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 
 /// More problems than this are counted but not described.
-const DESCRIBED: usize = 20;
+const DESCRIBED: usize = 1000;
 const FETCH: usize = 256;
 
 /// What came out.
