@@ -107,6 +107,11 @@ impl<T> Receiver<T> {
         self.0.lock().unwrap().recv()
     }
 
+    #[cfg(test)]
+    pub(crate) fn try_recv(&self) -> Result<T, mpsc::TryRecvError> {
+        self.0.lock().unwrap().try_recv()
+    }
+
     pub(crate) fn recv_deadline(&self, _deadline: Instant) -> Result<T, RecvTimeoutError> {
         self.recv().map_err(|_| RecvTimeoutError::Disconnected)
     }
