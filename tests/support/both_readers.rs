@@ -8,6 +8,7 @@ use duralog::{FlushMode, RecoveryReport, Store, StoreConfig, TagFilter};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 impl Java {
@@ -190,7 +191,11 @@ pub fn copy(from: &Path, to: &Path) {
         if entry.path().is_dir() {
             copy(&entry.path(), &target);
         } else {
-            fs::copy(entry.path(), target).expect("copied");
+            match fs::copy(entry.path(), target) {
+                // What a store that is open was about to give another name.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                copied => drop(copied.expect("copied")),
+            }
         }
     }
 }
