@@ -205,13 +205,8 @@ impl Directory {
 
     fn check_format(&self, disk: &dyn Disk, config: &LogConfig) -> Result<()> {
         let path = self.duralog.join("format");
-        let mut found = [0; 64];
-        let length = match disk.open(&path, OpenAccess::Read) {
-            Ok(file) => file.read_at(&mut found, 0).at(IoOp::Read, &path)?,
-            Err(e) if e.kind() == ErrorKind::NotFound => 0,
-            Err(e) => return Err(e).at(IoOp::Open, &path),
-        };
-        let found = found.get(..length).unwrap_or_default();
+        let found = read_small(disk, &path, 64)?.unwrap_or_default();
+        let found = found.as_slice();
         if found == FORMAT {
             return Ok(());
         }
@@ -267,28 +262,30 @@ pub(crate) fn take_lock(disk: &dyn Disk, root: &Path) -> Result<Lock> {
 
 /// The beginning of the lock file; zeros where there is none.
 fn read_lock_text(disk: &dyn Disk, root: &Path) -> Result<[u8; 4]> {
-    let (path, mut text) = (root.join("lock"), [0; 4]);
-    match disk.open(&path, OpenAccess::Read) {
-        Ok(file) => drop(file.read_at(&mut text, 0).at(IoOp::Read, &path)?),
-        Err(e) if e.kind() == ErrorKind::NotFound => {}
-        Err(e) => return Err(e).at(IoOp::Open, &path),
-    }
-    Ok(text)
+    let mut found = read_small(disk, &root.join("lock"), 4)?.unwrap_or_default();
+    found.resize(4, 0);
+    Ok(found.first_chunk().copied().unwrap_or_default())
 }
 
 /// The second word of `abort`; a Java broker writes its process id alone, or nothing.
 fn read_token(disk: &dyn Disk, abort: &Path) -> Result<Option<u64>> {
-    let file = match disk.open(abort, OpenAccess::Read) {
+    // Where it cannot be read, whose the records are that lie at the end is not to be guessed.
+    let Some(text) = read_small(disk, abort, 64)? else { return Ok(None) };
+    let text = str::from_utf8(&text).ok();
+    Ok(text.and_then(|text| text.split_whitespace().nth(1)?.parse().ok()))
+}
+
+/// The first `max` bytes of a file; `None` where there is none.
+pub(crate) fn read_small(disk: &dyn Disk, path: &Path, max: usize) -> Result<Option<Vec<u8>>> {
+    let file = match disk.open(path, OpenAccess::Read) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        // Whose the records are that lie at the end is not to be guessed.
-        Err(error) => return Err(error).at(IoOp::Open, abort),
+        Err(error) => return Err(error).at(IoOp::Open, path),
     };
-    let mut text = [0; 64];
-    let length = file.read_at(&mut text, 0).at(IoOp::Read, abort)?;
-    let text = text.get(..length).and_then(|text| str::from_utf8(text).ok());
-    let token = text.and_then(|text| text.split_whitespace().nth(1)?.parse().ok());
-    Ok(token)
+    let mut bytes = vec![0; file.len().min(max as u64) as usize];
+    let got = file.read_at(&mut bytes, 0).at(IoOp::Read, path)?;
+    bytes.truncate(got);
+    Ok(Some(bytes))
 }
 
 fn exists(disk: &dyn Disk, dir: &Path, name: &str) -> Result<bool> {

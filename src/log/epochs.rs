@@ -13,10 +13,10 @@
 //! primary has asked for the promise, and nobody has reigned by it yet; flag 8, that this node was the last
 //! to reign here, as far as it knows.
 
-use crate::disk::{Disk, OpenAccess};
-use crate::error::{Corruption, Error, IoContext, IoOp, Result};
+use super::directory::read_small;
+use crate::disk::Disk;
+use crate::error::{Corruption, Error, Result};
 use crate::replication::{Epoch, EpochStart, LogId, NodeId};
-use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::Path;
 
@@ -58,15 +58,8 @@ impl Epochs {
     /// What lies in `dir`; `None` where there is no such file.
     pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(NAME);
-        let file = match disk.open(&path, OpenAccess::Read) {
-            Ok(file) => file,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e).at(IoOp::Open, &path),
-        };
-        let mut bytes = vec![0; (file.len() as usize).min(LEN_MAX + 1)];
-        let got = file.read_at(&mut bytes, 0).at(IoOp::Read, &path)?;
-        let epochs = Self::decode(bytes.get(..got).unwrap_or_default());
-        epochs.map(Some).ok_or_else(|| {
+        let Some(bytes) = read_small(disk, &path, LEN_MAX + 1)? else { return Ok(None) };
+        Self::decode(&bytes).map(Some).ok_or_else(|| {
             // Whoever forgets a promise may break it: nothing here can be made up.
             let what = Corruption::StateFile { what: "the epochs cannot be read" };
             Error::Corrupt { path, offset: 0, what }

@@ -10,13 +10,12 @@
 //! began: the primary's queues do, and are asked once. Everything else about queues is derived from the
 //! log; this is not, and stays as long as the log does.
 
-use super::directory::{Directory, remove_if_there};
+use super::directory::{Directory, read_small, remove_if_there};
 use super::queue_dir::check_topic;
 use super::queue_entry::QUEUE_OFFSET_MAX;
-use crate::disk::{Disk, OpenAccess};
-use crate::error::{Corruption, Error, IoContext, IoOp, Result};
+use crate::disk::Disk;
+use crate::error::{Corruption, Error, Result};
 use crate::replication::QueueStart;
-use std::io::ErrorKind;
 use std::path::Path;
 
 /// Its name in `duralog/`.
@@ -29,7 +28,7 @@ const VERSION: u32 = 1;
 pub(crate) const STARTS_MAX: usize = 1 << 20;
 /// Most bytes of a row.
 pub(crate) const ROW_MAX: usize = 1 + u8::MAX as usize + 4 + 8;
-const LEN_MAX: u64 = 8 + 4 + 8 + 4 + (STARTS_MAX * ROW_MAX) as u64 + 4;
+const LEN_MAX: usize = 8 + 4 + 8 + 4 + STARTS_MAX * ROW_MAX + 4;
 
 /// The file, decoded.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -95,15 +94,8 @@ fn decode(bytes: &[u8]) -> Option<QueueStarts> {
 
 fn read_named(disk: &dyn Disk, dir: &Path, name: &str) -> Result<Option<QueueStarts>> {
     let path = dir.join(name);
-    let file = match disk.open(&path, OpenAccess::Read) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).at(IoOp::Open, &path),
-    };
-    let mut bytes = vec![0; file.len().min(LEN_MAX + 1) as usize];
-    let got = file.read_at(&mut bytes, 0).at(IoOp::Read, &path)?;
-    let starts = decode(bytes.get(..got).unwrap_or_default());
-    starts.map(Some).ok_or_else(|| {
+    let Some(bytes) = read_small(disk, &path, LEN_MAX + 1)? else { return Ok(None) };
+    decode(&bytes).map(Some).ok_or_else(|| {
         // Without it queue offsets would be given out twice, and nothing here can make it up.
         let what = Corruption::StateFile { what: "where the queues go on cannot be read" };
         Error::Corrupt { path, offset: 0, what }
