@@ -108,7 +108,7 @@ impl Rows {
         self.groups.values().flat_map(BTreeMap::values).flat_map(BTreeMap::values)
     }
 
-    fn of(&self, group: &str) -> impl Iterator<Item = &Arc<Row>> {
+    fn of<'a>(&'a self, group: &str) -> impl Iterator<Item = &'a Arc<Row>> {
         self.groups.get(group).into_iter().flat_map(BTreeMap::values).flat_map(BTreeMap::values)
     }
 
@@ -249,11 +249,6 @@ impl GroupOffsets {
         self.rows.read().groups.get(group).is_some_and(|topics| topics.contains_key(topic))
     }
 
-    /// Refuses names that no row can have.
-    pub(crate) fn check_names(group: &str, topic: &str, queue_id: i32) -> Result<()> {
-        check_names(group, topic, queue_id)
-    }
-
     /// How often anything of [`all`](Self::all) has changed: asked before, it does not miss anything.
     pub(crate) fn moves(&self) -> u64 {
         self.moves.load(Ordering::SeqCst)
@@ -308,9 +303,14 @@ impl GroupOffsets {
         }
         let of = |one: &GroupOffset| (one.group.clone(), one.topic.clone(), one.queue_id);
         let theirs: HashSet<_> = offsets.iter().map(of).collect();
-        self.forget_where(|rows, row| {
-            let Key { group, topic, queue_id } = row.key.clone();
-            !rows.is_apart(&group) && !theirs.contains(&(group, topic, queue_id))
+        self.forget_these(|rows| {
+            let groups = rows.groups.keys().filter(|group| !rows.is_apart(group));
+            let known = groups.flat_map(|group| rows.of(group));
+            let is_gone = |row: &&Arc<Row>| {
+                let Key { group, topic, queue_id } = row.key.clone();
+                !theirs.contains(&(group, topic, queue_id))
+            };
+            known.filter(is_gone).cloned().collect()
         })?;
         Ok(())
     }
@@ -357,15 +357,23 @@ impl GroupOffsets {
     /// Forgets where a group was, in all queues of a topic; whether it was known. Durable when this
     /// returns: a row that came back would stand beside a newer one.
     pub(crate) fn forget(&self, group: &str, topic: &str) -> Result<bool> {
-        self.forget_where(|_, row| row.key.group == group && row.key.topic == topic)
+        self.forget_these(|rows| {
+            let queues = rows.groups.get(group).and_then(|topics| topics.get(topic));
+            queues.into_iter().flat_map(BTreeMap::values).cloned().collect()
+        })
+    }
+
+    /// The same for all that groups had come to.
+    pub(crate) fn forget_groups(&self, groups: &[&str]) -> Result<bool> {
+        self.forget_these(|rows| groups.iter().flat_map(|group| rows.of(group)).cloned().collect())
     }
 
     /// Whether there were any such rows.
-    fn forget_where(&self, is_one: impl Fn(&Rows, &Row) -> bool) -> Result<bool> {
+    fn forget_these(&self, which: impl FnOnce(&Rows) -> Vec<Arc<Row>>) -> Result<bool> {
         self.check_writable()?;
         let mut rows = self.rows.write();
         self.check_open()?;
-        let known: Vec<_> = rows.iter().filter(|row| is_one(&rows, row)).cloned().collect();
+        let known = which(&rows);
         for row in &known {
             self.write_at(&rows, &[0; SECTOR], row.at)?;
         }
@@ -683,7 +691,8 @@ fn read(file: &dyn DiskFile, path: &Path, rows: &mut Rows) -> Result<usize> {
     Ok(unreadable)
 }
 
-fn check_names(group: &str, topic: &str, queue_id: i32) -> Result<()> {
+/// Refuses names that no row can have.
+pub(crate) fn check_names(group: &str, topic: &str, queue_id: i32) -> Result<()> {
     check_topic(topic, queue_id)?;
     let is_plain = |c: char| !c.is_control() && !matches!(c, '@' | '/');
     if group.is_empty() || !group.chars().all(is_plain) {

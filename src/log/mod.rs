@@ -40,10 +40,10 @@ pub use consume_queue::ConsumeQueue;
 pub(crate) use core::{AppendCounts, Core, Located, Reader};
 pub use core::{Appended, Patience, Records};
 pub use group_commit::GroupCommit;
-pub(crate) use group_offsets::GroupOffsets;
 #[cfg(feature = "replication")]
 pub(crate) use group_offsets::NAMES_MAX as OFFSET_NAMES_MAX;
 pub use group_offsets::{ClampedOffset, GroupOffset};
+pub(crate) use group_offsets::{GroupOffsets, check_names as check_offset_names};
 pub use interval_flush::IntervalFlush;
 pub use key_index::IndexOptions;
 pub(crate) use key_index::{KeyIndex, Left};

@@ -35,7 +35,7 @@ use super::history::{History, Plan};
 use super::inbox::Inbox;
 use super::{Epoch, EpochStart, LogId, NodeId, QueueStart};
 use crate::log::queue_starts::{ROW_MAX, put_row, take_row};
-use crate::log::{GroupOffset, GroupOffsets, OFFSET_NAMES_MAX, QUEUE_OFFSET_MAX};
+use crate::log::{GroupOffset, OFFSET_NAMES_MAX, QUEUE_OFFSET_MAX, check_offset_names};
 use std::fmt;
 
 pub(crate) const MAGIC: [u8; 8] = *b"DURALOGR";
@@ -261,7 +261,7 @@ impl Frame<'_> {
 /// Whether a group can be there: others are not told of, and not believed.
 pub(crate) fn is_plausible(one: &GroupOffset) -> bool {
     let GroupOffset { group, topic, queue_id, next } = one;
-    GroupOffsets::check_names(group, topic, *queue_id).is_ok() && *next <= QUEUE_OFFSET_MAX
+    check_offset_names(group, topic, *queue_id).is_ok() && *next <= QUEUE_OFFSET_MAX
 }
 
 fn checksum(head: &[u8; HEAD], fields: &[u8], body: &[u8]) -> u32 {

@@ -5,7 +5,7 @@ use super::{Shared, Store};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::log::directory::Directory;
-use crate::log::{GroupOffset, GroupOffsets, RecoveryReport};
+use crate::log::{GroupOffset, GroupOffsets, RecoveryReport, check_offset_names};
 use crate::message::format::{DELAY_GROUP, SCHEDULE_TOPIC, TRANSACTION_GROUP};
 use crate::replication::Role;
 use crate::tables::{ConsumerOffsets, DelayOffsets, Source, Tables};
@@ -145,11 +145,7 @@ impl Offsets {
     /// a part of the log goes that another primary does not have: what was put for them may lie in it. They
     /// come again, or are looked at again.
     pub(super) fn forget_deliveries(&self) -> Result<()> {
-        for GroupOffset { group, topic, .. } in self.table.all() {
-            if group == DELAY_GROUP || group == TRANSACTION_GROUP {
-                self.table.forget(&group, &topic)?;
-            }
-        }
+        self.table.forget_groups(&[DELAY_GROUP, TRANSACTION_GROUP])?;
         let mut delays = match self.brokers.load::<DelayOffsets>() {
             Ok(loaded) => loaded.table,
             Err(Error::Corrupt { .. }) => DelayOffsets::default(),
@@ -315,7 +311,7 @@ impl Store {
 
     /// Refuses a name under which no offset can be committed.
     pub(crate) fn check_offset_name(&self, group: &str, topic: &str) -> Result<()> {
-        GroupOffsets::check_names(group, topic, 0)
+        check_offset_names(group, topic, 0)
     }
 
     /// The next message that a consumer group wants of a queue; `None` if it never said.
