@@ -221,10 +221,9 @@ impl Watch {
 
     fn look_at_groups(&self, store: &Store, seen: &mut Seen) {
         let Some(limit) = self.lag_over else { return };
-        for (group, queue) in super::consumer::lags(store) {
+        for (group, queue) in super::consumer::lags(store, store.committed_offsets()) {
             // Of each dead letter is told when it becomes one.
-            if is_system_topic(&queue.topic) || super::consumer::is_dead_letter_topic(&queue.topic)
-            {
+            if is_system_topic(&queue.topic) || super::consumer::is_dead_letter(&queue.topic) {
                 continue;
             }
             let key = (group, queue.topic.clone(), queue.queue_id);
@@ -283,11 +282,17 @@ impl Observers {
 
     /// Tells how a message was sent.
     pub(super) fn tell_sent(&self, answer: &Result<Sent>) {
+        match answer {
+            Ok(sent) if self.some() => self.tell(&Event::Sent { sent }),
+            Ok(_) => {}
+            Err(error) => self.tell_not_sent(error),
+        }
+    }
+
+    /// Tells that a message was given up.
+    pub(super) fn tell_not_sent(&self, error: &Error) {
         if self.some() {
-            self.tell(&match answer {
-                Ok(sent) => Event::Sent { sent },
-                Err(error) => Event::NotSent { error },
-            });
+            self.tell(&Event::NotSent { error });
         }
     }
 

@@ -58,6 +58,16 @@ pub(super) enum Mode {
     Broadcast { instance: String },
 }
 
+impl Mode {
+    /// Under which name the offsets of a group are committed.
+    pub(super) fn offsets_name(&self, group: &str) -> String {
+        match self {
+            Self::Broadcast { instance } => format!("{group}{BROADCAST}{instance}"),
+            Self::Concurrent | Self::Ordered => group.to_owned(),
+        }
+    }
+}
+
 /// A consumer group while it has consumers, or messages that they have not settled.
 pub(super) struct Group {
     pub(super) store: Store,
@@ -129,10 +139,7 @@ impl Groups {
         from: ConsumeFrom,
     ) -> Result<Arc<Group>> {
         let delivery = Delivery::of(store)?;
-        let offsets_name = match &agreement.mode {
-            Mode::Broadcast { instance } => format!("{name}{BROADCAST}{instance}"),
-            _ => name.to_owned(),
-        };
+        let offsets_name = agreement.mode.offsets_name(name);
         let mut live = delivery.groups.live.lock();
         live.retain(|_, group| group.strong_count() > 0);
         if let Some(group) = live.get(&offsets_name).and_then(Weak::upgrade) {
@@ -282,7 +289,7 @@ impl Group {
             for id in self.store.queue_ids(topic) {
                 if !known.contains(&(number, id)) {
                     let floor = self.committed(topic, id).unwrap_or(0);
-                    let state = InFlight::new(floor, self.agreement.mode == Mode::Ordered);
+                    let state = InFlight::new(floor, self.is_ordered());
                     let (state, next) = (Mutex::new(state), AtomicU64::new(floor));
                     let copies = Mutex::default();
                     queues.push(Arc::new(Queue { topic: number, id, state, copies, next }));
@@ -488,7 +495,7 @@ impl Group {
                         messages.push((view, failures));
                     } else {
                         hopeless.push(Hopeless { lent: lent.clone(), view });
-                        if self.agreement.mode == Mode::Ordered {
+                        if self.is_ordered() {
                             // Those behind it come once it is out of the way.
                             state.give_back_behind(offset, lease, self.now());
                             break;
@@ -503,7 +510,7 @@ impl Group {
                         return Err(error);
                     }
                     // In order, all behind it went back with it.
-                    if self.agreement.mode == Mode::Ordered {
+                    if self.is_ordered() {
                         break;
                     }
                 }

@@ -1,6 +1,6 @@
 //! Threads that hand messages to a handler.
 
-use super::group::{Group, Mode};
+use super::group::Group;
 use super::{Consumer, Received};
 use crate::delivery::Event;
 use crate::error::{Error, IoContext, IoOp, Result};
@@ -130,7 +130,7 @@ impl Shared {
         if self.stopping.load(Ordering::SeqCst) {
             return Next::Idle;
         }
-        let is_ordered = consumer.member.group.agreement.mode == Mode::Ordered;
+        let group = &consumer.member.group;
         let max = consumer.messages_at_a_time();
         let stop = || self.stopping.load(Ordering::SeqCst);
         // Whoever ends it wakes it.
@@ -139,7 +139,7 @@ impl Shared {
             Err(Error::Closed) => return Next::Idle,
             Err(error) => {
                 *self.trouble.lock() = Some(error);
-                return Next::At(consumer.member.group.now() + PAUSE);
+                return Next::At(group.now() + PAUSE);
             }
         };
         for message in batch {
@@ -149,11 +149,11 @@ impl Shared {
             if !message.is_on_lease() {
                 continue;
             }
-            if let Err(error) = self.handle(&message, &consumer.member.group) {
+            if let Err(error) = self.handle(&message, group) {
                 *self.trouble.lock() = Some(error);
                 // Not at once: what went wrong may last. In order, nothing may be handled before it.
                 message.keep();
-                if is_ordered {
+                if group.is_ordered() {
                     break;
                 }
             }

@@ -11,6 +11,7 @@ pub use dead_letters::DeadLetters;
 pub(crate) use group::Groups;
 pub use listener::{Handled, Listener};
 pub use received::{Batch, Received, Settled};
+pub(super) use retry::is_dead_letter;
 
 use super::Event;
 use crate::error::{Error, Result};
@@ -73,11 +74,11 @@ impl QueueLag {
     }
 }
 
-/// How far all groups are behind, by group, topic and queue.
-pub(super) fn lags(store: &Store) -> Vec<(String, QueueLag)> {
+/// How far groups that have come to this are behind, by group, topic and queue.
+pub(super) fn lags(store: &Store, offsets: Vec<GroupOffset>) -> Vec<(String, QueueLag)> {
     let mut topics = BTreeSet::new();
     let mut known = BTreeMap::new();
-    for GroupOffset { group, topic, queue_id, next } in store.committed_offsets() {
+    for GroupOffset { group, topic, queue_id, next } in offsets {
         if !is_system_topic(&topic) {
             topics.extend(
                 [retry_topic(&group), dead_letter_topic(&group)].map(|own| (group.clone(), own)),
@@ -103,11 +104,6 @@ pub(super) fn lags(store: &Store) -> Vec<(String, QueueLag)> {
     });
     lags.extend(gone);
     lags
-}
-
-/// Whether dead letters lie there.
-pub(super) fn is_dead_letter_topic(topic: &str) -> bool {
-    retry::is_dead_letter(topic)
 }
 
 impl Store {
@@ -159,8 +155,9 @@ impl Store {
     /// retries and dead letters are among them where there are any. A consumer that gets
     /// [everything for itself](ConsumerBuilder::broadcast) is a group of its own, `group%BROADCAST%instance`.
     pub fn lag(&self, group: &str) -> Vec<QueueLag> {
-        let of_group = lags(self).into_iter().filter(|(known, _)| known == group);
-        of_group.map(|(_, queue)| queue).collect()
+        let mut offsets = self.committed_offsets();
+        offsets.retain(|known| known.group == group);
+        lags(self, offsets).into_iter().map(|(_, queue)| queue).collect()
     }
 
     /// The dead letters of a group: what its consumers rejected, or failed to handle too often.
@@ -296,10 +293,7 @@ impl ConsumerBuilder {
             return refused("group", group, "a name without `%BROADCAST%`");
         }
         // What no topic and no offset can be called is not found out when a message is to be set aside.
-        let name = match &mode {
-            Mode::Broadcast { instance } => format!("{group}{BROADCAST}{instance}"),
-            _ => group.clone(),
-        };
+        let name = mode.offsets_name(&group);
         for topic in subscriptions.iter().map(|(topic, _)| topic).chain(&own) {
             store.check_known(topic)?;
             store.check_offset_name(&name, topic)?;
@@ -408,7 +402,7 @@ impl Consumer {
     /// How many messages one worker takes: what it has not come to is not to be had by others.
     fn messages_at_a_time(&self) -> usize {
         let Member { group, terms, .. } = &*self.member;
-        if group.agreement.mode == Mode::Ordered { terms.batch_max } else { 1 }
+        if group.is_ordered() { terms.batch_max } else { 1 }
     }
 
     /// The same; ends also when `stop` says so, which is asked whenever the group may have messages.
@@ -424,18 +418,12 @@ impl Consumer {
                 return Err(Error::Closed);
             }
             let seen = group.changes();
-            let taken = group.take(*owner, terms, max)?;
-            let taken = if let Taken::Batch(batch) = taken {
-                Taken::Batch(batch.decompressed()?)
-            } else {
-                taken
+            let taken = match group.take(*owner, terms, max)? {
+                Taken::Batch(batch) => Taken::Batch(batch.decompressed()?),
+                other => other,
             };
             let goes_on = match taken {
-                // None of them had a body.
-                Taken::Batch(batch) if batch.is_empty() => {
-                    !stop() && deadline.is_none_or(|deadline| group.now() <= deadline)
-                }
-                Taken::Batch(batch) => {
+                Taken::Batch(batch) if !batch.is_empty() => {
                     // It was closed meanwhile, and what it took then did not go back with the rest.
                     if gone.load(Ordering::SeqCst) {
                         return Err(Error::Closed);
@@ -448,7 +436,10 @@ impl Consumer {
                     return Ok(batch);
                 }
                 Taken::Nothing => !stop() && group.wait(seen, deadline)?,
-                Taken::NotYet => !stop() && deadline.is_none_or(|deadline| group.now() <= deadline),
+                // Nothing yet, or nothing that has a body.
+                Taken::NotYet | Taken::Batch(_) => {
+                    !stop() && deadline.is_none_or(|deadline| group.now() <= deadline)
+                }
             };
             if !goes_on {
                 return Ok(Batch::default());

@@ -69,7 +69,7 @@ pub(super) fn is_retry(topic: &str) -> bool {
 }
 
 /// Whether a topic is that of a group's dead letters.
-pub(super) fn is_dead_letter(topic: &str) -> bool {
+pub(in crate::delivery) fn is_dead_letter(topic: &str) -> bool {
     topic.starts_with(DEAD_LETTER_TOPIC_PREFIX)
 }
 

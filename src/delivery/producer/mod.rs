@@ -324,9 +324,7 @@ impl Inner {
     fn send(&self, messages: &mut [Message], retries: u32) -> Result<Sent> {
         let mut now = self.now();
         let until = now + self.options.send_timeout;
-        if let Err(error) = self.compress(messages) {
-            return self.told(Err(error));
-        }
+        self.compress(messages)?;
         let mut key = None;
         let mut attempts = self.attempts(retries);
         let mut aimed = None;
@@ -388,13 +386,12 @@ impl Inner {
         first.unwrap_or_default()
     }
 
+    /// Messages that cannot be compressed are given up.
     fn compress(&self, messages: &mut [Message]) -> Result<()> {
-        match self.options.compression {
-            None => Ok(()),
-            Some(compression) => {
-                messages.iter_mut().try_for_each(|message| self.compress_one(message, compression))
-            }
-        }
+        let Some(compression) = self.options.compression else { return Ok(()) };
+        let mut messages = messages.iter_mut();
+        let compressed = messages.try_for_each(|message| self.compress_one(message, compression));
+        compressed.inspect_err(|error| self.main.delivery.observers.tell_not_sent(error))
     }
 
     fn compress_one(&self, message: &mut Message, compression: Compression) -> Result<()> {

@@ -52,9 +52,7 @@ impl SendTicket {
     pub(super) fn begin(inner: Arc<Inner>, message: Message) -> Result<Self> {
         let mut message = message;
         let now = inner.now();
-        if let Err(error) = inner.compress(std::slice::from_mut(&mut message)) {
-            return inner.told(Err(error)).and(Err(Error::Closed));
-        }
+        inner.compress(std::slice::from_mut(&mut message))?;
         let key = inner.identify(std::slice::from_mut(&mut message), now);
         let (until, attempts) =
             (now + inner.options.send_timeout, inner.attempts(inner.options.async_retries));
