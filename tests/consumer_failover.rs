@@ -1,13 +1,14 @@
 //! Consumers on a node that has taken over.
 
+#[path = "support/passive.rs"]
+mod passive;
+
 use duralog::delivery::{ConsumeFrom, Settled};
 use duralog::disk::SimDisk;
-use duralog::replication::{
-    Admission, Epoch, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, ReplicatedLog,
-    Replicator, Role, StartPoint,
-};
+use duralog::replication::{Epoch, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal};
 use duralog::{Environment, Error, Message, Store, StoreConfig, TagFilter};
-use std::sync::{Arc, OnceLock};
+use passive::Passive;
+use std::sync::Arc;
 use std::time::Duration;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -49,37 +50,13 @@ fn a_group_whose_offsets_may_be_on_another_node_begins_with_the_first_message() 
     assert_eq!(first_of(&store).as_deref(), Some(&b"before"[..]));
 }
 
-/// A replica of a RocketMQ master, which says neither who it is nor under which epoch it writes.
-#[derive(Debug, Default)]
-struct Follows(OnceLock<Arc<dyn ReplicatedLog>>);
-
-impl Replicator for Follows {
-    fn role(&self) -> Role {
-        Role::Replica
-    }
-
-    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<u64> {
-        self.0.set(log).unwrap();
-        Ok(at.end)
-    }
-
-    fn admit(&self) -> Result<Admission, Refusal> {
-        Err(Refusal::NotPrimary)
-    }
-
-    fn on_written(&self, _: u64) {}
-
-    fn on_durable(&self, _: u64) {}
-
-    fn stop(&self) {}
-}
-
-/// A replica that has taken over so much.
+/// A replica that has taken over so much of a RocketMQ master, which says neither who it is nor under which
+/// epoch it writes.
 fn following(disk: &SimDisk, bytes: &[u8]) -> Store {
-    let follows = Arc::new(Follows::default());
+    let follows = Arc::new(Passive::default());
     let environment = Environment::on(disk.shared());
     let store = Store::open_replicated(config(), environment, follows.clone()).unwrap();
-    let log = follows.0.get().unwrap();
+    let log = follows.log();
     if !bytes.is_empty() {
         log.append(0, Epoch(0), bytes).unwrap();
         log.confirm(bytes.len() as u64, Epoch(0)).unwrap();

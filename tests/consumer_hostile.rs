@@ -50,6 +50,15 @@ fn builder(store: &Store) -> ConsumerBuilder {
     store.consumer("billing").subscribe("orders", TagFilter::any())
 }
 
+/// Of each of the three kinds of groups.
+fn of_kind(kind: u32, store: &Store) -> ConsumerBuilder {
+    match kind {
+        0 => builder(store),
+        1 => builder(store).ordered(),
+        _ => builder(store).broadcast("ann"),
+    }
+}
+
 fn body(consumer: &Consumer) -> Option<String> {
     let batch = consumer.poll(NOW).unwrap();
     let body = batch.first().map(|one| String::from_utf8_lossy(one.body()).into_owned());
@@ -62,12 +71,7 @@ fn dead_letters_that_are_sent_back_come_to_every_kind_of_group() {
     for kind in 0..3 {
         let (_disk, _clock, store) = world();
         put(&store, Message::new("orders", "x"));
-        let builder = match kind {
-            0 => builder(&store),
-            1 => builder(&store).ordered(),
-            _ => builder(&store).broadcast("ann"),
-        };
-        let consumer = builder.open().unwrap();
+        let consumer = of_kind(kind, &store).open().unwrap();
         assert_eq!(consumer.poll(NOW).unwrap()[0].reject().unwrap(), Settled::Done);
         assert_eq!(store.dead_letters("billing").redrive(10).unwrap(), 1);
         assert_eq!(body(&consumer).as_deref(), Some("x"), "{kind}");
@@ -404,12 +408,7 @@ fn no_delay_of_a_retry_panics_or_spins() {
     for kind in 0..3 {
         let (_disk, clock, store) = world();
         put(&store, Message::new("orders", "x"));
-        let builder = match kind {
-            0 => builder(&store),
-            1 => builder(&store).ordered(),
-            _ => builder(&store).broadcast("ann"),
-        };
-        let consumer = builder.open().unwrap();
+        let consumer = of_kind(kind, &store).open().unwrap();
         let batch = consumer.poll(NOW).unwrap();
         for far in [Duration::MAX, Duration::from_secs(4 * 24 * 3600)] {
             let refused = batch[0].retry_after(far);

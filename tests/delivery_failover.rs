@@ -1,43 +1,21 @@
 //! What was delayed or sent in a transaction, on a node that was primary and becomes it again: what it had
 //! delivered may be in the part of its log that was cut meanwhile.
 
+#[path = "support/passive.rs"]
+mod passive;
+
 use duralog::clock::ManualClock;
 use duralog::delivery::TransactionState;
 use duralog::disk::SimDisk;
 use duralog::message::format::{DELAY_GROUP, SCHEDULE_TOPIC};
-use duralog::replication::{Admission, Refusal, ReplicatedLog, Replicator, Role, StartPoint};
+use duralog::replication::{Refusal, ReplicatedLog};
 use duralog::tables::{ConsumerOffsets, DelayOffsets, Tables};
 use duralog::{Environment, Error, Message, Next, Store, StoreConfig, StoreWorker};
-use std::sync::{Arc, Mutex};
+use passive::Passive;
+use std::sync::Arc;
 use std::time::Duration;
 
 const TRANSACTION_GROUP: &str = "CID_RMQ_SYS_TRANS";
-
-/// A replica that does nothing by itself.
-#[derive(Debug, Default)]
-struct Passive(Mutex<Option<Arc<dyn ReplicatedLog>>>);
-
-impl Replicator for Passive {
-    fn role(&self) -> Role {
-        Role::Replica
-    }
-
-    fn start(&self, log: Arc<dyn ReplicatedLog>, _: StartPoint) -> duralog::Result<u64> {
-        let confirmed = log.confirmed();
-        *self.0.lock().unwrap() = Some(log);
-        Ok(confirmed)
-    }
-
-    fn admit(&self) -> Result<Admission, Refusal> {
-        Err(Refusal::NotPrimary)
-    }
-
-    fn on_written(&self, _: u64) {}
-
-    fn on_durable(&self, _: u64) {}
-
-    fn stop(&self) {}
-}
 
 struct World {
     disk: SimDisk,
@@ -75,7 +53,7 @@ impl World {
         let replicator = Arc::new(Passive::default());
         let store =
             Store::open_replicated(Self::config(), self.environment(), replicator.clone()).unwrap();
-        let log = replicator.0.lock().unwrap().clone().unwrap();
+        let log = replicator.log();
         order(&*log);
         drop(store.close());
         drop(store);

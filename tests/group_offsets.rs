@@ -144,15 +144,21 @@ fn what_lies_behind_the_end_of_a_queue_cannot_be_committed() {
     assert_eq!(committed(&store), None);
 }
 
-#[test]
-fn a_group_is_taken_back_to_the_end_that_a_power_cut_left_and_stays_there() {
-    let disk = SimDisk::new(1);
-    let store = open_on(&disk, FlushMode::async_default()).unwrap();
+/// A store of 5 messages, of which 2 are durable, as it is that a group has handled all of them.
+fn ahead_of_the_log(disk: &SimDisk) -> Store {
+    let store = open_on(disk, FlushMode::async_default()).unwrap();
     fill(&store, 2);
     store.flush().unwrap();
     fill(&store, 3);
     store.commit_offset("billing", "orders", 0, 5).unwrap();
     store.flush_offsets().unwrap();
+    store
+}
+
+#[test]
+fn a_group_is_taken_back_to_the_end_that_a_power_cut_left_and_stays_there() {
+    let disk = SimDisk::new(1);
+    let _store = ahead_of_the_log(&disk);
     let disk = disk.cut_power(Cut::losing_all());
     let store = open(&disk);
     let clamped = &store.recovery().clamped_offsets;
@@ -167,12 +173,7 @@ fn a_group_is_taken_back_to_the_end_that_a_power_cut_left_and_stays_there() {
 #[test]
 fn brokers_are_told_where_a_group_was_taken_back_to_though_nobody_commits() {
     let disk = SimDisk::new(1);
-    let store = open_on(&disk, FlushMode::async_default()).unwrap();
-    fill(&store, 2);
-    store.flush().unwrap();
-    fill(&store, 3);
-    store.commit_offset("billing", "orders", 0, 5).unwrap();
-    store.flush_offsets().unwrap();
+    let store = ahead_of_the_log(&disk);
     while store.step(StoreWorker::Offsets) == Next::Now {}
     let told = |disk: &SimDisk, next: i64| {
         let tables = Tables::new_in(DIR, Environment::on(disk.shared()));

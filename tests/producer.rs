@@ -4,6 +4,8 @@
 mod future;
 #[path = "support/hooked.rs"]
 mod hooked;
+#[path = "support/passive.rs"]
+mod passive;
 #[path = "support/rng.rs"]
 mod rng;
 
@@ -11,10 +13,7 @@ use duralog::clock::ManualClock;
 use duralog::delivery::{Producer, SendTicket, TransactionState};
 use duralog::disk::{Cut, Fault, SimCall, SimDisk, SyncFailure};
 use duralog::message::{Compression, SysFlag, UniqueKey, names};
-use duralog::replication::{
-    Admission, Refusal, ReplicaBehaviour, ReplicatedLog, Replicator, Role, ScriptedReplica,
-    StartPoint,
-};
+use duralog::replication::{Refusal, ReplicaBehaviour, ScriptedReplica};
 use duralog::tables::TopicConfig;
 use duralog::{
     CodecError, Compatibility, Environment, Error, FlushMode, InvalidMessage, Message, Next,
@@ -22,6 +21,7 @@ use duralog::{
 };
 use future::block_on;
 use hooked::{Hook, Hooked};
+use passive::Passive;
 use rng::Rng;
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -587,35 +587,12 @@ fn a_replicator_that_refuses_is_tried_again() {
     assert_eq!(store.stats().messages, 0);
 }
 
-/// A node that takes over what another one has.
-#[derive(Debug)]
-struct Following;
-
-impl Replicator for Following {
-    fn role(&self) -> Role {
-        Role::Replica
-    }
-
-    fn start(&self, _: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<u64> {
-        Ok(at.end)
-    }
-
-    fn admit(&self) -> Result<Admission, Refusal> {
-        Err(Refusal::NotPrimary)
-    }
-
-    fn on_written(&self, _: u64) {}
-
-    fn on_durable(&self, _: u64) {}
-
-    fn stop(&self) {}
-}
-
 #[test]
 fn a_replica_has_no_producer() {
     let disk = SimDisk::new(1);
     let environment = Environment::on(disk.shared());
-    let replica = Store::open_replicated(config(), environment, Arc::new(Following)).unwrap();
+    let replica =
+        Store::open_replicated(config(), environment, Arc::new(Passive::default())).unwrap();
     let refused = replica.producer("g").open();
     assert!(matches!(refused, Err(Error::Refused(Refusal::NotPrimary))));
     assert_eq!(replica.topic(TOPIC).unwrap(), None);

@@ -1,63 +1,29 @@
 //! A log that is taken over from another one, through the seam: byte for byte, in pieces of any size, cut
 //! and begun anew by order.
 
+#[path = "support/passive.rs"]
+mod passive;
 #[path = "support/sim.rs"]
 mod sim;
 
 use duralog::disk::{Cut, CutMoment, Fault, SimCall, SimDisk};
 use duralog::message::{Frame, frame};
 use duralog::replication::{
-    Admission, Epoch, EpochStart, LogId, NodeId, QueueStart, Refusal, ReplicatedLog, Replicator,
-    Role, StartPoint,
+    Epoch, EpochStart, LogId, NodeId, QueueStart, Refusal, ReplicatedLog, StartPoint,
 };
 use duralog::{
     Corruption, Environment, Error, GroupOffset, Message, RecoveryMode, Retention, Store,
     StoreConfig, StoreWorker, WriteMode,
 };
+use passive::Passive;
 use proptest::prelude::*;
 use sim::*;
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 const FIRST: EpochStart =
     EpochStart { epoch: Epoch(1), start: 0, node: NodeId(1), record_crc: true };
-
-/// A replica that does nothing by itself.
-#[derive(Debug, Default)]
-struct Passive(Mutex<Option<(Arc<dyn ReplicatedLog>, StartPoint)>>);
-
-impl Passive {
-    fn log(&self) -> Arc<dyn ReplicatedLog> {
-        self.0.lock().expect("nobody panics").as_ref().expect("it was started").0.clone()
-    }
-
-    fn start_point(&self) -> StartPoint {
-        self.0.lock().expect("nobody panics").as_ref().expect("it was started").1
-    }
-}
-
-impl Replicator for Passive {
-    fn role(&self) -> Role {
-        Role::Replica
-    }
-
-    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> duralog::Result<u64> {
-        let confirmed = log.confirmed();
-        *self.0.lock().expect("nobody panics") = Some((log, at));
-        Ok(confirmed)
-    }
-
-    fn admit(&self) -> Result<Admission, Refusal> {
-        Err(Refusal::NotPrimary)
-    }
-
-    fn on_written(&self, _: u64) {}
-
-    fn on_durable(&self, _: u64) {}
-
-    fn stop(&self) {}
-}
 
 struct Copy {
     store: Store,

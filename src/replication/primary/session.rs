@@ -421,20 +421,14 @@ impl PrimarySession {
 
     /// How far consumer groups have come, if that is to be said now.
     fn next_offsets(&mut self, now: Instant) -> Result<Option<Frame<'static>>, SessionError> {
-        let State::Streaming { node, groups, .. } = &mut self.state else { return Ok(None) };
-        if !self.hub.group.is_current(*node, self.id) {
-            return Err(SessionError::Stopped);
-        }
+        let State::Streaming { groups, .. } = &mut self.state else { return Ok(None) };
         Ok(groups.next(&self.hub, now)?)
     }
 
     /// The next records, or word of what is confirmed, or a sign of life.
     fn stream(&mut self, now: Instant) -> Result<Option<Outgoing>, SessionError> {
-        let State::Streaming { node, next, told, .. } = &mut self.state else { return Ok(None) };
+        let State::Streaming { next, told, .. } = &mut self.state else { return Ok(None) };
         let hub = &self.hub;
-        if !hub.group.is_current(*node, self.id) {
-            return Err(SessionError::Stopped);
-        }
         let (offset, confirmed) = (*next, hub.confirmed());
         // By the rate, word of what is confirmed goes at any time, records do not.
         let end = if now < self.paced_until { offset } else { hub.log.end() };
@@ -468,6 +462,11 @@ impl Session for PrimarySession {
     fn poll(&mut self, now: Instant) -> Result<Option<Outgoing>, SessionError> {
         if let Some(frame) = self.outbox.pop_front().or_else(|| self.next_queues()) {
             return Ok(Some(Outgoing::frame(&frame)));
+        }
+        if let State::Streaming { node, .. } = &self.state
+            && !self.hub.group.is_current(*node, self.id)
+        {
+            return Err(SessionError::Stopped);
         }
         // Records do not wait for all that is to be said of groups.
         let records_first = std::mem::take(&mut self.spoke_of_groups);
