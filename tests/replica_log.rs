@@ -547,6 +547,45 @@ fn queues_go_on_where_they_were_said_to_in_a_log_that_begins_anew() {
 }
 
 #[test]
+fn no_queue_of_before_stays_where_a_call_fails_while_a_log_begins_anew() {
+    let (_original, bytes) = original(60);
+    let told = disk();
+    let mut config = config();
+    config.index_enable = false;
+    let copy = copy_of(&told, config.clone());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    take_over(&copy, &bytes, &[7000]);
+    copy.log.confirm(u64::MAX, Epoch(1)).expect("the epoch is right");
+    step(&copy.store);
+    copy.store.close().expect("it closes");
+    let copy = copy_of(&told, config.clone());
+    let at = 10 * copy.log.segment_size();
+    let starts = [start("idle", 10), start(TOPIC, 40)];
+    copy.log.prepare_restart(at, &starts).expect("there is room");
+    copy.log.restart(at).expect("it is told");
+    drop(copy);
+    assert!(told.bytes(format!("{DIR}/duralog/queues")).is_ok(), "it has no table to lose");
+    let files = contents(&told);
+    for call in [SimCall::Open, SimCall::Read] {
+        for nth in 1.. {
+            let disk = disk_with(&files);
+            disk.inject(Fault::on(call).nth(nth));
+            let opened = open_copy(&disk, config.clone());
+            let failed = disk.faults_fired() > 0;
+            disk.clear_faults();
+            drop(opened);
+            let copy = copy_of(&disk, config.clone());
+            let starts = next_offsets(&copy.store);
+            assert_eq!(starts, [Some(10), Some(40), None], "call {nth} of {call:?} failed");
+            if !failed {
+                assert!(nth > 5, "only {nth} calls");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
 fn where_queues_go_on_outlasts_the_queue_table_and_what_comes_in_them_counts_on() {
     let disk = disk();
     let copy = copy_of(&disk, config());

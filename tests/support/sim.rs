@@ -163,3 +163,12 @@ pub fn contents(disk: &SimDisk) -> Vec<(std::path::PathBuf, Vec<u8>)> {
     all.sort();
     all
 }
+
+/// A disk that has these files, all of them durable.
+pub fn disk_with(files: &[(std::path::PathBuf, Vec<u8>)]) -> SimDisk {
+    let disk = disk();
+    for (path, bytes) in files {
+        disk.put_file(path, bytes).expect("there is room");
+    }
+    disk
+}

@@ -90,9 +90,10 @@ impl Recovery<'_> {
             }
         }
         // What is derived of the log must not vouch for what is cut: offsets behind the cut are given
-        // out again.
-        let queued = queue_table::saved_offset(self.disk, self.directory.duralog());
-        if queued.is_some_and(|queued| queued > at || cutting.restarts) {
+        // out again. What cannot be read now is thrown away by who opens it, as it is ahead of the log;
+        // but nobody would notice the queues of another history that ended before this one begins.
+        let queued = || queue_table::saved_offset(self.disk, self.directory.duralog());
+        if cutting.restarts || queued().is_some_and(|queued| queued > at) {
             self.forget(queue_table::NAME)?;
         }
         if key_index::saved_offset(self.disk, self.directory.duralog()).is_some_and(|o| o > at) {
