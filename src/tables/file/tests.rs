@@ -312,6 +312,16 @@ proptest! {
 }
 
 #[test]
+fn a_number_that_nobody_here_knows_stays_what_it_is() {
+    let disk = SimDisk::new(1);
+    put(&disk, FILE, "{\"offsetTable\":{},\"later\":116666666666666666666666}");
+    let tables = tables(&disk);
+    let mut table = tables.load::<ConsumerOffsets>().unwrap().table;
+    tables.save(&mut table).unwrap();
+    assert_eq!(tables.load::<ConsumerOffsets>().unwrap().table, table);
+}
+
+#[test]
 fn saves_of_two_threads_do_not_mix() {
     let disk = SimDisk::new(11);
     disk.set_sync_latency(Duration::from_micros(50));
