@@ -52,7 +52,9 @@ pub fn disk() -> SimDisk {
 
 /// Small files, so that little is enough to fill them.
 pub fn config() -> StoreConfig {
-    StoreConfig::new(DIR).segment_size(16 << 10).consume_queue_file_size(400)
+    let mut config = StoreConfig::new(DIR).segment_size(16 << 10).consume_queue_file_size(400);
+    (config.index_slots, config.index_items) = (500, 2000);
+    config
 }
 
 /// Async flush that never syncs of its own accord.
