@@ -2,6 +2,7 @@
 
 mod bells;
 mod greeting;
+mod groups;
 mod inquiry;
 mod replicator;
 mod server;

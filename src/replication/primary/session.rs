@@ -1,7 +1,6 @@
 //! A connection of a replica, as its primary sees it.
 
 use crate::error::Error;
-use crate::log::GroupOffset;
 use crate::replication::events::{Event, Observer};
 use crate::replication::feed::data_at;
 use crate::replication::group::{Group, SessionId};
@@ -10,11 +9,10 @@ use crate::replication::inbox::Inbox;
 use crate::replication::options::{Ack, NodeOptions, PrimaryOptions};
 use crate::replication::primary::bells::Bells;
 use crate::replication::primary::greeting::Greeting;
+use crate::replication::primary::groups::Groups;
 use crate::replication::secret::Secret;
 use crate::replication::session::{Order, Outgoing, Session, SessionError, last_words, unexpected};
-use crate::replication::wire::{
-    self, CHECKED_MAX, Frame, Join, Nonce, OFFSETS_MAX, QUEUES_MAX, STRANGER_MAX,
-};
+use crate::replication::wire::{self, CHECKED_MAX, Frame, Join, Nonce, QUEUES_MAX, STRANGER_MAX};
 use crate::replication::{
     Epoch, EpochStart, GroupStandings, LogId, NodeId, QueueStart, ReplicatedLog,
 };
@@ -27,8 +25,6 @@ use std::time::{Duration, Instant};
 
 /// How long a replica may wait to hear what is confirmed, if no records follow.
 const CONFIRM_DELAY: Duration = Duration::from_millis(5);
-/// How often a replica is told of consumer groups that move.
-const GROUPS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What all sessions of a primary share.
 #[derive(Debug)]
@@ -143,7 +139,7 @@ impl Hub {
         Ok(queues)
     }
 
-    fn standings(&self) -> Result<GroupStandings, Error> {
+    pub(super) fn standings(&self) -> Result<GroupStandings, Error> {
         let mut standings = self.standings.lock();
         match &*standings {
             Some(known) if known.moves == self.log.group_moves() => Ok(known.clone()),
@@ -220,77 +216,6 @@ impl Acked {
             || self.written < before.written
             || self.durable < before.durable
     }
-}
-
-/// What a replica was told of consumer groups.
-#[derive(Debug)]
-struct Groups {
-    /// Nothing before the first time, when it is told of all.
-    told: Option<GroupStandings>,
-    /// What is to be said of it yet.
-    news: Vec<GroupOffset>,
-    is_whole: bool,
-    is_open: bool,
-    /// When there may be more.
-    due: Instant,
-}
-
-impl Groups {
-    fn new(now: Instant) -> Self {
-        Self { told: None, news: Vec::new(), is_whole: true, is_open: false, due: now }
-    }
-
-    /// Whether anything has moved since.
-    fn is_behind(&self, hub: &Hub) -> bool {
-        self.told.as_ref().is_none_or(|told| told.moves != hub.log.group_moves())
-    }
-
-    /// When there is something to say.
-    fn due(&self, hub: &Hub, at_once: Instant) -> Option<Instant> {
-        if self.is_open { Some(at_once) } else { self.is_behind(hub).then_some(self.due) }
-    }
-
-    /// The next of it.
-    fn next(&mut self, hub: &Hub, now: Instant) -> Result<Option<Frame<'static>>, Error> {
-        if !self.is_open {
-            if now < self.due || !self.is_behind(hub) {
-                return Ok(None);
-            }
-            let now_there = hub.standings()?;
-            (self.is_whole, self.news) = match &self.told {
-                Some(told) => moved(&told.offsets, &now_there.offsets),
-                None => (true, now_there.offsets.to_vec()),
-            };
-            self.news.retain(wire::is_plausible);
-            // The last ones are told first.
-            self.is_open = self.is_whole || !self.news.is_empty();
-            (self.told, self.due) = (Some(now_there), now + GROUPS_INTERVAL);
-        }
-        let Some(told) = self.told.as_ref().filter(|_| self.is_open) else { return Ok(None) };
-        let left = self.news.len().saturating_sub(OFFSETS_MAX);
-        let offsets = self.news.split_off(left);
-        self.is_open = left > 0;
-        let (end, whole, left) = (told.end, self.is_whole, left as u32);
-        Ok(Some(Frame::Offsets { end, whole, left, offsets }))
-    }
-}
-
-/// What is to be said of where groups are `now`, and whether it is all of it: also where one of before is
-/// gone.
-fn moved(before: &[GroupOffset], now: &[GroupOffset]) -> (bool, Vec<GroupOffset>) {
-    fn of(one: &GroupOffset) -> (&str, &str, i32) {
-        (&one.group, &one.topic, one.queue_id)
-    }
-    let mut before = before.iter().peekable();
-    let mut moved = Vec::new();
-    for one in now {
-        match before.next_if(|known| of(known) <= of(one)) {
-            Some(known) if of(known) < of(one) => return (true, now.to_vec()),
-            Some(known) if known.next == one.next => {}
-            _ => moved.push(one.clone()),
-        }
-    }
-    if before.next().is_some() { (true, now.to_vec()) } else { (false, moved) }
 }
 
 /// A connection of a replica.

@@ -1,6 +1,7 @@
 //! A node that takes over another one's log.
 
 mod follower;
+mod groups;
 mod replicator;
 mod session;
 
