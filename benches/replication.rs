@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 const ROUNDS: usize = 5;
 /// Pairs of bursts, and how long each takes, about.
 const BURSTS: usize = 21;
-const BURST_SECS: f64 = 0.1;
+const BURST_SECS: f64 = 0.3;
 /// Puts of the first burst of each, which does not count.
 const WARM_UP: u64 = 500;
 const PATIENCE: Duration = Duration::from_secs(60);
