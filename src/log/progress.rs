@@ -108,8 +108,8 @@ pub(crate) struct Progress {
     confirms: Sleepers,
     /// The tasks among them.
     confirm_tasks: Slot,
-    /// How many of its slots a group uses, less one.
-    last_slot: AtomicUsize,
+    /// How many puts waited in the last group.
+    group_size: AtomicUsize,
     flushes: Slot,
     readers: Slot,
     /// Readers who wait for messages to come.
@@ -307,10 +307,14 @@ impl Progress {
 
     /// Says how many puts wait in a group nowadays.
     pub(crate) fn expect_group(&self, size: usize) {
-        let last = if size > SPREAD_GROUP_MAX { 0 } else { SLOTS - 1 };
-        if self.last_slot.load(Relaxed) != last {
-            self.last_slot.store(last, Relaxed);
+        if self.group_size.load(Relaxed) != size {
+            self.group_size.store(size, Relaxed);
         }
+    }
+
+    /// Whether several puts wait in a group nowadays, and for replicas, too.
+    pub(crate) fn expects_replicated_group(&self) -> bool {
+        self.confirmed() != u64::MAX && self.group_size.load(Relaxed) > 1
     }
 
     /// The slots of a group.
@@ -322,7 +326,8 @@ impl Progress {
     /// The one in which this thread sleeps until a group is durable, and its number.
     fn slot(&self, group: Group) -> (usize, &Slot) {
         let slots @ [first, ..] = self.slots(group);
-        let number = thread_number() % (self.last_slot.load(Relaxed) + 1);
+        let used = if self.group_size.load(Relaxed) > SPREAD_GROUP_MAX { 1 } else { SLOTS };
+        let number = thread_number() % used;
         slots.get(number).map_or((0, first), |slot| (number, slot))
     }
 
