@@ -102,6 +102,40 @@ fn a_message_is_given_out_once_and_committed_when_it_is_acknowledged() {
 }
 
 #[test]
+fn what_comes_again_goes_to_whoever_asks_and_to_nobody_else() {
+    let world = World::new();
+    world.fill(6);
+    let (ann, bob) = (world.consumer(), world.consumer());
+    for went_back in ["dropped", "not handled in time"] {
+        let held = ann.poll(NOW).unwrap();
+        assert_eq!(held.len(), 6, "{went_back}");
+        if went_back == "not handled in time" {
+            world.clock.advance(LEASE);
+        }
+        drop(held);
+        // Those of one lease that failed come alone, the others as many as are asked for.
+        for max in [1, 2, 3, 6] {
+            let mut found = Vec::new();
+            let mut leases = Vec::new();
+            loop {
+                let batch = bob.poll_max(max, NOW).unwrap();
+                if batch.is_empty() {
+                    break;
+                }
+                found.extend(bodies(&batch));
+                leases.push(batch);
+            }
+            assert_eq!(found, ["0", "1", "2", "3", "4", "5"], "{went_back}, {max} at a time");
+        }
+    }
+    assert_eq!(world.store.dead_letters("billing").count(), 0);
+    while let [one, ..] = &bob.poll_max(1, NOW).unwrap()[..] {
+        assert_eq!(one.ack().unwrap(), Settled::Done);
+    }
+    assert_eq!(world.committed(), Some(6));
+}
+
+#[test]
 fn a_batch_is_acknowledged_at_once() {
     let world = World::new();
     world.fill(5);

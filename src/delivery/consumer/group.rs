@@ -395,9 +395,8 @@ impl Group {
         let floor = state.floor();
         let mut hopeless = Vec::new();
         let mut taken = Ok(Taken::Nothing);
-        while let (Ok(Taken::Nothing), true, Some((lease, again))) =
-            (&taken, hopeless.is_empty(), state.lend_again(max, now, owner, until))
-        {
+        while matches!(taken, Ok(Taken::Nothing)) && hopeless.is_empty() {
+            let Some((lease, again)) = state.lend_again(max, now, owner, until) else { break };
             taken = self.fetch_again(queue, &mut state, (lease, &again), terms, &mut hopeless);
         }
         if let (Ok(Taken::Nothing), true) = (&taken, hopeless.is_empty()) {
