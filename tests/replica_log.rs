@@ -718,3 +718,89 @@ fn a_store_that_leaves_replication_begins_an_epoch_of_its_own() {
     };
     assert_eq!(copy.log.epochs(), [FIRST, own]);
 }
+
+#[test]
+fn what_an_epoch_without_a_record_says_of_checksums_counts_for_no_other() {
+    for record_crc in [false, true] {
+        let original = disk();
+        let mut config = unsynced();
+        config.log.record_crc = record_crc;
+        let store = open(&original, config);
+        for id in 0..8 {
+            store.put(message(id)).expect("stored").ok().expect("stored");
+        }
+        let end = store.stats().watermarks.written as usize;
+        let bytes = original.bytes(segment(0)).expect("it is there")[..end].to_vec();
+        let copy = copy_of(&disk(), self::config());
+        let first = EpochStart { record_crc, ..FIRST };
+        copy.log.enter_epoch(first).expect("it is the first");
+        let half = copy.log.append(0, Epoch(1), &bytes[..end / 2]).expect("records");
+        step(&copy.store);
+        let (epoch, record_crc) = (Epoch(2), !record_crc);
+        let idle = EpochStart { epoch, start: half, node: NodeId(2), record_crc };
+        copy.log.enter_epoch(idle).expect("it begins here");
+        // Another primary brings what the first one had written.
+        copy.log.enter_epoch(first).expect("nothing was written since");
+        let mut taken = half;
+        if first.record_crc {
+            let mut damaged = bytes[half as usize..].to_vec();
+            let at = damaged.len() - 1;
+            damaged[at] ^= 1;
+            taken = copy.log.append(half, Epoch(1), &damaged).expect("the records before it");
+            assert!(taken < end as u64, "the checksum of the last one does not match");
+        }
+        let rest = &bytes[taken as usize..];
+        assert_eq!(copy.log.append(taken, Epoch(1), rest).expect("records"), end as u64);
+    }
+}
+
+#[test]
+fn a_read_only_store_is_empty_where_the_log_is_to_begin_anew() {
+    let (_original, bytes) = original(8);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    take_over(&copy, &bytes, &[4096]);
+    copy.log.restart(4 * copy.log.segment_size()).expect("nothing is confirmed");
+    drop(copy);
+    let store = open_stepped(&disk, config().read_only(true)).expect("it opens");
+    assert!(ids(&store).is_empty());
+}
+
+#[test]
+fn a_read_only_store_shows_of_a_copy_what_is_confirmed() {
+    let (_original, bytes) = original(8);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    take_over(&copy, &bytes, &[4096]);
+    copy.log.confirm(records(&bytes)[5], Epoch(1)).expect("the epoch is right");
+    copy.store.close().expect("it closes");
+    let store = open_stepped(&disk, config().read_only(true)).expect("it opens");
+    assert_eq!(ids(&store), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn a_closed_log_changes_nothing_for_whoever_has_the_directory_now() {
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    copy.store.close().expect("it closes");
+    let other = copy_of(&disk, config());
+    let second = EpochStart { epoch: Epoch(2), node: NodeId(2), ..FIRST };
+    other.log.enter_epoch(second).expect("it begins here");
+    let before = contents(&disk);
+    let third = EpochStart { epoch: Epoch(3), ..second };
+    let segment_size = copy.log.segment_size();
+    for (what, answer) in [
+        ("promise", copy.log.promise(Epoch(9))),
+        ("enter_epoch", copy.log.enter_epoch(third)),
+        ("follow", copy.log.follow(log_id(7), Epoch(9))),
+        ("truncate", copy.log.truncate(0)),
+        ("restart", copy.log.restart(segment_size)),
+        ("prepare_restart", copy.log.prepare_restart(segment_size, &[start("idle", 10)])),
+    ] {
+        assert!(matches!(answer, Err(Error::Closed)), "{what}: {answer:?}");
+    }
+    assert_eq!(contents(&disk), before);
+}

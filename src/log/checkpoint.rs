@@ -40,7 +40,8 @@ pub struct Checkpoint {
     pub cut: Option<u64>,
     /// The cut takes what lies before it, too: the log begins anew there.
     pub restarts: bool,
-    /// Views may be alive of what lies behind the cut: the segment gets a new file.
+    /// Views may be alive of what lies behind the cut, or a snapshot may have it: the segment gets a new
+    /// file.
     pub shared: bool,
     /// Everything before this physical offset is held by replicas and never taken back; a lower bound.
     /// 0 without replication.

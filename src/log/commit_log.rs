@@ -234,7 +234,7 @@ impl CommitLog {
         self.core.close_appends();
         let stopped = self.stop_upkeep(self.core.config.close_timeout);
         if !keep_lock && stopped.is_ok() {
-            self.core.directory().unlock();
+            self.core.directory().unlock(self.core.config.close_timeout);
         }
     }
 

@@ -11,6 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Version of the files in `duralog/`.
 const FORMAT: &[u8] = b"duralog format 1\n";
@@ -90,9 +91,20 @@ impl Directory {
         Ok(directory)
     }
 
-    /// Lets another store have the directory.
-    pub(crate) fn unlock(&self) {
-        *self.lock.lock() = None;
+    /// Lets another store have the directory, unless a thread of this one hangs while it writes there.
+    pub(crate) fn unlock(&self, patience: Duration) {
+        if let Some(mut lock) = self.lock.try_lock_for(patience) {
+            *lock = None;
+        }
+    }
+
+    /// Keeps the directory from others while something is written there.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if another store may have it by now.
+    pub(crate) fn hold(&self) -> Result<impl Drop + '_> {
+        let lock = self.lock.lock();
+        if lock.is_some() { Ok(lock) } else { Err(Error::Closed) }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -166,6 +178,7 @@ impl Directory {
 
     /// Gives the file `name` of `duralog/` this content at once, durably.
     pub(crate) fn save(&self, disk: &dyn Disk, name: &str, bytes: &[u8]) -> Result<()> {
+        let _held = self.hold()?;
         self.replace(disk, name, &self.duralog.join(name), bytes)?;
         disk.sync_dir(&self.duralog).at(IoOp::SyncDir, &self.duralog)
     }

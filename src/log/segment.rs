@@ -117,12 +117,9 @@ impl Segment {
         Ok((region, true))
     }
 
-    /// Gives up the mapping for good, so that the file may change; whether others hold it still.
-    pub(crate) fn retire(&self) -> bool {
-        match std::mem::replace(&mut *self.region.write(), Mapping::Retired) {
-            Mapping::Mapped(region) => region.holders() > 1,
-            Mapping::None | Mapping::Retired => false,
-        }
+    /// Gives up the mapping for good, and maps the file no more.
+    pub(crate) fn retire(&self) {
+        *self.region.write() = Mapping::Retired;
     }
 
     /// Gives up the mapping, unless it was used since this was last asked or is still written to;

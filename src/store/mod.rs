@@ -411,6 +411,8 @@ impl Shared {
         });
         if let Some(replicator) = &replicator {
             shared.start_replicator(replicator, table.offset)?;
+        } else if read_only {
+            shared.core.hide_what_may_be_taken_back();
         }
         let started = shared.redispatch(&table, &mut report).and_then(|()| {
             let end =

@@ -282,7 +282,7 @@ impl Core {
         let shut = self.flush_until(deadline).and_then(|()| self.finish(behind));
         // A thread that hangs may yet write: nobody else may have the directory then.
         if !matches!(shut, Err(Error::CloseTimeout { .. })) {
-            self.directory.unlock();
+            self.directory.unlock(self.config.close_timeout);
         }
         shut
     }

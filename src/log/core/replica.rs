@@ -35,6 +35,7 @@ impl Core {
         if agreed <= self.checkpoint.current().confirmed {
             return Ok(());
         }
+        let _held = self.directory.hold()?;
         self.checkpoint.update(true, |checkpoint| checkpoint.confirmed = agreed)
     }
 
@@ -44,6 +45,16 @@ impl Core {
 
     pub(crate) fn newest_epoch(&self) -> Epoch {
         self.epochs.lock().last()
+    }
+
+    /// Of a log that is another node's, shows what is confirmed, as far as that was saved here.
+    pub(crate) fn hide_what_may_be_taken_back(&self) {
+        let epochs = self.epochs.lock();
+        let is_plain = epochs.starts().last().is_none_or(|last| last.node == NodeId(0));
+        if !is_plain && !epochs.own && self.directory.has_copies() {
+            let confirmed = self.agreed().max(self.min_offset()).min(self.progress.durable());
+            self.progress.require_confirmation(confirmed);
+        }
     }
 
     /// Begins an epoch at the end of the log; durable on return.
@@ -105,7 +116,9 @@ impl Core {
             None => start.epoch == Epoch(0),
         };
         if goes_on {
-            return self.save_epochs(&mut epochs, changed);
+            self.save_epochs(&mut epochs, changed)?;
+            // What an epoch without a record has said of checksums counts no more.
+            return self.note_checksummed(end, start);
         }
         let begins_here = start.start == end;
         // A log that holds nothing yet may begin in the middle of an epoch.
@@ -119,8 +132,13 @@ impl Core {
             return Err(Error::Refused(Refusal::EpochFell { was, is: start.epoch }));
         }
         self.add_epoch(&mut epochs, changed, start, false)?;
+        self.note_checksummed(end, start)
+    }
+
+    /// Says which records carry a checksum, when the next one comes at `end` and is of the epoch `start`.
+    fn note_checksummed(&self, end: u64, start: EpochStart) -> Result<()> {
         let mut checksummed = self.checksummed().to_vec();
-        checksummed.iter_mut().for_each(|range| range.end = range.end.min(start.start));
+        checksummed.iter_mut().for_each(|range| range.end = range.end.min(end));
         checksummed.retain(|range| !range.is_empty());
         if start.record_crc {
             checksummed.push(end..u64::MAX);
@@ -145,6 +163,13 @@ impl Core {
         changed.expire(self.min_offset());
         (changed.lazy, changed.in_doubt) = (lazy, false);
         self.save_epochs(epochs, changed)
+    }
+
+    /// No put of this epoch waits for replicas: nothing is safe that could be lost here.
+    pub(crate) fn vouch_for_none(&self) -> Result<()> {
+        let mut epochs = self.epochs.lock();
+        let changed = Epochs { lazy: false, ..epochs.clone() };
+        self.save_epochs(&mut epochs, changed)
     }
 
     fn save_epochs(&self, epochs: &mut Epochs, changed: Epochs) -> Result<()> {
@@ -319,6 +344,7 @@ impl Core {
     /// it takes nothing more. `restarts`: what lies before `to` goes, too.
     pub(crate) fn order_cut(&self, to: u64, restarts: bool) -> Result<()> {
         let confirmed = self.check_cut(to, restarts)?;
+        let _held = self.directory.hold()?;
         // Nobody else writes the checkpoint from here on.
         let _upkeep = self.upkeeping.lock();
         self.latch(Error::Retired { cut: to });
@@ -333,14 +359,17 @@ impl Core {
         append.writer = None;
         append.closed = true;
         drop(append);
-        let shared = self.segments.find(to).is_some_and(|segment| segment.retire());
+        if let Some(segment) = self.segments.find(to) {
+            segment.retire();
+        }
         if canary!("cut_unrecorded") {
             return Ok(());
         }
         self.checkpoint.update(true, |checkpoint| {
             checkpoint.cut = Some(to);
             checkpoint.restarts = restarts;
-            checkpoint.shared = shared && !restarts;
+            // Views of an earlier opening may be alive, and a snapshot may have the same file.
+            checkpoint.shared = !restarts;
             checkpoint.durable = checkpoint.durable.min(to);
             checkpoint.clean = false;
             checkpoint.confirmed = checkpoint.confirmed.max(confirmed.min(to));

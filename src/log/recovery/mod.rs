@@ -227,6 +227,9 @@ impl Recovery<'_> {
                 if restarts {
                     found.push((cut, self.size));
                 }
+            } else if restarts {
+                // Nothing of it counts any more.
+                self.checkpoint.durable = 0;
             }
         }
         self.check_geometry(&found)?;

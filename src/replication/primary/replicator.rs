@@ -79,7 +79,7 @@ impl Replicator for PrimaryReplicator {
         let node = &options.node;
         let epoch = match options.epoch {
             Some(epoch) => epoch,
-            None if at.in_doubt && options.ack == Ack::Sync && !canary!("tail_trusted") => {
+            None if at.in_doubt && !canary!("tail_trusted") => {
                 return Err(Error::Refused(Refusal::TailInDoubt));
             }
             // Refused by the log if it has promised a newer one to someone.
