@@ -6,7 +6,7 @@ mod temp;
 use duralog::config::Retention;
 use duralog::disk::{Cut, SimDisk};
 use duralog::replication::{
-    Acceptor, Ack, Event, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, Replica,
+    Acceptor, Ack, Epoch, Event, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, Replica,
     ReplicaOptions, Secret, SessionError, Stream, TcpAcceptor,
 };
 use duralog::{
@@ -14,7 +14,7 @@ use duralog::{
 };
 use std::collections::BTreeSet;
 use std::io;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -722,4 +722,148 @@ fn an_observer_that_panics_ends_no_thread_of_a_primary_and_none_of_a_replica() {
         eventually("the thread that watches is still there", || ended() == 2 + round);
     }
     primary.close().expect("it closes");
+}
+
+#[test]
+fn a_primary_in_doubt_is_in_doubt_whatever_its_puts_wait_for_now() {
+    let (dir, disk) = (TempDir::new(), SimDisk::new(1));
+    let (config, environment) = lazy(&disk);
+    let primary = Primary::open_in(config, environment, PrimaryOptions::new(node(1)));
+    let primary = primary.expect("it opens");
+    let address = primary.listen("127.0.0.1:0").expect("a port is free");
+    let _replica = replica(&dir.path().join("b"), 2, address);
+    primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+    assert_eq!(put(primary.store(), "on the replica alone").status, PutStatus::PutOk);
+    let disk = disk.cut_power(Cut::losing_all());
+    drop(primary);
+    for ack in [Ack::Async, Ack::Sync, Ack::Async] {
+        let (config, environment) = lazy(&disk);
+        let options = PrimaryOptions::new(node(1)).ack(ack);
+        let opened = Primary::open_in(config, environment, options).map(drop);
+        let doubt = matches!(opened, Err(Error::Refused(Refusal::TailInDoubt)));
+        assert!(doubt, "{ack:?}: {opened:?}");
+    }
+}
+
+#[test]
+fn a_closed_replica_promises_nothing() {
+    let dir = TempDir::new();
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    let primary = primary(&a, 1);
+    let address = primary.listen("127.0.0.1:0").expect("a port is free");
+    let follower = replica(&b, 2, address);
+    primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+    assert_eq!(put(primary.store(), "first").status, PutStatus::PutOk);
+    follower.close().expect("it closes");
+    let term = primary.epoch().next_term();
+    let _next = Primary::open(config(&b), PrimaryOptions::new(node(2)).epoch(term));
+    let epochs = || std::fs::read(b.join("duralog/epochs")).expect("it is there");
+    let before = epochs();
+    let fenced = follower.fence(term.next_term());
+    assert!(matches!(fenced, Err(Error::Closed)), "{fenced:?}");
+    assert_eq!(epochs(), before, "the directory is another one's");
+}
+
+/// A primary of which no put waited, and another one that has begun without it.
+fn given_up(dir: &Path, count: usize) -> (Primary, Primary, SocketAddr) {
+    let options = PrimaryOptions::new(node(1)).ack(Ack::Async);
+    let first = Primary::open(config(&dir.join("a")), options).expect("it opens");
+    for n in 0..count {
+        assert_eq!(put(first.store(), &format!("message {n}")).status, PutStatus::PutOk);
+    }
+    eventually("they are shown", || bodies(first.store()).len() == count);
+    let options = PrimaryOptions::new(node(2)).epoch(Epoch::term(1));
+    let second = Primary::open(config(&dir.join("b")), options).expect("it opens");
+    let address = second.listen("127.0.0.1:0").expect("a port is free");
+    (first, second, address)
+}
+
+#[test]
+fn a_snapshot_outlasts_a_cut_of_the_log_that_it_is_of() {
+    let dir = TempDir::new();
+    let (first, second, address) = given_up(dir.path(), 3000);
+    let snapshot = dir.path().join("snapshot");
+    let made = first.store().snapshot(&snapshot).expect("there is room");
+    assert!(made.linked > 0, "{made:?}");
+    first.close().expect("it closes");
+    drop(first);
+    let _back = replica(&dir.path().join("a"), 1, address);
+    second.wait_for_replicas(1, PATIENCE).expect("it follows");
+    let store = Store::open(config(&snapshot).read_only(true)).expect("it opens");
+    let report = store.verify().expect("it can be read");
+    assert!(report.is_ok() && report.records == 3000, "{report:?}");
+}
+
+#[test]
+fn a_view_of_an_earlier_opening_outlasts_a_cut() {
+    let dir = TempDir::new();
+    let (first, second, address) = given_up(dir.path(), 300);
+    let found = first.store().get_view("t", 0, 7, 1, &TagFilter::any()).expect("it can be read");
+    let [view] = &found.messages[..] else { panic!("it is there") };
+    let before = view.bytes().to_vec();
+    let options = ReplicaOptions::new(node(1), address.to_string());
+    let back = first.into_replica(config(&dir.path().join("a")), options).expect("it opens");
+    second.wait_for_replicas(1, PATIENCE).expect("it follows");
+    for n in 0..300 {
+        assert_eq!(put(second.store(), &format!("another {n}")).status, PutStatus::PutOk);
+    }
+    eventually("they are there", || bodies(&back.store()).len() == 300);
+    assert_eq!(view.bytes(), before);
+}
+
+#[test]
+fn a_replica_closes_though_its_disk_hangs() {
+    let (dir, disk) = (TempDir::new(), SimDisk::new(1));
+    let first = primary(&dir.path().join("a"), 1);
+    let address = first.listen("127.0.0.1:0").expect("a port is free");
+    let mut here = config(Path::new("/store"));
+    here.log.close_timeout = Duration::from_millis(100);
+    let mut options = ReplicaOptions::new(node(2), address.to_string());
+    options.retry_max = options.retry_min;
+    let replica = Replica::open_in(here, Environment::on(disk.shared()), options);
+    let replica = replica.expect("it opens");
+    first.wait_for_replicas(1, PATIENCE).expect("it connects");
+    assert_eq!(put(first.store(), "first").status, PutStatus::PutOk);
+    first.close().expect("it closes");
+    drop(first);
+    // It has a new epoch to note.
+    disk.hang_syncs(true);
+    let second = primary(&dir.path().join("a"), 1);
+    second.listen(address).expect("the port is free again");
+    eventually("it hangs", || disk.hanging_syncs() > 0);
+    let (done, closed) = std::sync::mpsc::channel();
+    let replica = Arc::new(replica);
+    let closing = replica.clone();
+    let closer = std::thread::spawn(move || done.send(closing.close()));
+    let answer = closed.recv_timeout(PATIENCE);
+    disk.hang_syncs(false);
+    let answer = answer.expect("it comes back while the disk hangs");
+    assert!(matches!(answer, Err(Error::CloseTimeout { .. })), "{answer:?}");
+    closer.join().expect("it has ended").expect("someone heard it");
+}
+
+#[test]
+fn whoever_hears_of_a_cut_may_ask_the_replica() {
+    let dir = TempDir::new();
+    let (first, _second, address) = given_up(dir.path(), 1);
+    first.close().expect("it closes");
+    drop(first);
+    let (tell, told) = std::sync::mpsc::channel();
+    let asked = Arc::new(Mutex::new(None::<std::sync::Weak<Replica>>));
+    let whom = asked.clone();
+    let options = NodeOptions::new(NodeId(1)).secret(Secret::new("the secret"));
+    let options = options.observe(move |event| {
+        if let Event::Truncated { .. } = event {
+            // Not before there is someone to ask.
+            eventually("it is opened", || whom.lock().expect("no panic").is_some());
+            let replica = whom.lock().expect("no panic").clone().and_then(|weak| weak.upgrade());
+            let state = replica.map(|replica| replica.state());
+            let _ = tell.send(state.is_some());
+        }
+    });
+    let options = ReplicaOptions::new(options, address.to_string());
+    let replica =
+        Arc::new(Replica::open(config(&dir.path().join("a")), options).expect("it opens"));
+    *asked.lock().expect("no panic") = Some(Arc::downgrade(&replica));
+    assert_eq!(told.recv_timeout(PATIENCE), Ok(true));
 }

@@ -122,6 +122,18 @@ impl Link {
         self.end_holding(&mut self.session.lock(), how);
     }
 
+    /// The same, but does not wait longer than `patience` for what the session does with the disk.
+    pub(crate) fn end_within(&self, how: Ended, patience: Duration) {
+        match self.session.try_lock_for(patience) {
+            Some(mut session) => self.end_holding(&mut session, how),
+            None => {
+                self.end.lock().how.get_or_insert(how);
+                self.over.store(true, Ordering::SeqCst);
+                self.alarm.ring();
+            }
+        }
+    }
+
     fn end_holding(&self, session: &mut Box<dyn Session>, how: Ended) {
         let mut end = self.end.lock();
         if end.how.is_none() {

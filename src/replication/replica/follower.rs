@@ -120,21 +120,29 @@ impl Follower {
 
     pub(super) fn state(&self) -> ReplicaState {
         let state = self.shared.state.lock();
+        let (log, link, last_error) =
+            (state.log.clone(), state.link.clone(), state.last_error.clone());
+        // The log may be at its disk, and that may hang.
+        drop(state);
         ReplicaState {
-            log_id: state.log.log_id(),
-            following: state.link.as_ref().is_some_and(|link| link.is_streaming()),
-            durable: state.log.durable(),
-            confirmed: state.log.confirmed(),
-            last_error: state.last_error.clone(),
+            log_id: log.log_id(),
+            following: link.is_some_and(|link| link.is_streaming()),
+            durable: log.durable(),
+            confirmed: log.confirmed(),
+            last_error,
         }
     }
 
     pub(super) fn standing(&self) -> Result<Standing> {
-        self.shared.state.lock().standing()
+        let state = self.shared.state.lock();
+        let (store, log) = (state.store.clone(), state.log.clone());
+        drop(state);
+        standing(&store, &*log)
     }
 
     pub(super) fn is_fenced(&self) -> bool {
-        self.shared.state.lock().log.is_fenced()
+        let log = self.shared.state.lock().log.clone();
+        log.is_fenced()
     }
 
     pub(super) fn fence(&self, epoch: Epoch) -> Result<Standing> {
@@ -145,7 +153,7 @@ impl Follower {
             link.end(Ended::Error(SessionError::Stopped));
         }
         state.store.flush()?;
-        let standing = state.standing();
+        let standing = standing(&state.store, &*state.log);
         drop(state);
         self.bell.ring();
         standing
@@ -154,15 +162,19 @@ impl Follower {
     pub(super) fn stop(&self) -> Result<()> {
         self.shared.stopped.store(true, Ordering::SeqCst);
         let Some(mut worker) = self.worker.lock().take() else { return Ok(()) };
+        let patience = self.shared.config.log.close_timeout;
         // Not while the thread puts another connection in its place.
-        let link = self.shared.state.lock().link.clone();
-        if let Some(link) = link {
-            link.end(Ended::Error(SessionError::Stopped));
+        let state = self.shared.state.try_lock_for(patience).map(|state| state.link.clone());
+        if let Some(Some(link)) = state {
+            link.end_within(Ended::Error(SessionError::Stopped), patience);
             link.hang_up();
         }
         self.bell.ring();
-        let stopped = worker.stop(STOP_MAX);
-        let closed = self.shared.state.lock().store.close();
+        let stopped = worker.stop(patience);
+        // Without the lock, or it would be held for as long as the disk hangs.
+        let store = self.shared.state.try_lock_for(patience).map(|state| state.store.clone());
+        let hangs = || Error::CloseTimeout { thread: RECEIVE_THREAD.to_owned() };
+        let closed = store.ok_or_else(hangs).and_then(|store| store.close());
         stopped.and(closed)
     }
 }
@@ -181,16 +193,14 @@ fn open(config: &StoreConfig, environment: &Environment) -> Result<State> {
     Ok(State { store, log, replicator, link: None, last_error: None })
 }
 
-impl State {
-    fn standing(&self) -> Result<Standing> {
-        let (epochs, promised) = (self.log.epochs(), self.log.promised());
-        if !self.store.is_open() {
-            return Err(Error::Closed);
-        }
-        let epoch = epochs.last().map_or(Epoch(0), |last| last.epoch);
-        let (end, promised) = (self.log.durable(), promised.max(epoch));
-        Ok(Standing { epoch, end, promised, vouches: !self.log.in_doubt() })
+fn standing(store: &Store, log: &dyn ReplicatedLog) -> Result<Standing> {
+    let (epochs, promised) = (log.epochs(), log.promised());
+    if !store.is_open() {
+        return Err(Error::Closed);
     }
+    let epoch = epochs.last().map_or(Epoch(0), |last| last.epoch);
+    let (end, promised) = (log.durable(), promised.max(epoch));
+    Ok(Standing { epoch, end, promised, vouches: !log.in_doubt() })
 }
 
 /// What the thread has for itself.
@@ -329,11 +339,14 @@ impl Shared {
     fn carry_out(&self, order: Order) -> Result<()> {
         let mut state = self.state.lock();
         order.give(&*state.log)?;
+        let reopened = self.reopen(&mut state);
+        drop(state);
+        // Whoever hears of it may ask.
         self.tell(&match order {
             Order::Truncate(to) => Event::Truncated { to },
             Order::Restart { at, .. } => Event::Restarted { at },
         });
-        self.reopen(&mut state)
+        reopened
     }
 
     fn reopen_if_closed(&self) -> Result<()> {
