@@ -216,10 +216,17 @@ impl Group {
         self.settle(&members);
     }
 
+    /// Whether what the member says can ever count: a RocketMQ slave says nothing of its disk.
+    fn is_of_use(&self, member: &Member) -> bool {
+        let says_all = matches!(member.machine, Machine::Node(_));
+        says_all || self.policy.level == AckLevel::InMemory || self.policy.needed == 0
+    }
+
     /// Works out what follows from what the members hold.
     fn settle(&self, members: &BTreeMap<NodeId, Member>) {
         let mut held = copies(members.values());
-        let mut near = copies(members.values().filter(|member| member.session.is_some()));
+        let near = |member: &&Member| member.session.is_some() && self.is_of_use(member);
+        let mut near = copies(members.values().filter(near));
         self.connected.store(near.len(), Ordering::SeqCst);
         if canary!("confirm_past_absent") && !near.is_empty() {
             held.clone_from(&near);
@@ -262,7 +269,7 @@ impl Group {
         let mut members = self.members.lock();
         let near = |member: &&Member| {
             let reach = member.counts.saturating_add(self.policy.max_lag);
-            member.session.is_some() && reach >= end
+            member.session.is_some() && self.is_of_use(member) && reach >= end
         };
         let count =
             |members: &BTreeMap<NodeId, Member>| copies(members.values().filter(near)).len();
@@ -468,6 +475,26 @@ mod tests {
         assert!(matches!(group.join(A, 2, 2), Err(SessionError::DuplicateNode { node: A })));
         group.leave(A, 1);
         group.join(A, 2, 3).unwrap();
+    }
+
+    #[test]
+    fn a_slave_that_says_nothing_of_its_disk_is_not_in_reach_where_that_counts() {
+        let patience = Duration::ZERO;
+        for (level, reaches) in [(AckLevel::Durable, false), (AckLevel::InMemory, true)] {
+            let group = group(1, level);
+            let slave = slave(&group, 1, 3);
+            group.ack_in_memory(slave, 3, 60);
+            assert_eq!(
+                (group.reaches(60), group.connected() == 1),
+                (reaches, reaches),
+                "{level:?}"
+            );
+            assert_eq!(group.wait_for(1, 60, patience).is_ok(), reaches, "{level:?}");
+        }
+        // Where no put waits, it is a replica like any other.
+        let group = group(0, AckLevel::Durable);
+        slave(&group, 1, 3);
+        assert!(group.wait_for(1, 60, patience).is_ok());
     }
 
     #[test]

@@ -204,7 +204,8 @@ impl Primary {
     /// Serves RocketMQ slaves of the classic HA service, 4.9 or 5, that come by `acceptor`. They know no
     /// secret and no epoch: whoever reaches it is given the log, so it is to be reached by nobody else.
     /// Their acknowledgements count where [`AckLevel::InMemory`](super::AckLevel::InMemory) was chosen,
-    /// as one copy for each IP address: see [`PrimaryOptions::min_insync_replicas`].
+    /// as one copy for each IP address: see [`PrimaryOptions::min_insync_replicas`]. Otherwise puts that wait
+    /// for replicas do not find them in reach.
     /// `segment_size` must be their `mappedFileSizeCommitLog`; one that is empty is started at the last
     /// segment, as RocketMQ does it: what lies before is not on it, though its acknowledgements cover that.
     ///
