@@ -458,8 +458,9 @@ pub enum Error {
         /// What the panic said.
         message: String,
     },
-    /// A background thread did not stop in time: it hangs in the operating system. What was put is as
-    /// safe as its `PutOk` said; the thread is left behind, and with it the lock of the store.
+    /// A background thread did not stop in time: it hangs in the operating system, or in a handler of the
+    /// application. What was put is as safe as its `PutOk` said; the thread is left behind, and with it the
+    /// lock of the store, if it is one of those that write to it.
     CloseTimeout {
         /// The thread's name.
         thread: String,
@@ -819,8 +820,8 @@ impl fmt::Display for Error {
             Self::CloseTimeout { thread } => {
                 write!(
                     f,
-                    "thread {thread} did not end within `close_timeout` and was left behind; the store \
-                     stays locked until it does or the process ends"
+                    "thread {thread} did not end within `close_timeout` and was left behind; if it writes \
+                     to the store, that stays locked until it does or the process ends"
                 )
             }
             Self::WorkerPanicked { thread, message } => {

@@ -933,10 +933,12 @@ fn a_store_that_is_only_read_delivers_nothing() {
     let mut world = World::new();
     world.send(message("1").delay_level(1));
     world.store.take().unwrap().close().unwrap();
-    world.config = world.config.clone().read_only(true);
-    world.open();
+    let environment = Environment::on(world.disk.shared()).clock(world.clock.clone()).stepped();
+    let store = Store::open_in(world.config.clone().read_only(true), environment).unwrap();
+    assert!(matches!(store.deliver_delayed(), Err(Error::ReadOnly)));
     world.clock.advance(Duration::from_secs(10));
-    assert_eq!(world.store().step(StoreWorker::Delivery), Next::Idle);
+    assert_eq!(store.step(StoreWorker::Delivery), Next::Idle);
+    assert_eq!(store.max_offset(TOPIC, 0), None);
 }
 
 #[test]

@@ -314,3 +314,30 @@ fn a_watch_that_never_looks_is_refused() {
     let refused = world.store.observe(Watch::new(|_| ()).interval(Duration::ZERO));
     assert!(matches!(refused, Err(Error::Config { field: "interval", .. })));
 }
+
+#[test]
+fn a_store_that_is_closed_or_only_read_delivers_nothing_and_tells_nobody() {
+    let disk = SimDisk::new(1);
+    let open = |read_only| {
+        let config = StoreConfig::new("/store").segment_size(64 << 10).read_only(read_only);
+        Store::open_in(config, Environment::on(disk.shared())).unwrap()
+    };
+    let store = open(false);
+    store.deliver_delayed().unwrap();
+    store.close().unwrap();
+    let producer = store.transactional_producer("shop", |_| TransactionState::Unknown);
+    for answer in [
+        store.deliver_delayed(),
+        store.delay_stats().map(drop),
+        store.transactions().map(drop),
+        store.observe(Watch::new(|_| ())),
+        producer.open().map(drop),
+    ] {
+        assert!(matches!(answer, Err(Error::Closed)), "{answer:?}");
+    }
+    let store = open(true);
+    for answer in [store.deliver_delayed(), store.observe(Watch::new(|_| ()))] {
+        assert!(matches!(answer, Err(Error::ReadOnly)), "{answer:?}");
+    }
+    assert_eq!(store.delay_stats().unwrap().delivered, 0);
+}

@@ -340,8 +340,11 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Config`] for an interval out of range; [`Error::Io`] if the thread that looks for what needs
-    /// attention cannot be started; [`Error::Closed`].
+    /// attention cannot be started; [`Error::ReadOnly`]; [`Error::Closed`].
     pub fn observe(&self, watch: Watch) -> Result<()> {
+        if self.config().log.read_only {
+            return Err(Error::ReadOnly);
+        }
         let delivery = super::Delivery::of(self)?;
         delivery.observers.add(watch, self)?;
         delivery.alarm.ring();

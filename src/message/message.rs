@@ -80,8 +80,8 @@ impl Message {
         self.property(names::TAGS, tag)
     }
 
-    /// Adds a key, for RocketMQ's index; this version has no index yet and only stores the key. A key
-    /// with spaces in it counts as several.
+    /// Adds a key, by which [`Store::query`](crate::Store::query) finds the message. A key with spaces in it
+    /// counts as several.
     #[must_use]
     pub fn key(self, key: impl AsRef<str>) -> Self {
         let key = key.as_ref();
@@ -144,7 +144,8 @@ impl Message {
         self
     }
 
-    /// Replaces the bits that RocketMQ itself reads.
+    /// Replaces the bits that RocketMQ itself reads. What they call prepared or rolled back lies in no queue,
+    /// as there: nobody reads it but at its physical offset, and its queue offset is given out again.
     #[must_use]
     pub fn sys_flag(mut self, sys_flag: SysFlag) -> Self {
         self.sys_flag = sys_flag;

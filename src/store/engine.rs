@@ -100,6 +100,7 @@ impl Engine {
         alarm: &Alarm,
         step: impl FnMut() -> Next + Send + 'static,
     ) -> Result<()> {
+        self.shared.check_open()?;
         if !self.shared.threaded || alarm.bell().is_some() {
             return Ok(());
         }

@@ -279,6 +279,10 @@ impl Store {
     /// Starts the thread that drives it, unless it runs already.
     pub(crate) fn start_upper(&self) -> Result<()> {
         let Some(upper) = self.shared().upper.0.get() else { return Ok(()) };
+        if self.config().log.read_only {
+            // There is nothing that it may do.
+            return self.shared().check_open();
+        }
         // The thread is no handle: a store that nobody holds any more closes.
         let (inner, stepped) = (Arc::downgrade(&self.inner), upper.clone());
         let step = move || match Weak::upgrade(&inner) {

@@ -251,8 +251,9 @@ impl ConsumerBuilder {
     ///
     /// # Errors
     /// [`Error::Config`] for a value out of range, for a subscription that the group's other consumers
-    /// in this process do not share, and for a name that no group can have, see
-    /// [`Store::commit_offset`](crate::Store::commit_offset); [`Error::UnknownTopic`] where topics must be
+    /// in this process do not share, and for a name that no group can have; [`Error::InvalidMessage`] and
+    /// [`Error::TooLarge`] for one that cannot be part of the topics of its retries and dead letters, which has
+    /// at most 122 bytes, of a topic's characters; [`Error::UnknownTopic`] where topics must be
     /// created first; [`Error::ReadOnly`]; [`Error::Closed`]; and what
     /// [`Store::commit_offset`](crate::Store::commit_offset) says.
     pub fn open(self) -> Result<Consumer> {

@@ -3,7 +3,7 @@
 use super::routing::routed;
 use super::timers::marker;
 use crate::delivery::Delivery;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::message::format::TIMER_TOPIC;
 use crate::message::{Message, PropertiesRef, names};
 use crate::store::{Store, Ticket};
@@ -158,8 +158,11 @@ impl Store {
     /// Not needed where something delayed is put.
     ///
     /// # Errors
-    /// [`Error::Closed`](crate::Error::Closed); [`Error::Io`](crate::Error::Io) if no thread can be started.
+    /// [`Error::ReadOnly`]; [`Error::Closed`]; [`Error::Io`] if no thread can be started.
     pub fn deliver_delayed(&self) -> Result<()> {
+        if self.config().log.read_only {
+            return Err(Error::ReadOnly);
+        }
         Delivery::of(self).map(drop)
     }
 
@@ -214,7 +217,7 @@ impl Store {
     /// A handle that names no message, or one that was delivered or cancelled, does nothing.
     ///
     /// # Errors
-    /// As [`put`](Self::put); [`Error::NotOk`](crate::Error::NotOk) if what cancels it is not known to be safe: it may
+    /// As [`put`](Self::put); [`Error::NotOk`] if what cancels it is not known to be safe: it may
     /// count nonetheless.
     ///
     /// # Examples
@@ -260,7 +263,7 @@ impl Store {
     /// What has come of delayed messages since the store was opened.
     ///
     /// # Errors
-    /// As [`deliver_delayed`](Self::deliver_delayed).
+    /// [`Error::Closed`]; [`Error::Io`] if no thread can be started.
     pub fn delay_stats(&self) -> Result<DelayStats> {
         Ok(Delivery::of(self)?.delay.stats())
     }

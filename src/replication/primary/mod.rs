@@ -37,7 +37,8 @@ use std::time::Duration;
 
 /// A store whose messages are copied to replicas (feature `replication`).
 ///
-/// Each opening begins an epoch of its own; whoever decides which node is the primary sees to it that
+/// Dropping it ends the service of its replicas, also while other handles of its store live on: their puts
+/// find no replica any more. Each opening begins an epoch of its own; whoever decides which node is the primary sees to it that
 /// there is one at a time, and fences the replicas before another one takes over: see
 /// [`Replica::fence`].
 ///
@@ -79,7 +80,8 @@ impl Primary {
     /// # Errors
     /// As [`Store::open`], and [`Error::Config`] for the options.
     /// [`Refusal::EpochFell`](super::Refusal::EpochFell) if the log knows [`PrimaryOptions::epoch`] or a
-    /// later one, or has promised a later one.
+    /// later one, or has promised a later one. [`Refusal::TailInDoubt`](super::Refusal::TailInDoubt) without
+    /// that option, if the log was not closed in order while puts waited for replicas under async flush.
     pub fn open(config: StoreConfig, options: PrimaryOptions) -> Result<Self> {
         Self::open_in(config, Environment::default(), options)
     }
