@@ -124,22 +124,22 @@ impl Link {
 
     /// The same, but does not wait longer than `patience` for what the session does with the disk.
     pub(crate) fn end_within(&self, how: Ended, patience: Duration) {
-        match self.session.try_lock_for(patience) {
-            Some(mut session) => self.end_holding(&mut session, how),
-            None => {
-                self.end.lock().how.get_or_insert(how);
-                self.over.store(true, Ordering::SeqCst);
-                self.alarm.ring();
-            }
-        }
+        let mut session = self.session.try_lock_for(patience);
+        self.end_with(session.as_deref_mut(), how);
     }
 
     fn end_holding(&self, session: &mut Box<dyn Session>, how: Ended) {
+        self.end_with(Some(session), how);
+    }
+
+    fn end_with(&self, session: Option<&mut Box<dyn Session>>, how: Ended) {
         let mut end = self.end.lock();
         if end.how.is_none() {
             end.how = Some(how);
             self.over.store(true, Ordering::SeqCst);
-            session.leave();
+            if let Some(session) = session {
+                session.leave();
+            }
         }
         drop(end);
         self.alarm.ring();

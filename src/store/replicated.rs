@@ -49,10 +49,8 @@ impl Shared {
             in_doubt: epochs.in_doubt,
         };
         let confirmed = replicator.start(Arc::new(handle), at)?;
-        if confirmed == u64::MAX {
-            core.vouch_for_none()?;
-        }
         core.progress.set_confirmed(if confirmed == u64::MAX {
+            core.vouch_for_none()?;
             u64::MAX
         } else {
             confirmed.min(end)

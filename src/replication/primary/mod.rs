@@ -37,10 +37,10 @@ use std::time::Duration;
 
 /// A store whose messages are copied to replicas (feature `replication`).
 ///
-/// Dropping it ends the service of its replicas, also while other handles of its store live on: their puts
-/// find no replica any more. Each opening begins an epoch of its own; whoever decides which node is the primary sees to it that
+/// Each opening begins an epoch of its own; whoever decides which node is the primary sees to it that
 /// there is one at a time, and fences the replicas before another one takes over: see
-/// [`Replica::fence`].
+/// [`Replica::fence`]. Dropping it ends the service of its replicas, also while other handles of its store
+/// live on: their puts find no replica any more.
 ///
 /// # Examples
 /// A primary and a replica of it in one process:
