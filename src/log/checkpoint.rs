@@ -60,6 +60,25 @@ pub struct Checkpoint {
     pub checksummed: Vec<Range<u64>>,
 }
 
+/// Takes what lies from `end` on out of the ranges.
+pub(super) fn end_ranges(ranges: &mut Vec<Range<u64>>, end: u64) {
+    ranges.iter_mut().for_each(|range| range.end = range.end.min(end));
+    ranges.retain(|range| !range.is_empty());
+}
+
+/// Says of everything from `at` on whether it is in a range, whatever was said before.
+pub(super) fn go_on_from(ranges: &mut Vec<Range<u64>>, at: u64, is_in_range: bool) {
+    end_ranges(ranges, at);
+    if !is_in_range {
+        return;
+    }
+    // Joined with a range that ends here, so that restarts and connections do not use up slots.
+    match ranges.last_mut().filter(|last| last.end == at) {
+        Some(last) => last.end = u64::MAX,
+        None => ranges.push(at..u64::MAX),
+    }
+}
+
 impl Checkpoint {
     /// Whether the record at `physical_offset` must carry a matching `__CRC32#`.
     pub fn is_checksummed(&self, physical_offset: u64) -> bool {
@@ -294,6 +313,21 @@ mod tests {
             last_timestamp: 1_700_000_000_000,
             checksummed: vec![0..10, 20..u64::MAX],
         }
+    }
+
+    #[test]
+    fn ranges_that_go_on_are_one_and_those_that_do_not_end() {
+        let mut ranges = vec![0..10, 20..u64::MAX];
+        for at in [30, 30, 40] {
+            go_on_from(&mut ranges, at, true);
+            assert_eq!(ranges, [0..10, 20..u64::MAX]);
+        }
+        go_on_from(&mut ranges, 50, false);
+        assert_eq!(ranges, [0..10, 20..50]);
+        go_on_from(&mut ranges, 60, true);
+        assert_eq!(ranges, [0..10, 20..50, 60..u64::MAX]);
+        go_on_from(&mut ranges, 55, false);
+        assert_eq!(ranges, [0..10, 20..50]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The log in another directory, while it goes on being written here.
 
-use super::super::checkpoint::{Checkpoint, CheckpointFile};
+use super::super::checkpoint::{Checkpoint, CheckpointFile, end_ranges};
 use super::super::directory::{Directory, refused, write_failed};
 use super::super::epochs::{self, Epochs};
 use super::super::segment::{Segment, file_name};
@@ -120,8 +120,7 @@ impl Core {
     /// and nothing else is there. Durable on return, but for the name.
     pub(crate) fn copy_checkpoint(&self, to: &Directory, end: u64) -> Result<()> {
         let mut checksummed = self.checksummed().to_vec();
-        checksummed.iter_mut().for_each(|range| range.end = range.end.min(end));
-        checksummed.retain(|range| !range.is_empty());
+        end_ranges(&mut checksummed, end);
         let mut epochs = self.epochs.lock().clone();
         epochs.end_at(end);
         // It was asked of this node, which alone may be made primary by it.

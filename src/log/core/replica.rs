@@ -1,5 +1,6 @@
 //! A log that is written elsewhere first: epochs, records taken over byte for byte, and cuts.
 
+use super::super::checkpoint::go_on_from;
 use super::super::epochs::{self, Epochs};
 use super::super::recovery::OFFSET_MAX;
 use super::append::Appender;
@@ -138,11 +139,7 @@ impl Core {
     /// Says which records carry a checksum, when the next one comes at `end` and is of the epoch `start`.
     fn note_checksummed(&self, end: u64, start: EpochStart) -> Result<()> {
         let mut checksummed = self.checksummed().to_vec();
-        checksummed.iter_mut().for_each(|range| range.end = range.end.min(end));
-        checksummed.retain(|range| !range.is_empty());
-        if start.record_crc {
-            checksummed.push(end..u64::MAX);
-        }
+        go_on_from(&mut checksummed, end, start.record_crc);
         // The epoch is entered, even if the checkpoint does not get to know of it: then recovery makes up
         // for that.
         *self.checksummed.write() = checksummed.as_slice().into();

@@ -11,7 +11,7 @@ mod tail;
 
 pub use report::{Cut, Hole, RecoveryReport};
 
-use super::checkpoint::{Checkpoint, CheckpointFile};
+use super::checkpoint::{Checkpoint, CheckpointFile, end_ranges, go_on_from};
 use super::directory::{Directory, remove_if_there};
 use super::epochs::Epochs;
 use super::queue_table;
@@ -369,24 +369,12 @@ impl Recovery<'_> {
     }
 
     fn forget_checksums_from(&mut self, from: u64) {
-        for range in &mut self.checkpoint.checksummed {
-            range.end = range.end.min(from);
-        }
-        self.checkpoint.checksummed.retain(|range| !range.is_empty());
+        end_ranges(&mut self.checkpoint.checksummed, from);
     }
 
     /// From `end` on, records are written as this configuration says, whatever was there before.
     fn extend_checksummed(&mut self, end: u64) {
-        self.forget_checksums_from(end);
-        if !self.config.record_crc {
-            return;
-        }
-        let ranges = &mut self.checkpoint.checksummed;
-        // Joined with a range that ends here, so that restarts do not use up slots.
-        match ranges.last_mut().filter(|last| last.end == end) {
-            Some(last) => last.end = u64::MAX,
-            None => ranges.push(end..u64::MAX),
-        }
+        go_on_from(&mut self.checkpoint.checksummed, end, self.config.record_crc);
     }
 
     /// The epochs of the log that ends at `end`.
@@ -416,10 +404,7 @@ impl Recovery<'_> {
         if let Some(newest) = epochs.starts().last()
             && newest.epoch.0 != self.checkpoint.epoch
         {
-            self.forget_checksums_from(newest.start);
-            if newest.record_crc {
-                self.checkpoint.checksummed.push(newest.start..u64::MAX);
-            }
+            go_on_from(&mut self.checkpoint.checksummed, newest.start, newest.record_crc);
         }
         Ok(())
     }
