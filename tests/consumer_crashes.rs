@@ -30,6 +30,8 @@ struct Counts {
     retried: usize,
     /// Came through the retry topic.
     late: usize,
+    /// How often all that was held went back, and all of it had to come again.
+    drained: usize,
 }
 
 struct World {
@@ -39,6 +41,7 @@ struct World {
     clock: Arc<ManualClock>,
     store: Option<Store>,
     ordered: bool,
+    max_span: usize,
     consumers: Vec<Consumer>,
     held: Vec<Received>,
     /// Put with `PutOk`.
@@ -47,6 +50,10 @@ struct World {
     done: BTreeSet<String>,
     /// The call that was to settle it failed.
     unsure: BTreeSet<String>,
+    /// Set aside, and not come again yet.
+    aside: BTreeSet<String>,
+    /// Came through the retry topic at least once.
+    retried: BTreeSet<String>,
     by_place: BTreeMap<Place, String>,
     /// What was settled, as calls that returned said, and what had been before the last power cut.
     settled: BTreeMap<i32, (u64, BTreeSet<u64>)>,
@@ -65,6 +72,7 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut rng = Rng(seed);
         let ordered = rng.below(2) == 0;
+        let max_span = rng.pick(&[3, 50]);
         let mut world = Self {
             seed,
             rng,
@@ -72,11 +80,14 @@ impl World {
             clock: Arc::new(ManualClock::new(1_700_000_000_000)),
             store: None,
             ordered,
+            max_span,
             consumers: Vec::new(),
             held: Vec::new(),
             sure: BTreeMap::new(),
             done: BTreeSet::new(),
             unsure: BTreeSet::new(),
+            aside: BTreeSet::new(),
+            retried: BTreeSet::new(),
             by_place: BTreeMap::new(),
             settled: BTreeMap::new(),
             next_id: 0,
@@ -114,6 +125,8 @@ impl World {
         self.disk = self.disk.reboot(Cut::seeded(self.rng.next()));
         self.counts.crashes += 1;
         self.settled.clear();
+        // They may be delivered anew.
+        self.aside.extend(self.retried.iter().cloned());
     }
 
     /// Everything before it in a queue was settled, and that is sure.
@@ -182,7 +195,7 @@ impl World {
     fn consumer(&mut self) -> Option<Consumer> {
         if self.consumers.is_empty() || self.rng.below(10) == 0 {
             let builder = self.store().consumer("billing").subscribe("orders", TagFilter::any());
-            let builder = builder.max_span(50);
+            let builder = builder.max_span(self.max_span);
             let builder = if self.ordered { builder.ordered() } else { builder };
             match builder.open() {
                 Ok(consumer) => self.consumers.push(consumer),
@@ -222,6 +235,8 @@ impl World {
     fn check(&mut self, message: &Received) {
         if message.view().topic() != "orders" {
             self.counts.late += 1;
+            self.aside.remove(&id_of(message));
+            self.retried.insert(id_of(message));
             return;
         }
         let (queue, offset) = (message.queue_id(), message.queue_offset());
@@ -272,6 +287,7 @@ impl World {
                 if !self.ordered {
                     // Done with here.
                     self.note(&message);
+                    self.aside.insert(id_of(&message));
                 }
             }
             Ok(Settled::Done) => {
@@ -288,6 +304,68 @@ impl World {
                 self.failed(&error);
             }
         }
+    }
+
+    /// Gives back all that is held, in one way or another: all that is open comes at once then, to whoever
+    /// asks, and however few are asked for at a time.
+    fn drain(&mut self) {
+        match self.rng.below(3) {
+            0 => {
+                self.consumers.clear();
+                if self.held.is_empty() {
+                    // The group ends, and what it had beyond its offsets with it.
+                    for queue in 0..QUEUES {
+                        self.settled.insert(queue, (self.prefix(queue), BTreeSet::new()));
+                    }
+                }
+            }
+            1 => self.clock.advance(Duration::from_secs(15 * 60)),
+            _ => {
+                while !self.held.is_empty() {
+                    let which = self.rng.below(self.held.len() as u64) as usize;
+                    drop(self.held.swap_remove(which));
+                }
+            }
+        }
+        if self.ordered {
+            // For so long what failed holds up its queue.
+            self.clock.advance(Duration::from_secs(1));
+        }
+        let due = |id: &String| {
+            ![&self.done, &self.unsure, &self.aside].iter().any(|set| set.contains(id))
+        };
+        let mut missing: BTreeSet<_> = self.sure.keys().filter(|id| due(id)).cloned().collect();
+        loop {
+            let Some(consumer) = self.consumer() else { return };
+            let batch = match consumer.poll_max(1 + self.rng.below(3) as usize, NOW) {
+                Ok(batch) => batch,
+                Err(error) => return self.failed(&error),
+            };
+            if batch.is_empty() {
+                break;
+            }
+            for message in &batch {
+                self.check(message);
+                missing.remove(&id_of(message));
+            }
+            // Some of it goes back once more.
+            let kept = batch.into_iter().filter(|_| self.rng.below(4) > 0).collect::<Vec<_>>();
+            for message in kept {
+                // Handled, whether the answer is lost or not.
+                self.done.insert(id_of(&message));
+                match message.ack() {
+                    Ok(Settled::Done) => self.note(&message),
+                    // In order, it went back with one before it.
+                    Ok(_) => assert!(self.ordered, "seed {}: the lease was new", self.seed),
+                    Err(error) => {
+                        drop(message);
+                        return self.failed(&error);
+                    }
+                }
+            }
+        }
+        assert!(missing.is_empty(), "seed {}: {missing:?} went back and did not come", self.seed);
+        self.counts.drained += 1;
     }
 
     /// Delivers what is due.
@@ -333,6 +411,7 @@ impl World {
             }
             5..15 => self.put(),
             17..25 => self.poll(),
+            25 => self.drain(),
             _ => self.settle(),
         }
     }
@@ -399,10 +478,11 @@ fn nothing_is_passed_over_whatever_crashes() {
         total.expired += counts.expired;
         total.retried += counts.retried;
         total.late += counts.late;
+        total.drained += counts.drained;
     }
     println!(
         "{} put, {} handled, {} of them again, {} rejected, {} held too long, {} sent to be retried, \
-         {} came from there, {} crashes",
+         {} came from there, {} times all went back, {} crashes",
         total.put,
         total.handled,
         total.again,
@@ -410,11 +490,12 @@ fn nothing_is_passed_over_whatever_crashes() {
         total.expired,
         total.retried,
         total.late,
+        total.drained,
         total.crashes
     );
     if only.is_none() {
         assert!(total.crashes > 1000 && total.again > 100);
         assert!(total.buried > 100 && total.expired > 100);
-        assert!(total.retried > 100 && total.late > 100);
+        assert!(total.retried > 100 && total.late > 100 && total.drained > 100);
     }
 }
