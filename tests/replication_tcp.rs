@@ -541,6 +541,34 @@ fn a_look_at_a_replica_without_replication_ends_nobodys_epoch() {
     eventually("the primary hears of it", || primary.superseded().is_some());
 }
 
+#[test]
+fn whoever_hears_of_a_newer_epoch_may_close_the_primary() {
+    let dir = TempDir::new();
+    let (tell, told) = std::sync::mpsc::channel();
+    let closed = Arc::new(Mutex::new(None::<std::sync::Weak<Primary>>));
+    let whom = closed.clone();
+    let options = NodeOptions::new(NodeId(1)).secret(Secret::new("the secret"));
+    let options = options.observe(move |event| {
+        if let Event::Superseded { by } = event {
+            let primary = whom.lock().expect("no panic").clone().and_then(|weak| weak.upgrade());
+            let closed = primary.map(|primary| primary.close());
+            tell.send((*by, closed)).expect("someone hears it");
+        }
+    });
+    let primary = Primary::open(config(&dir.path().join("a")), PrimaryOptions::new(options));
+    let primary = Arc::new(primary.expect("the primary opens"));
+    *closed.lock().expect("no panic") = Some(Arc::downgrade(&primary));
+    let address = primary.listen("127.0.0.1:0").expect("a port is free");
+    let replica = replica(&dir.path().join("b"), 2, address);
+    primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+    let term = primary.epoch().next_term();
+    replica.fence(term).expect("it promises");
+    let (by, closed) = told.recv_timeout(PATIENCE).expect("it comes back");
+    assert_eq!(by, term);
+    closed.expect("it is there").expect("it closes");
+    assert!(!primary.store().is_open());
+}
+
 /// A node that nothing but its address keeps with its cluster.
 fn open_node(id: u64) -> NodeOptions {
     NodeOptions::new(NodeId(id)).observe(move |event| println!("node {id}: {event:?}"))
@@ -824,6 +852,7 @@ fn a_replica_closes_though_its_disk_hangs() {
     let replica = replica.expect("it opens");
     first.wait_for_replicas(1, PATIENCE).expect("it connects");
     assert_eq!(put(first.store(), "first").status, PutStatus::PutOk);
+    let epoch = first.epoch();
     first.close().expect("it closes");
     drop(first);
     // It has a new epoch to note.
@@ -834,12 +863,18 @@ fn a_replica_closes_though_its_disk_hangs() {
     let (done, closed) = std::sync::mpsc::channel();
     let replica = Arc::new(replica);
     let closing = replica.clone();
-    let closer = std::thread::spawn(move || done.send(closing.close()));
+    let closer = std::thread::spawn(move || {
+        // Whoever asks for the epochs does not wait for the new one.
+        let standing = closing.standing().map(|standing| standing.epoch);
+        let answers = (closing.state().log_id, standing, closing.close());
+        done.send(answers).expect("someone hears it");
+    });
     let answer = closed.recv_timeout(PATIENCE);
     disk.hang_syncs(false);
-    let answer = answer.expect("it comes back while the disk hangs");
+    let (log_id, standing, answer) = answer.expect("it comes back while the disk hangs");
+    assert_eq!((log_id, standing.expect("it is open")), (second.log_id(), epoch));
     assert!(matches!(answer, Err(Error::CloseTimeout { .. })), "{answer:?}");
-    closer.join().expect("it has ended").expect("someone heard it");
+    closer.join().expect("it has ended");
 }
 
 #[test]

@@ -17,8 +17,10 @@ use super::directory::read_small;
 use crate::disk::Disk;
 use crate::error::{Corruption, Error, Result};
 use crate::replication::{Epoch, EpochStart, LogId, NodeId};
-use std::ops::Range;
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use std::ops::{Deref, Range};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Its name in `duralog/`.
 pub(crate) const NAME: &str = "epochs";
@@ -52,6 +54,52 @@ pub(crate) struct Epochs {
     /// This node has begun an epoch, and has followed nobody since.
     pub(super) own: bool,
     pub(super) starts: Vec<EpochStart>,
+}
+
+/// The epochs of an open log. Whoever asks for them hears of what is durable, and does not wait for a disk.
+#[derive(Debug)]
+pub(super) struct KnownEpochs {
+    known: RwLock<Arc<Epochs>>,
+    changing: Mutex<()>,
+}
+
+/// The epochs while nobody else can change them.
+pub(super) struct Changing<'a> {
+    of: &'a KnownEpochs,
+    now: Arc<Epochs>,
+    _alone: MutexGuard<'a, ()>,
+}
+
+impl KnownEpochs {
+    pub(super) fn new(epochs: Epochs) -> Self {
+        Self { known: RwLock::new(Arc::new(epochs)), changing: Mutex::new(()) }
+    }
+
+    pub(super) fn known(&self) -> Arc<Epochs> {
+        self.known.read().clone()
+    }
+
+    /// Waits for whoever changes them now.
+    pub(super) fn change(&self) -> Changing<'_> {
+        let alone = self.changing.lock();
+        Changing { of: self, now: self.known(), _alone: alone }
+    }
+}
+
+impl Changing<'_> {
+    /// Shows the new ones, which are durable by now.
+    pub(super) fn show(&mut self, epochs: Epochs) {
+        self.now = Arc::new(epochs);
+        *self.of.known.write() = self.now.clone();
+    }
+}
+
+impl Deref for Changing<'_> {
+    type Target = Epochs;
+
+    fn deref(&self) -> &Epochs {
+        &self.now
+    }
 }
 
 impl Epochs {

@@ -6,7 +6,7 @@
 use super::inbox::Inbox;
 use super::wire::{Frame, WireError};
 use super::{Epoch, LogId, LogSlice, NodeId, QueueStart, ReplicatedLog};
-use crate::error::{Error, Result as LogResult};
+use crate::error::Error;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -62,9 +62,17 @@ impl Outgoing {
     }
 }
 
-/// What a replica has to do to its log before it can follow: it then opens it again.
+/// What a replica has to do to its log before it can follow.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Order {
+pub(crate) struct Order {
+    /// Of the primary that gives it.
+    pub(crate) epoch: Epoch,
+    pub(crate) change: Change,
+}
+
+/// A change of a log, which is opened again then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
     Truncate(u64),
     /// With where the queues go on, if that is known.
     Restart {
@@ -75,16 +83,22 @@ pub(crate) enum Order {
 
 impl Order {
     /// Ends the log; the next open carries out the rest.
-    pub(crate) fn give(&self, log: &dyn ReplicatedLog) -> LogResult<()> {
-        match self {
-            Self::Truncate(to) => log.truncate(*to),
-            Self::Restart { at, queues } => {
+    pub(crate) fn give(&self, log: &dyn ReplicatedLog) -> Result<(), SessionError> {
+        let (epoch, by) = (self.epoch, log.promised());
+        if by > epoch {
+            // Someone has asked for that promise to find out what is here.
+            return Err(SessionError::Superseded { epoch, by });
+        }
+        match &self.change {
+            Change::Truncate(to) => log.truncate(*to)?,
+            Change::Restart { at, queues } => {
                 if let Some(queues) = queues {
                     log.prepare_restart(*at, queues)?;
                 }
-                log.restart(*at)
+                log.restart(*at)?;
             }
         }
+        Ok(())
     }
 }
 
@@ -260,7 +274,7 @@ impl From<Error> for SessionError {
 impl fmt::Display for SessionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Connection { source } => write!(f, "the connection ended: {source}"),
+            Self::Connection { source } => write!(f, "there is no connection, or it has ended: {source}"),
             Self::Silent => f.write_str("nothing was heard of the peer for too long"),
             Self::Protocol { what } => write!(f, "the peer sent {what}"),
             Self::Version { theirs } => {
@@ -326,4 +340,35 @@ pub(crate) fn last_words(
 /// The error for a frame that has no place here.
 pub(crate) fn unexpected(frame: &Frame<'_>) -> SessionError {
     SessionError::protocol(format!("a {} out of turn", frame.name()))
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::config::StoreConfig;
+    use crate::disk::SimDisk;
+    use crate::environment::Environment;
+    use crate::replication::replica::ReplicaReplicator;
+    use crate::store::Store;
+
+    #[test]
+    fn an_order_is_not_carried_out_after_the_epoch_of_whoever_gave_it() {
+        let replicator = Arc::new(ReplicaReplicator::default());
+        let config = StoreConfig::new("/store").segment_size(4096);
+        let environment = Environment::on(SimDisk::new(1).shared()).stepped();
+        let store = Store::open_replicated(config, environment, replicator.clone());
+        let store = store.expect("it opens");
+        let log = replicator.log().expect("it has begun");
+        log.promise(Epoch(7)).expect("nothing is promised");
+        let order = |epoch| Order { epoch: Epoch(epoch), change: Change::Truncate(0) };
+        let answer = order(6).give(&**log);
+        let (epoch, by) = (Epoch(6), Epoch(7));
+        assert_eq!(
+            format!("{answer:?}"),
+            format!("{:?}", Err::<(), _>(SessionError::Superseded { epoch, by }))
+        );
+        assert!(store.health().latched.is_none());
+        order(7).give(&**log).expect("whoever reigns may");
+        assert!(store.health().latched.is_some(), "the log ends with that");
+    }
 }

@@ -121,7 +121,7 @@ impl Core {
     pub(crate) fn copy_checkpoint(&self, to: &Directory, end: u64) -> Result<()> {
         let mut checksummed = self.checksummed().to_vec();
         end_ranges(&mut checksummed, end);
-        let mut epochs = self.epochs.lock().clone();
+        let mut epochs = Epochs::clone(&self.epochs.known());
         epochs.end_at(end);
         // It was asked of this node, which alone may be made primary by it.
         epochs.fenced = false;

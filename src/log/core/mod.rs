@@ -14,7 +14,7 @@ pub(crate) use read::{Located, Reader};
 
 use super::checkpoint::{Checkpoint, CheckpointFile};
 use super::directory::Directory;
-use super::epochs::Epochs;
+use super::epochs::KnownEpochs;
 use super::progress::Progress;
 use super::recovery::{self, RecoveryReport};
 use super::segment::{Access, Segment, Segments};
@@ -62,7 +62,7 @@ pub(crate) struct Core {
     checkpoint: CheckpointFile,
     /// As in the checkpoint; it changes while a log is opened, and when a replica enters an epoch.
     checksummed: RwLock<Arc<[Range<u64>]>>,
-    epochs: Mutex<Epochs>,
+    epochs: KnownEpochs,
     /// Everything before is held by replicas and never taken back, as far as is known here.
     agreed: AtomicU64,
     append: Mutex<Appender>,
@@ -130,7 +130,7 @@ impl Core {
             segment_size: size,
             segments: Segments::new(size, segments),
             checksummed: RwLock::new(recovered.checkpoint.current().checksummed.into()),
-            epochs: Mutex::new(recovered.epochs),
+            epochs: KnownEpochs::new(recovered.epochs),
             agreed: AtomicU64::new(recovered.checkpoint.current().confirmed),
             checkpoint: recovered.checkpoint,
             append: Mutex::new(Appender::new(

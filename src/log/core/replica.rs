@@ -1,7 +1,7 @@
 //! A log that is written elsewhere first: epochs, records taken over byte for byte, and cuts.
 
 use super::super::checkpoint::go_on_from;
-use super::super::epochs::{self, Epochs};
+use super::super::epochs::{self, Changing, Epochs};
 use super::super::recovery::OFFSET_MAX;
 use super::append::Appender;
 use super::{Core, Patience};
@@ -9,6 +9,7 @@ use crate::error::{Corruption, Error, Result};
 use crate::message::{self, Frame};
 use crate::replication::{Epoch, EpochStart, LogId, NodeId, Refusal};
 use parking_lot::MutexGuard;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Whole frames that lie next to each other in one segment.
@@ -40,17 +41,17 @@ impl Core {
         self.checkpoint.update(true, |checkpoint| checkpoint.confirmed = agreed)
     }
 
-    pub(crate) fn epochs(&self) -> Epochs {
-        self.epochs.lock().clone()
+    pub(crate) fn epochs(&self) -> Arc<Epochs> {
+        self.epochs.known()
     }
 
     pub(crate) fn newest_epoch(&self) -> Epoch {
-        self.epochs.lock().last()
+        self.epochs.known().last()
     }
 
     /// Of a log that is another node's, shows what is confirmed, as far as that was saved here.
     pub(crate) fn hide_what_may_be_taken_back(&self) {
-        let epochs = self.epochs.lock();
+        let epochs = self.epochs.known();
         let is_plain = epochs.starts().last().is_none_or(|last| last.node == NodeId(0));
         if !is_plain && !epochs.own && self.directory.has_copies() {
             let confirmed = self.agreed().max(self.min_offset()).min(self.progress.durable());
@@ -60,7 +61,7 @@ impl Core {
 
     /// Begins an epoch at the end of the log; durable on return.
     pub(crate) fn begin_epoch(&self, epoch: Epoch, node: NodeId, lazy: bool) -> Result<EpochStart> {
-        let mut epochs = self.epochs.lock();
+        let mut epochs = self.epochs.change();
         if canary!("epoch_twice")
             && let Some(last) = epochs.starts().last()
         {
@@ -77,7 +78,7 @@ impl Core {
         if fell || !given {
             return Err(Error::Refused(Refusal::EpochFell { was, is: epoch }));
         }
-        let mut changed = epochs.clone();
+        let mut changed = Epochs::clone(&epochs);
         // No other opening, of whatever log, has this one's token.
         changed.id = changed.id.or_else(|| LogId::new(self.directory.token().max(1)));
         changed.own = true;
@@ -87,8 +88,8 @@ impl Core {
 
     /// Notes which log the records are of that come next, and who brings them; durable on return.
     pub(crate) fn follow(&self, id: Option<LogId>, primary: Epoch) -> Result<()> {
-        let mut epochs = self.epochs.lock();
-        let mut changed = epochs.clone();
+        let mut epochs = self.epochs.change();
+        let mut changed = Epochs::clone(&epochs);
         if changed.id.is_some() && changed.id != id {
             if self.progress.appended() > self.min_offset() {
                 return Err(Error::Refused(Refusal::AnotherLog));
@@ -103,13 +104,13 @@ impl Core {
 
     /// Enters the epoch of another node, of which the next record is; durable on return.
     pub(crate) fn enter_epoch(&self, start: EpochStart) -> Result<()> {
-        let mut epochs = self.epochs.lock();
+        let mut epochs = self.epochs.change();
         if epochs.starts().last() == Some(&start) {
             return Ok(());
         }
         let end = self.progress.appended();
         // Epochs that ended before anything was written under them are left again.
-        let mut changed = epochs.clone();
+        let mut changed = Epochs::clone(&epochs);
         changed.own = false;
         changed.leave(end);
         let goes_on = match changed.starts().last() {
@@ -151,7 +152,7 @@ impl Core {
 
     fn add_epoch(
         &self,
-        epochs: &mut Epochs,
+        epochs: &mut Changing<'_>,
         mut changed: Epochs,
         start: EpochStart,
         lazy: bool,
@@ -164,30 +165,30 @@ impl Core {
 
     /// No put of this epoch waits for replicas: nothing is safe that could be lost here.
     pub(crate) fn vouch_for_none(&self) -> Result<()> {
-        let mut epochs = self.epochs.lock();
-        let changed = Epochs { lazy: false, ..epochs.clone() };
+        let mut epochs = self.epochs.change();
+        let changed = Epochs { lazy: false, ..Epochs::clone(&epochs) };
         self.save_epochs(&mut epochs, changed)
     }
 
-    fn save_epochs(&self, epochs: &mut Epochs, changed: Epochs) -> Result<()> {
-        if *epochs == changed {
+    fn save_epochs(&self, epochs: &mut Changing<'_>, changed: Epochs) -> Result<()> {
+        if **epochs == changed {
             return Ok(());
         }
         if !canary!("epoch_save") {
             self.directory.save(&*self.disk, epochs::NAME, &changed.encode())?;
         }
-        *epochs = changed;
+        epochs.show(changed);
         Ok(())
     }
 
     /// Lets nobody write under an epoch before `epoch` any more; durable on return.
     pub(crate) fn promise(&self, epoch: Epoch) -> Result<()> {
-        let mut epochs = self.epochs.lock();
+        let mut epochs = self.epochs.change();
         let was = epochs.last().max(epochs.promised);
         if epoch <= was {
             return Err(Error::Refused(Refusal::EpochFell { was, is: epoch }));
         }
-        let changed = Epochs { promised: epoch, fenced: true, ..epochs.clone() };
+        let changed = Epochs { promised: epoch, fenced: true, ..Epochs::clone(&epochs) };
         self.save_epochs(&mut epochs, changed)
     }
 

@@ -33,6 +33,7 @@ use server::{MakeSession, Server, Service};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 /// A store whose messages are copied to replicas (feature `replication`).
@@ -270,7 +271,9 @@ fn inquire(
         Protocol::Rocketmq => Err(SessionError::Stopped),
     });
     let clock = environment.clock.clone();
-    let service = Service { node: node.clone(), clock, bells, rest: None, make };
+    // Without an epoch there is nothing to be ended.
+    let (node, newest) = (node.clone(), AtomicU64::new(u64::MAX));
+    let service = Service { node, clock, bells, rest: None, make, newest };
     let server = Server::start(service)?;
     let served = server.serve(Arc::new(acceptor), Protocol::Duralog);
     let outcome = served.and_then(|()| inquiry.wait(patience).map_err(Error::Refused));

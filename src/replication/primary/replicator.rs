@@ -108,6 +108,7 @@ impl Replicator for PrimaryReplicator {
                 bells,
                 rest: (options.ack == Ack::Async).then_some(REST),
                 make,
+                newest: AtomicU64::new(epoch.epoch.0),
             };
             *self.server.lock() = Some(Server::start(service)?);
         }

@@ -32,6 +32,9 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
 /// A listener that fails is tried again after so long.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// How long a session may be at its disk before its connection ends without it.
+const LEAVE_MAX: Duration = Duration::from_millis(100);
+/// How long all threads together may take to end.
 const STOP_MAX: Duration = Duration::from_secs(5);
 
 /// Makes the session of a connection that was accepted from an address.
@@ -49,6 +52,8 @@ pub(super) struct Service {
     /// How long a sender rests after work, rather than be woken for each put.
     pub(super) rest: Option<Duration>,
     pub(super) make: MakeSession,
+    /// The newest epoch that is known, the own one at first: a newer one of which a peer tells ends that.
+    pub(super) newest: AtomicU64,
 }
 
 /// A connection that is served.
@@ -219,31 +224,36 @@ impl Server {
         Ok(())
     }
 
-    /// Ends every connection, and joins every thread.
+    /// Ends every connection, and joins every thread, but for those that hang.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
+        // All of them together, or each one that hangs would be waited for in turn.
+        let within = |max| {
+            let end = Instant::now() + max;
+            move || end.saturating_duration_since(Instant::now())
+        };
+        let left = within(STOP_MAX);
         for (acceptor, mut worker) in std::mem::take(&mut *self.listeners.lock()) {
             acceptor.close();
             // Left behind if the acceptor does not hear: it holds nothing.
-            let _ = worker.stop(STOP_MAX);
+            let _ = worker.stop(left());
         }
         if let Some(mut watch) = self.watch.lock().take() {
-            let _ = watch.stop(STOP_MAX);
+            let _ = watch.stop(left());
         }
         let served = std::mem::take(&mut *self.served.lock());
+        let until_said = within(FAREWELL_MAX);
         for one in &served {
-            one.link.end(Ended::Error(SessionError::Stopped));
+            one.link.end_within(Ended::Error(SessionError::Stopped), until_said());
         }
-        // All of them together, or each one that does not read would be waited for in turn.
-        let gone_by = self.service.clock.now() + FAREWELL_MAX;
         for one in &served {
-            one.link.wait_said(gone_by.saturating_duration_since(self.service.clock.now()));
+            one.link.wait_said(until_said());
         }
         for one in &served {
             one.link.hang_up();
         }
         for one in served {
-            one.close(&self.service);
+            one.close(&self.service, left);
         }
     }
 }
@@ -264,17 +274,17 @@ impl Served {
 
     /// Ends a connection of which nothing came for too long.
     fn give_up(&self) {
-        self.link.end(Ended::Error(SessionError::Silent));
+        self.link.end_within(Ended::Error(SessionError::Silent), LEAVE_MAX);
         self.link.hang_up();
     }
 
-    /// Joins the threads of a connection that has ended.
-    fn close(mut self, service: &Service) {
+    /// Joins the threads of a connection that has ended, as far as there is time left.
+    fn close(mut self, service: &Service, left: impl Fn() -> Duration) {
         self.link.hang_up();
         service.bells.remove(self.id);
         for worker in &mut self.workers {
             // A thread that hangs in the system holds its link, and nothing of the store.
-            let _ = worker.stop(STOP_MAX);
+            let _ = worker.stop(left());
         }
     }
 }
@@ -315,9 +325,15 @@ fn put_away(served: &Mutex<Vec<Served>>, service: &Service) {
     let gone: Vec<_> = served.lock().extract_if(.., |one| one.link.is_said()).collect();
     for one in gone {
         if let Some(Ended::Error(error)) = one.link.ended() {
-            let peer = one.link.peer.clone();
-            service.node.observer.tell(&Event::Ended { peer, error });
+            let (peer, observer) = (one.link.peer.clone(), &service.node.observer);
+            if let SessionError::Superseded { by, .. } = error
+                && service.newest.fetch_max(by.0, Ordering::Relaxed) < by.0
+            {
+                // Whoever hears of it may close the primary: no session is held by now.
+                observer.tell(&Event::Superseded { by });
+            }
+            observer.tell(&Event::Ended { peer, error });
         }
-        one.close(service);
+        one.close(service, || STOP_MAX);
     }
 }

@@ -1,7 +1,6 @@
 //! A connection of a replica, as its primary sees it.
 
 use crate::error::Error;
-use crate::replication::events::{Event, Observer};
 use crate::replication::feed::data_at;
 use crate::replication::group::{Group, SessionId};
 use crate::replication::history::{History, Plan, epoch_at};
@@ -42,7 +41,6 @@ pub(crate) struct Hub {
     pub(crate) heartbeat: Duration,
     /// Bytes a second that a replica is sent at most.
     pub(crate) rate: Option<NonZeroU64>,
-    observer: Observer,
     pub(crate) bells: Arc<Bells>,
     /// Replicas alone make something confirmed: it need not be durable here.
     lazy: bool,
@@ -65,8 +63,7 @@ impl Hub {
         options: &PrimaryOptions,
         lazy: bool,
     ) -> Self {
-        let NodeOptions { cluster, secret, heartbeat_interval, observer, .. } =
-            options.node.clone();
+        let NodeOptions { cluster, secret, heartbeat_interval, .. } = options.node.clone();
         let epochs = History::of(&*log).epochs;
         let (superseded, published) = (AtomicU64::new(0), AtomicU64::new(group.confirmed()));
         Self {
@@ -79,7 +76,6 @@ impl Hub {
             secret,
             heartbeat: heartbeat_interval,
             rate: options.max_transfer_rate,
-            observer,
             bells: Arc::default(),
             // Puts that wait for nobody are no safer on the replicas than here: what a power cut takes here
             // is taken back there, and nobody has read it.
@@ -170,9 +166,7 @@ impl Hub {
         if theirs <= self.epoch.epoch {
             return Ok(());
         }
-        if self.superseded.fetch_max(theirs.0, Ordering::Relaxed) < theirs.0 {
-            self.observer.tell(&Event::Superseded { by: theirs });
-        }
+        self.superseded.fetch_max(theirs.0, Ordering::Relaxed);
         Err(SessionError::Superseded { epoch: self.epoch.epoch, by: theirs })
     }
 }

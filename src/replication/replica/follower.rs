@@ -10,7 +10,7 @@ use crate::replication::link::{Ended, Link, Reading};
 use crate::replication::options::{Protocol, ReplicaOptions};
 use crate::replication::rocketmq::SlaveSession;
 use crate::replication::secret::random;
-use crate::replication::session::{Order, Session, SessionError};
+use crate::replication::session::{Change, Order, Session, SessionError};
 use crate::replication::{Epoch, ReplicatedLog};
 use crate::store::Store;
 use crate::worker::{Doorbell, Next, Worker};
@@ -274,7 +274,7 @@ impl Following {
                 // A primary that gives one order after the other is not obeyed without a pause.
                 Ok(()) if std::mem::replace(&mut self.ordered, true) => self.rest(shared),
                 Ok(()) => Next::Now,
-                Err(error) => self.failed(shared, link.peer.clone(), error.into()),
+                Err(error) => self.failed(shared, link.peer.clone(), error),
             },
             Some(Ended::Error(error)) => self.failed(shared, link.peer.clone(), error),
             None => Next::Now,
@@ -303,9 +303,10 @@ impl Shared {
         let peer = stream.peer.clone();
         let nonce = random().map_err(|error| unnamed(error.into()))?;
         let clock = self.environment.clock.clone();
-        let mut state = self.state.lock();
         // The next session begins where the last one ended, not where the disk is.
-        state.store.flush().map_err(|error| (peer.clone(), error.into()))?;
+        let store = self.state.lock().store.clone();
+        store.flush().map_err(|error| (peer.clone(), error.into()))?;
+        let mut state = self.state.lock();
         let (log, identity, now) = (state.log.clone(), self.identity.clone(), clock.now());
         let session: Box<dyn Session> = match self.options.protocol {
             Protocol::Duralog => Box::new(ReplicaSession::new(log, identity, nonce, now)),
@@ -336,17 +337,17 @@ impl Shared {
     }
 
     /// Cuts the log, or begins it anew: by order, which the next open carries out.
-    fn carry_out(&self, order: Order) -> Result<()> {
+    fn carry_out(&self, order: Order) -> Result<(), SessionError> {
         let mut state = self.state.lock();
         order.give(&*state.log)?;
         let reopened = self.reopen(&mut state);
         drop(state);
         // Whoever hears of it may ask.
-        self.tell(&match order {
-            Order::Truncate(to) => Event::Truncated { to },
-            Order::Restart { at, .. } => Event::Restarted { at },
+        self.tell(&match order.change {
+            Change::Truncate(to) => Event::Truncated { to },
+            Change::Restart { at, .. } => Event::Restarted { at },
         });
-        reopened
+        Ok(reopened?)
     }
 
     fn reopen_if_closed(&self) -> Result<()> {

@@ -7,7 +7,9 @@ use crate::replication::history::{History, Plan};
 use crate::replication::inbox::Inbox;
 use crate::replication::replica::groups::Groups;
 use crate::replication::secret::{Secret, Side};
-use crate::replication::session::{Order, Outgoing, Session, SessionError, last_words, unexpected};
+use crate::replication::session::{
+    Change, Order, Outgoing, Session, SessionError, last_words, unexpected,
+};
 use crate::replication::tail::Tail;
 use crate::replication::wire::{
     self, CHECKED_MAX, CONTROL_MAX, EPOCHS_MAX, FRAME_MAX, Frame, Join, Nonce, STRANGER_MAX,
@@ -38,6 +40,7 @@ enum State {
     },
     /// It has to begin anew, and is told where the queues go on; of so many it is still to hear.
     AwaitQueues {
+        primary: Epoch,
         at: u64,
         queues: Vec<QueueStart>,
         left: Option<u32>,
@@ -121,7 +124,7 @@ impl ReplicaSession {
                 return self.welcome(log, epoch, plan, &history);
             }
             (
-                State::AwaitQueues { at, queues, left },
+                State::AwaitQueues { primary, at, queues, left },
                 Frame::Queues { left: behind, queues: more },
             ) => {
                 let all = behind as usize + more.len();
@@ -135,8 +138,9 @@ impl ReplicaSession {
                 queues.extend(more);
                 *left = Some(behind);
                 if behind == 0 {
-                    let queues = Some(std::mem::take(queues).into());
-                    return Ok(Some(Order::Restart { at: *at, queues }));
+                    let (epoch, queues) = (*primary, Some(std::mem::take(queues).into()));
+                    let change = Change::Restart { at: *at, queues };
+                    return Ok(Some(Order { epoch, change }));
                 }
             }
             (State::AwaitWelcome { history }, Frame::Lend { from }) => {
@@ -221,9 +225,12 @@ impl ReplicaSession {
                 Ok(None)
             }
             Plan::Follow(_) => Err(SessionError::protocol("a Welcome to another log")),
-            Plan::Truncate(to) => Ok(Some(Order::Truncate(to))),
+            Plan::Truncate(to) => {
+                Ok(Some(Order { epoch: primary.epoch, change: Change::Truncate(to) }))
+            }
             Plan::Restart(at) => {
-                self.state = State::AwaitQueues { at, queues: Vec::new(), left: None };
+                let (primary, queues) = (primary.epoch, Vec::new());
+                self.state = State::AwaitQueues { primary, at, queues, left: None };
                 Ok(None)
             }
             Plan::Diverged => Err(SessionError::Diverged),

@@ -2,7 +2,7 @@
 
 use super::{FRAME_MAX, HEAD};
 use crate::replication::inbox::Inbox;
-use crate::replication::session::{Order, Outgoing, Session, SessionError};
+use crate::replication::session::{Change, Order, Outgoing, Session, SessionError};
 use crate::replication::tail::Tail;
 use crate::replication::{Epoch, ReplicatedLog};
 use std::sync::Arc;
@@ -91,7 +91,8 @@ impl SlaveSession {
             return Ok(None);
         }
         if is_empty && offset > self.tail.end() && offset.is_multiple_of(self.log.segment_size()) {
-            return Ok(Some(Order::Restart { at: offset, queues: None }));
+            let change = Change::Restart { at: offset, queues: None };
+            return Ok(Some(Order { epoch: Epoch(0), change }));
         }
         Err(SessionError::Diverged)
     }

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::replication::options::Ack;
 use crate::replication::primary::{InquirySession, PrimarySession};
 use crate::replication::replica::{Identity, ReplicaSession};
-use crate::replication::session::{Order, Session, SessionError};
+use crate::replication::session::{Change, Order, Session, SessionError};
 use crate::replication::{Refusal, Role, Secret};
 use crate::{Message, Next, PutStatus, StoreWorker, Ticket};
 use std::time::Duration;
@@ -456,11 +456,12 @@ impl Simulation {
             return;
         }
         match done {
-            Ok(()) => self.counts.add(match order {
-                Order::Truncate(_) => "truncations",
-                Order::Restart { .. } => "restarts of a replica far behind",
+            Ok(()) => self.counts.add(match order.change {
+                Change::Truncate(_) => "truncations",
+                Change::Restart { .. } => "restarts of a replica far behind",
             }),
-            Err(error) => assert!(self.nodes[node].excuses(&error), "{order:?}: {error}"),
+            Err(SessionError::Log(error)) if self.nodes[node].excuses(&error) => {}
+            Err(error) => panic!("{order:?}: {error}"),
         }
         self.nodes[node].running = None;
         if self.nodes[node].disk.is_down() {
