@@ -26,6 +26,7 @@ use duralog::FlushMode;
 use service::{Orders, Task};
 use std::error::Error;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
@@ -137,7 +138,13 @@ struct Driver<'a> {
 
 fn drive(options: &Options) -> Result<(), Failure> {
     std::fs::create_dir_all(&options.dir)?;
-    let diary = Diary::open(&options.dir.join("diary"), true)?;
+    let path = options.dir.join("diary");
+    let diary = Diary::open(&path, true).map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => {
+            format!("{} is of an earlier run: name another DIR, or judge it", path.display()).into()
+        }
+        _ => Failure::from(error),
+    })?;
     diary.say(&Said::Seed(options.seed))?;
     let (random, moments) = (Random(options.seed), Moments::default());
     let mut driver = Driver { options, diary, random, life: 0, moments };

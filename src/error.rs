@@ -406,6 +406,16 @@ pub enum Error {
         /// The property that is missing or wrong.
         property: &'static str,
     },
+    /// A stored message that was to be delivered later has expired, or does not say when or where: another
+    /// program wrote it. It is passed over.
+    NotDeliverable {
+        /// The topic that it waited in.
+        topic: String,
+        /// The queue of that topic.
+        queue_id: i32,
+        /// Its position in that queue, counted from 0.
+        queue_offset: u64,
+    },
     /// A half message is not there any more: retention deleted it, or recovery cut it off.
     HalfMessageGone {
         /// Its queue offset.
@@ -738,7 +748,7 @@ impl fmt::Display for Error {
                 write!(f, "put ended as {:?}, reached {:?}", result.status, result.reached)
             }
             Self::ReadOnly => f.write_str("the store was opened read-only"),
-            Self::Closed => f.write_str("the store is closed"),
+            Self::Closed => f.write_str("the store is closed, or what was opened on it"),
             Self::UnknownTopic { topic } => {
                 write!(f, "there is no topic {topic:?}, and topics are not created by puts here")
             }
@@ -765,6 +775,11 @@ impl fmt::Display for Error {
             Self::MalformedHalfMessage { property } => {
                 write!(f, "the half message has no {property} that could be used")
             }
+            Self::NotDeliverable { topic, queue_id, queue_offset } => write!(
+                f,
+                "message {queue_offset} of queue {queue_id} of {topic}, which was to be delivered later, \
+                 has expired, or does not say when or where; it is passed over"
+            ),
             Self::HalfMessageGone { queue_offset } => {
                 write!(f, "the half message at queue offset {queue_offset} is not there any more")
             }

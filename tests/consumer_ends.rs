@@ -1,7 +1,7 @@
 //! Consumers, listeners and stores that end while others are still at work with them.
 
 use duralog::clock::{Clock, ManualClock};
-use duralog::delivery::{Consumer, Handled, Listener, Settled, Watch};
+use duralog::delivery::{Consumer, Handled, Listener, Received, Settled, Watch};
 use duralog::disk::SimDisk;
 use duralog::{Environment, Error, Message, Store, StoreConfig, TagFilter};
 use std::future::Future;
@@ -90,6 +90,17 @@ fn a_handler_may_close_its_listener() {
     put(&store, "nobody's");
     assert_eq!(consumer.poll(LONG).unwrap().ack().unwrap(), 1);
     store.close().unwrap();
+}
+
+#[test]
+fn nobody_listens_to_what_is_closed() {
+    let store = open(&SimDisk::new(1));
+    let (gone, other) = (consumer(&store), consumer(&store));
+    gone.close();
+    let handle = |_: &Received| Ok(Handled::Done);
+    assert!(matches!(gone.listen(1, handle), Err(Error::Closed)));
+    store.close().unwrap();
+    assert!(matches!(other.listen(1, handle), Err(Error::Closed)));
 }
 
 #[test]

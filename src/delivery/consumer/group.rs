@@ -145,7 +145,8 @@ impl Groups {
         if let Some(group) = live.get(&offsets_name).and_then(Weak::upgrade) {
             if group.agreement != agreement {
                 let value = format!("{name}: {:?}", agreement.subscriptions);
-                let allowed = "the subscriptions and the mode of the group's other consumers";
+                let allowed =
+                    "those of the group's other consumers, or of whose messages are still held";
                 return Err(Error::Config { field: "subscription", value, allowed });
             }
             return Ok(group);

@@ -61,6 +61,7 @@ impl Listener {
             let (field, value) = ("workers", workers.to_string());
             return Err(Error::Config { field, value, allowed: "1 to 1024" });
         }
+        consumer.check_open()?;
         let shared = Arc::new(Shared {
             handler,
             stopping: AtomicBool::new(false),

@@ -251,10 +251,10 @@ impl ConsumerBuilder {
     ///
     /// # Errors
     /// [`Error::Config`] for a value out of range, for a subscription that the group's other consumers
-    /// in this process do not share, and for a name that no group can have; [`Error::InvalidMessage`] and
-    /// [`Error::TooLarge`] for one that cannot be part of the topics of its retries and dead letters, which has
-    /// at most 122 bytes, of a topic's characters; [`Error::UnknownTopic`] where topics must be
-    /// created first; [`Error::ReadOnly`]; [`Error::Closed`]; and what
+    /// in this process, or those whose messages are still held, do not share, and for a name that no
+    /// group can have; [`Error::InvalidMessage`] and [`Error::TooLarge`] for one that cannot be part of the
+    /// topics of its retries and dead letters, which has at most 122 bytes, of a topic's characters;
+    /// [`Error::UnknownTopic`] where topics must be created first; [`Error::ReadOnly`]; [`Error::Closed`]; and what
     /// [`Store::commit_offset`](crate::Store::commit_offset) says.
     pub fn open(self) -> Result<Consumer> {
         let Self { store, group, subscriptions, mode, from, .. } = self;
@@ -291,7 +291,7 @@ impl ConsumerBuilder {
             return refused("subscription", topic.clone(), "no topic that is the group's own");
         }
         if group.is_empty() || group.contains(BROADCAST) {
-            return refused("group", group, "a name without `%BROADCAST%`");
+            return refused("group", group, "a name, without `%BROADCAST%`");
         }
         // What no topic and no offset can be called is not found out when a message is to be set aside.
         let name = mode.offsets_name(&group);
@@ -400,6 +400,11 @@ impl Consumer {
         self.poll_until(max, timeout, || false)
     }
 
+    fn check_open(&self) -> Result<()> {
+        let Member { group, gone, .. } = &*self.member;
+        if gone.load(Ordering::SeqCst) { Err(Error::Closed) } else { group.check_open() }
+    }
+
     /// How many messages one worker takes: what it has not come to is not to be had by others.
     fn messages_at_a_time(&self) -> usize {
         let Member { group, terms, .. } = &*self.member;
@@ -415,9 +420,7 @@ impl Consumer {
         // A deadline too far away to be told is none.
         let deadline = group.now().checked_add(timeout);
         loop {
-            if gone.load(Ordering::SeqCst) || !group.store.is_open() {
-                return Err(Error::Closed);
-            }
+            self.check_open()?;
             let seen = group.changes();
             let taken = match group.take(*owner, terms, max)? {
                 Taken::Batch(batch) => Taken::Batch(batch.decompressed()?),
@@ -456,7 +459,7 @@ impl Consumer {
     /// runs out.
     ///
     /// # Errors
-    /// [`Error::Config`] for no workers or more than 1024; [`Error::Io`] if a thread cannot be started.
+    /// [`Error::Config`] for no workers or more than 1024; [`Error::Closed`]; [`Error::Io`] if a thread cannot be started.
     ///
     /// # Examples
     /// ```

@@ -3,7 +3,7 @@
 
 use super::outbox::{Outbox, Trouble};
 use super::routing::{delivered, scheduled_again, timed};
-use super::{BATCH, GROUP, Moment, RETRY_MS, Report, patience};
+use super::{BATCH, GROUP, Moment, RETRY_MS, Report, not_deliverable, patience};
 use crate::clock::Clock;
 use crate::error::{Corruption, Error, Result};
 use crate::log::MessageView;
@@ -212,7 +212,7 @@ impl Level {
                 return Ok(Next::Idle);
             }
             let Some(message) = delivered(&view.record()) else {
-                report.undeliverable(super::not_deliverable());
+                report.undeliverable(not_deliverable(SCHEDULE_TOPIC, queue_id, offset));
                 self.pass(offset + 1);
                 continue;
             };

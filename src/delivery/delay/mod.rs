@@ -15,7 +15,7 @@ pub use handle::{Cancelled, DelayHandle, DelayStats};
 pub(crate) use routing::{asks_to_wait, waits_in};
 
 use crate::clock::Clock;
-use crate::error::{Error, InvalidMessage, Result};
+use crate::error::{Error, Result};
 use crate::message::format::DELAY_GROUP as GROUP;
 use crate::store::{Ending, Store};
 use crate::worker::{Alarm, Next};
@@ -248,9 +248,9 @@ fn wait_for<K>(
     outbox.clear();
 }
 
-/// What is wrong with a message that does not say, or not rightly, where it belongs.
-fn not_deliverable() -> Error {
-    Error::InvalidMessage(InvalidMessage::EmptyTopic)
+/// What is wrong with a message that is gone, or does not say, or not rightly, where it belongs.
+fn not_deliverable(topic: &str, queue_id: i32, queue_offset: u64) -> Error {
+    Error::NotDeliverable { topic: topic.to_owned(), queue_id, queue_offset }
 }
 
 #[cfg(test)]

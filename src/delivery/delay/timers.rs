@@ -9,7 +9,7 @@ use super::done::{Done, note};
 use super::levels::PUT_OFF_MS;
 use super::outbox::{Outbox, Trouble};
 use super::routing::{WHEEL_MS, delivered, destination, timed, timer_due, timer_slot};
-use super::{BATCH, GROUP, Moment, RETRY_MS, Report, patience};
+use super::{BATCH, GROUP, Moment, RETRY_MS, Report, not_deliverable, patience};
 use crate::error::{Corruption, Error, Result};
 use crate::message::format::{TIMER_DONE_TOPIC, TIMER_TOPIC};
 use crate::message::{Message, PropertiesRef, RecordRef, names};
@@ -378,7 +378,7 @@ impl Timers {
         };
         let Some(view) = found.messages.first().filter(|view| view.queue_offset() == offset) else {
             // It has expired.
-            report.undeliverable(super::not_deliverable());
+            report.undeliverable(not_deliverable(TIMER_TOPIC, 0, offset));
             self.finish(offset, moment);
             return Ok(());
         };
@@ -402,7 +402,7 @@ impl Timers {
             return Ok(());
         }
         let Some(message) = delivered(&record) else {
-            report.undeliverable(super::not_deliverable());
+            report.undeliverable(not_deliverable(TIMER_TOPIC, 0, offset));
             self.finish(offset, moment);
             return Ok(());
         };
@@ -603,7 +603,7 @@ fn scan(
             Some(due) if destination(properties).is_some() => {
                 Found::Waiting((due, offset | IS_MESSAGE))
             }
-            _ => Found::Broken(super::not_deliverable()),
+            _ => Found::Broken(not_deliverable(TIMER_TOPIC, 0, offset)),
         };
         show(offset, Some(found), report);
         expected = offset + 1;
