@@ -21,7 +21,7 @@ const CHEAP_ALIGN: usize = 16;
 
 /// Page-aligned bytes, all initialised.
 ///
-/// Every write takes `readers` and starts at or above every published length in it, and published
+/// Every write takes `readers` and changes nothing below the published lengths in it, and published
 /// lengths only rise under that lock. So no byte that a region may lend out is ever written, whatever
 /// the callers do.
 pub(super) struct Block {
@@ -118,14 +118,21 @@ impl Block {
     pub(super) fn write(&self, at: usize, bytes: &[u8]) -> Result<(), PublishedBytes> {
         assert!(at <= self.len && bytes.len() <= self.len - at, "write outside the block");
         let readers = self.readers.lock();
-        if at < highest(&readers) {
+        // Recovery writes once more what a failed sync may have left in memory alone.
+        let (again, new) = bytes.split_at(highest(&readers).saturating_sub(at).min(bytes.len()));
+        // SAFETY: inside the allocation (checked above) and initialised; nobody writes to it while the
+        // lock is held.
+        let there = unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(at), again.len()) };
+        if there != again {
             return Err(PublishedBytes);
         }
-        // SAFETY: the destination is inside the allocation (checked above). It lies at or above every
-        // published length, which cannot rise while the lock is held, so no slice covers it; other
-        // writes need the lock. `bytes` is a live slice, so it lies elsewhere or below `at`.
+        let at = at + again.len();
+        // SAFETY: the destination is inside the allocation (checked above). If it is not empty, it lies at
+        // or above every published length, which cannot rise while the lock is held, so no slice covers it,
+        // and `there` is not used any more; other writes need the lock. `bytes` is a live slice, so it lies
+        // elsewhere or below `at`.
         unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.as_ptr().add(at), bytes.len())
+            std::ptr::copy_nonoverlapping(new.as_ptr(), self.base.as_ptr().add(at), new.len())
         }
         Ok(())
     }

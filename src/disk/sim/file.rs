@@ -223,13 +223,15 @@ impl FileState {
         self.block.published() as u64
     }
 
-    /// Checks that bytes may be written up to `end`, from `start` on, and makes the block that long.
-    pub(super) fn make_room(&mut self, start: u64, end: u64) -> io::Result<()> {
+    /// Refuses what would write where some region has published bytes.
+    pub(super) fn check_unpublished(&self, start: u64) -> io::Result<()> {
+        if start < self.published() { Err(invalid("published bytes never change")) } else { Ok(()) }
+    }
+
+    /// Checks that bytes may be written up to `end`, and makes the block that long.
+    pub(super) fn make_room(&mut self, end: u64) -> io::Result<()> {
         if end > MAX_LEN {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));
-        }
-        if start < self.published() {
-            return Err(invalid("published bytes never change"));
         }
         if end as usize > self.block.len() {
             if Arc::get_mut(&mut self.block).is_none() {

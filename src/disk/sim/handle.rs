@@ -84,7 +84,8 @@ impl SimFile {
             Verdict::Go => {}
         }
         let mut state = self.handle.inode.state();
-        let taken = state.make_room(range.start, range.end).and_then(|()| {
+        let room = state.check_unpublished(range.start).and_then(|()| state.make_room(range.end));
+        let taken = room.and_then(|()| {
             if state.holes(&part) > world.free_pages() {
                 return Err(os(libc::ENOSPC));
             }
@@ -135,7 +136,10 @@ impl DiskFile for SimFile {
             Verdict::Fail(fault) => allowed = fault.short.min(bytes.len()),
         }
         let end = offset.saturating_add(bytes.len() as u64);
-        let written = state.make_room(offset, end).and_then(|()| {
+        // Regions of other descriptors bear with what changes nothing.
+        let own = offset < self.published.get();
+        let room = if own { state.check_unpublished(offset) } else { state.make_room(end) };
+        let written = room.and_then(|()| {
             let fitting = state.fitting(offset as usize, allowed, world.free_pages());
             world.charged(&mut state, |state| state.write(offset as usize, &bytes[..fitting]))?;
             world.stats.writes += 1;

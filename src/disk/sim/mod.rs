@@ -585,7 +585,7 @@ impl Disk for SimDisk {
                 Some(Holder::Foreign(pid)) => return Ok(Err(LockError::Held { pid: Some(pid) })),
                 None => {}
             }
-            state.make_room(4, 8)?;
+            state.make_room(8)?;
             if state.fitting(4, 4, world.free_pages()) < 4 {
                 return Err(os(libc::ENOSPC));
             }

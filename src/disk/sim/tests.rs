@@ -591,6 +591,26 @@ fn a_hanging_sync_covers_what_was_written_before_it() {
 }
 
 #[test]
+fn what_a_region_of_before_shows_may_be_written_again_as_it_is() {
+    let (disk, file) = disk_with_file();
+    file.write_at(&[1; 1024], 0).unwrap();
+    let region = file.map(MapAccess::Read).unwrap();
+    region.publish(1024);
+    let refused = |written: io::Result<()>| {
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    };
+    refused(file.write_at(&[1; 1024], 0));
+    let again = open(&disk);
+    refused(again.write_at(&[2; 1], 1023));
+    sync(&again).unwrap();
+    assert_eq!(disk.unsynced_sectors(), 0);
+    let bytes = [[1; 1024], [3; 1024]].concat();
+    again.write_at(&bytes, 0).unwrap();
+    assert_eq!((region.bytes(0..1024).unwrap(), disk.unsynced_sectors()), (&[1; 1024][..], 4));
+    assert_eq!(disk.bytes(FILE).unwrap()[..2048], bytes);
+}
+
+#[test]
 fn a_cut_releases_the_hanging() {
     let (disk, file) = disk_with_file();
     file.write_at(&[1; 512], 0).unwrap();

@@ -183,7 +183,9 @@ impl Simulation {
         }
         if self.has_lost(node) {
             let knows = self.nodes[node].is_async() && !self.authority.new[node];
-            if knows && self.settings.ack == Ack::Sync && self.rng.one_in(2) {
+            // One that vouched for nothing has no doubts.
+            let doubts = knows && self.settings.ack == Ack::Sync && !self.settings.mixed;
+            if doubts && self.rng.one_in(2) {
                 // Refused, unless it has everything after all.
                 self.open_primary(node, None);
             }
@@ -207,8 +209,10 @@ impl Simulation {
 
     /// Opens a store as primary, in a term of its own or in the one it was in.
     fn open_primary(&mut self, node: usize, epoch: Option<Epoch>) -> Opened {
+        let waits_for_nobody = self.settings.mixed && self.rng.one_in(3);
+        let ack = if waits_for_nobody { Ack::Async } else { self.settings.ack };
         let mut options = PrimaryOptions::new(self.settings.options(self.nodes[node].id))
-            .ack(self.settings.ack)
+            .ack(ack)
             .min_insync_replicas(self.settings.needed)
             .strict(self.settings.strict);
         options.epoch = epoch;

@@ -187,7 +187,8 @@ impl Checker {
         while self.parsed < self.confirmed.len() {
             let (at, rest) = (self.parsed, &self.confirmed[self.parsed..]);
             let remaining = self.segment_size - at as u64 % self.segment_size;
-            match message::verified_frame(rest, at as u64, remaining, RecordCheck::Record) {
+            // Not all primaries give them a checksum of their own.
+            match message::verified_frame(rest, at as u64, remaining, RecordCheck::Body) {
                 Ok(Frame::Record(record)) => {
                     let queue = record.queue_id() as usize;
                     let (offset, size) = (record.queue_offset() as usize, record.size());

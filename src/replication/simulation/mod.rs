@@ -35,6 +35,8 @@ const SEEDS: &str = include_str!("../../../tests/seeds/replication");
 #[derive(Debug, Clone)]
 struct Settings {
     ack: Ack,
+    /// Some primaries wait for nobody.
+    mixed: bool,
     level: AckLevel,
     needed: usize,
     strict: bool,
@@ -53,9 +55,11 @@ impl Settings {
         let level = if rng.one_in(4) { AckLevel::InMemory } else { AckLevel::Durable };
         let segment_size = rng.pick(&[4096, 4096, 8192]);
         // An async primary may delete what no replica has.
-        let retention = ack == Ack::Sync && rng.one_in(3);
+        let mixed = rng.one_in(4);
+        let retention = ack == Ack::Sync && !mixed && rng.one_in(3);
         Self {
             ack,
+            mixed,
             level,
             needed: 1 + rng.index(2),
             strict: rng.one_in(6),
@@ -92,6 +96,7 @@ impl Settings {
         config.index_enable = false;
         config.queue_checkpoint_bytes = 4096;
         config.log.max_in_flight_bytes = 64 << 10;
+        config.log.record_crc = !rng.one_in(4);
         config.sync_replica_timeout = Duration::from_millis(300);
         if self.retention {
             let most = self.segment_size * rng.pick(&[2, 2, 4]);
@@ -187,7 +192,7 @@ fn run(seed: u64) -> Counts {
 }
 
 /// What has to happen often for a run to mean anything.
-const FAULTS: [&str; 19] = [
+const FAULTS: [&str; 20] = [
     "connections broken",
     "connections half open",
     "crashed in the middle of a call",
@@ -206,6 +211,7 @@ const FAULTS: [&str; 19] = [
     "sessions taken over by another",
     "strangers met",
     "truncations",
+    "views of an earlier opening read again",
     "two-way partitions",
 ];
 

@@ -5,10 +5,11 @@ use crate::clock::ManualClock;
 use crate::disk::{CutMoment, SimDisk};
 use crate::environment::Threads;
 use crate::error::{Error, Result};
+use crate::log::MessageView;
 use crate::replication::primary::{Inquiry, PrimaryReplicator};
 use crate::replication::replica::ReplicaReplicator;
 use crate::replication::{
-    Epoch, NodeId, NodeOptions, PrimaryOptions, Refusal, ReplicatedLog, Replicator, Role,
+    Ack, Epoch, NodeId, NodeOptions, PrimaryOptions, Refusal, ReplicatedLog, Replicator, Role,
 };
 use crate::{Environment, FlushMode, Store, StoreConfig, Ticket};
 use std::sync::Arc;
@@ -47,6 +48,10 @@ pub(super) struct Running {
     pub(super) store: Store,
     pub(super) part: Part,
     pub(super) log: Arc<dyn ReplicatedLog>,
+    /// A primary whose puts wait for nobody: readers see what may yet be taken back.
+    pub(super) shows_all: bool,
+    /// Where the log ended when this was opened.
+    pub(super) began: u64,
     /// Puts that are not answered yet, by the numbers of their messages.
     pub(super) tickets: Vec<(Vec<usize>, Ticket)>,
     /// What is confirmed was looked at up to here.
@@ -82,6 +87,13 @@ impl Running {
     }
 }
 
+/// What somebody read in this process and has not let go, and what it was then.
+pub(super) struct KeptView {
+    pub(super) opening: u64,
+    pub(super) view: MessageView,
+    pub(super) was: Vec<u8>,
+}
+
 /// A node of the cluster.
 pub(super) struct Node {
     pub(super) id: NodeId,
@@ -99,6 +111,7 @@ pub(super) struct Node {
     pub(super) fragile: bool,
     /// It was opened as a primary last.
     pub(super) was_primary: bool,
+    pub(super) views: Vec<KeptView>,
     clock: Arc<ManualClock>,
 }
 
@@ -120,6 +133,7 @@ impl Node {
             failing: false,
             fragile: false,
             was_primary: false,
+            views: Vec::new(),
             clock,
         }
     }
@@ -129,11 +143,15 @@ impl Node {
     }
 
     pub(super) fn open_primary(&mut self, options: PrimaryOptions) -> Opened {
-        let clock = self.clock.clone();
+        let (clock, shows_all) = (self.clock.clone(), options.ack == Ack::Async);
         let primary = PrimaryReplicator::new(options, clock, Threads::Stepped);
         let fragile = self.is_async();
         self.was_primary = true;
-        self.open(primary.clone(), Part::Primary(primary), fragile)
+        let opened = self.open(primary.clone(), Part::Primary(primary), fragile);
+        if let Some(running) = &mut self.running {
+            running.shows_all = shows_all;
+        }
+        opened
     }
 
     /// Opens a primary that lost its tail, to ask `replicas` others for it.
@@ -175,7 +193,17 @@ impl Node {
                 (self.fragile, self.hurt) = (fragile, self.failing);
                 let (tickets, observed) = (Vec::new(), log.min_offset());
                 let consumed = [0; QUEUES];
-                self.running = Some(Running { store, part, log, tickets, observed, consumed });
+                let (shows_all, began) = (false, log.end());
+                self.running = Some(Running {
+                    store,
+                    part,
+                    log,
+                    shows_all,
+                    began,
+                    tickets,
+                    observed,
+                    consumed,
+                });
                 Opened::Runs
             }
             Err(Error::Refused(Refusal::EpochFell { .. } | Refusal::TailInDoubt)) => {
@@ -213,6 +241,7 @@ impl Node {
     fn reboot(&mut self) -> Crash {
         let crash = self.planned.take().expect("a disk goes down as planned");
         self.disk = self.disk.reboot(self.openings);
+        self.views.clear();
         crash
     }
 
@@ -225,6 +254,7 @@ impl Node {
             Crash::PowerCut => self.disk.cut_power(seed),
         };
         self.running = None;
+        self.views.clear();
         crash
     }
 
@@ -232,6 +262,14 @@ impl Node {
     pub(super) fn replace_disk(&mut self, disk: SimDisk) {
         self.disk = disk;
         (self.planned, self.hurt, self.failing, self.fragile) = (None, false, false, false);
+    }
+
+    /// Whether what was read before is still what it was.
+    pub(super) fn check_views(&self) {
+        for KeptView { view, was, .. } in &self.views {
+            let at = view.physical_offset();
+            assert_eq!(view.body(), was, "a view at {at} became another message");
+        }
     }
 
     /// Closes the store in order; what there is left of it.

@@ -2,17 +2,16 @@
 
 use super::checker::{GROUP, TOPIC};
 use super::network::{Connection, Heard, NODES, Side};
-use super::node::{Crash, Part, Running};
+use super::node::{Crash, KeptView, Part, Running};
 use super::{Counts, Simulation};
 use crate::clock::Clock;
 use crate::disk::{CutMoment, Fault, SimCall, SimDisk, SyncFailure};
 use crate::error::Error;
-use crate::replication::options::Ack;
 use crate::replication::primary::{InquirySession, PrimarySession};
 use crate::replication::replica::{Identity, ReplicaSession};
 use crate::replication::session::{Change, Order, Session, SessionError};
 use crate::replication::{Refusal, Role, Secret};
-use crate::{Message, Next, PutStatus, StoreWorker, Ticket};
+use crate::{Message, Next, PutStatus, StoreWorker, TagFilter, Ticket};
 use std::time::Duration;
 
 /// How many rounds without a fault it may take until all nodes are equal.
@@ -158,8 +157,8 @@ impl Simulation {
             return;
         }
         let Some(running) = &mut self.nodes[node].running else { return };
-        let tickets = std::mem::take(&mut running.tickets);
-        let waiting = self.answer(node, tickets);
+        let (shows_all, tickets) = (running.shows_all, std::mem::take(&mut running.tickets));
+        let waiting = self.answer(node, shows_all, tickets);
         if let Some(running) = &mut self.nodes[node].running {
             running.tickets = waiting;
         }
@@ -169,6 +168,7 @@ impl Simulation {
     fn answer(
         &mut self,
         node: usize,
+        shows_all: bool,
         tickets: Vec<(Vec<usize>, Ticket)>,
     ) -> Vec<(Vec<usize>, Ticket)> {
         let mut waiting = Vec::new();
@@ -183,7 +183,7 @@ impl Simulation {
                         PutStatus::ReplicaNotAvailable => "replica not available",
                         PutStatus::FlushDiskTimeout => "disk timeout",
                     });
-                    let lasts = result.status == PutStatus::PutOk && self.settings.ack == Ack::Sync;
+                    let lasts = result.status == PutStatus::PutOk && !shows_all;
                     // A log that cannot be read cannot be compared.
                     let told = result.end_offset <= self.checker.end() || !self.nodes[node].hurt;
                     if lasts && told {
@@ -277,7 +277,12 @@ impl Simulation {
     fn consume_queue(&mut self, node: usize, queue: usize) {
         let Some(running) = &self.nodes[node].running else { return };
         let from = running.consumed[queue];
-        let lasts = running.role() == Role::Replica || self.settings.ack == Ack::Sync;
+        // What a primary has shown before it still shows, though it waits for replicas now.
+        let shown = match running.role() {
+            Role::Primary if running.shows_all => u64::MAX,
+            Role::Primary if self.settings.mixed => running.began,
+            _ => 0,
+        };
         let fetched = running.store.get(TOPIC, queue as i32, from, 1000);
         if !self.settle(node) {
             return;
@@ -290,16 +295,36 @@ impl Simulation {
             }
         };
         for message in &fetched.messages {
-            if lasts {
+            if message.physical_offset as u64 >= shown {
                 self.checker.read(queue, message);
             } else {
                 self.checker.identify(queue, &message.body);
             }
         }
         self.counts.add_if(!fetched.messages.is_empty(), "reads");
+        self.keep_view(node, queue, from);
         if let Some(running) = &mut self.nodes[node].running {
             running.consumed[queue] = fetched.next_offset;
         }
+    }
+
+    /// Keeps one of the messages that are there now and then, and looks at those that are kept.
+    fn keep_view(&mut self, number: usize, queue: usize, offset: u64) {
+        let node = &mut self.nodes[number];
+        let openings = node.openings;
+        node.check_views();
+        let earlier = node.views.iter().any(|view| view.opening < openings);
+        self.counts.add_if(earlier, "views of an earlier opening read again");
+        let Some(running) = &node.running else { return };
+        if self.rng.one_in(4)
+            && let Ok(found) =
+                running.store.get_view(TOPIC, queue as i32, offset, 1, &TagFilter::any())
+            && let Some(view) = found.messages.into_iter().next()
+        {
+            let was = view.body().to_vec();
+            node.views.push(KeptView { opening: openings, view, was });
+        }
+        self.settle(number);
     }
 
     // The stores' own work.
@@ -697,7 +722,7 @@ impl Simulation {
         }
         self.network.lose(node, false);
         self.checker.observe(&*closing.log, &mut closing.observed);
-        let waiting = self.answer(node, closing.tickets);
+        let waiting = self.answer(node, closing.shows_all, closing.tickets);
         assert!(waiting.is_empty(), "a put was not answered when its store closed");
         match closed {
             Ok(()) => self.counts.add("closed"),
@@ -861,6 +886,7 @@ impl Simulation {
     fn compare(&mut self) {
         for node in 0..NODES {
             self.settle(node);
+            self.nodes[node].check_views();
             let running = self.running(node).expect("all run");
             assert_eq!(running.log.end(), self.checker.end(), "{}", self.state());
             self.checker.holds_all(&*running.log);
