@@ -14,7 +14,7 @@ use duralog::disk::SimDisk;
 use duralog::message::names;
 use duralog::replication::{ReplicaBehaviour, ScriptedReplica};
 use duralog::tables::TopicConfig;
-use duralog::{Environment, Error, Message, Next, Store, StoreConfig, StoredMessage};
+use duralog::{Environment, Error, Message, Next, Store, StoreConfig, StoreWorker, StoredMessage};
 use rusqlite::Connection;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -55,6 +55,12 @@ impl Bench {
             None => Store::open_in(config, environment),
         };
         Self { disk, clock, store: store.unwrap(), table: MemoryOutbox::default() }
+    }
+
+    /// Another store, which goes by the same clock.
+    fn second(&self, config: StoreConfig) -> Store {
+        let environment = Environment::on(SimDisk::new(2).shared()).clock(self.clock.clone());
+        Store::open_in(config, environment.stepped()).unwrap()
     }
 
     fn producer(&self) -> Producer {
@@ -705,4 +711,149 @@ fn a_hundred_lanes_are_sent_side_by_side_and_each_in_order() {
     assert!(lanes.values().all(|lane| lane.len() == 10 && lane.is_sorted()));
     let syncs = bench.disk.syncs_of("commitlog");
     assert!(syncs < 100, "{syncs} syncs for 1000 messages");
+}
+
+/// Until not even an empty message fits.
+fn fill(store: &Store) {
+    for body in [1000, 100, 10, 0] {
+        while store.try_submit(Message::new("orders", vec![0; body]).queue(0)).is_ok() {
+            let _ = store.flush();
+        }
+    }
+}
+
+/// Until something fits again.
+fn make_room(disk: &SimDisk, store: &Store) {
+    disk.set_capacity(u64::MAX);
+    store.flush().unwrap();
+    while store.step(StoreWorker::Upkeep) == Next::Now {}
+    // The first who asks for a segment is told of the failure of before, and has it tried again.
+    assert!(store.try_submit(Message::new("orders", "")).is_err());
+    while store.step(StoreWorker::Upkeep) == Next::Now {}
+}
+
+/// An outbox whose own store is full for the moment, and that has `second`.
+fn full_beside(bench: &Bench, second: &Store) -> Outbox {
+    let producer = bench.store.producer("orders-service").retry_another_when_not_ok(second.clone());
+    let producer = producer.retry_times_when_send_async_failed(1).open().unwrap();
+    drop(producer.send_async(Message::new("orders", "first").queue(0)).unwrap());
+    bench.store.flush().unwrap();
+    let outbox = Outbox::builder(producer, bench.table.clone()).start().unwrap();
+    bench.disk.set_capacity(bench.disk.used());
+    fill(&bench.store);
+    outbox
+}
+
+#[test]
+fn what_a_second_store_holds_against_a_message_kills_none_while_the_first_is_only_full() {
+    let bench = Bench::new();
+    let mut strict = config();
+    strict.auto_create_topic = false;
+    let second = bench.second(strict);
+    let outbox = full_beside(&bench, &second);
+    bench.record(&Message::new("orders", "paid").queue(0));
+    run(&outbox);
+    assert_eq!(outbox.counts().unwrap(), counts(1, 0, 0));
+    bench.clock.advance(HOUR);
+    make_room(&bench.disk, &bench.store);
+    run(&outbox);
+    assert_eq!(outbox.counts().unwrap(), counts(0, 1, 0));
+}
+
+#[test]
+fn a_second_store_that_is_closed_halts_nothing_while_the_first_is_only_full() {
+    let bench = Bench::new();
+    let second = bench.second(config());
+    let outbox = full_beside(&bench, &second);
+    second.close().unwrap();
+    bench.record(&Message::new("orders", "paid").queue(0));
+    assert_ne!(run(&outbox), Next::Idle, "{:?}", outbox.trouble());
+    bench.clock.advance(HOUR);
+    make_room(&bench.disk, &bench.store);
+    run(&outbox);
+    assert_eq!(outbox.counts().unwrap(), counts(0, 1, 0));
+}
+
+/// A clock on the wall that can be put back.
+#[derive(Debug)]
+struct Wall {
+    steady: ManualClock,
+    back: std::sync::atomic::AtomicI64,
+}
+
+impl duralog::clock::Clock for Wall {
+    fn now(&self) -> Instant {
+        self.steady.now()
+    }
+
+    fn unix_millis(&self) -> i64 {
+        self.steady.unix_millis() - self.back.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+#[test]
+fn nothing_waits_longer_than_was_meant_though_the_clock_is_put_back() {
+    let disk = SimDisk::new(1);
+    let steady = ManualClock::new(1_700_000_000_000);
+    let clock = Arc::new(Wall { steady, back: 0.into() });
+    let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();
+    let store = Store::open_in(config(), environment).unwrap();
+    let producer = store.producer("g").retry_times_when_send_async_failed(0).open().unwrap();
+    let table = MemoryOutbox::default();
+    let outbox = Outbox::builder(producer, table.clone()).start().unwrap();
+    disk.set_capacity(disk.used());
+    fill(&store);
+    table.record([&Message::new("orders", "paid").sharding_key("k")]).unwrap();
+    run(&outbox);
+    assert_eq!(outbox.counts().unwrap(), counts(1, 0, 0));
+    make_room(&disk, &store);
+    clock.back.store(24 * 3_600_000, std::sync::atomic::Ordering::SeqCst);
+    table.record([&Message::new("orders", "of the same lane").sharding_key("k")]).unwrap();
+    for _ in 0..3 {
+        clock.steady.advance(20 * SECOND);
+        run(&outbox);
+    }
+    assert_eq!(outbox.counts().unwrap(), counts(0, 2, 0));
+}
+
+#[test]
+fn a_row_that_sql_has_spoilt_is_dead_and_holds_up_no_other() {
+    let (bench, dir) = (Bench::new(), TempDir::new());
+    let path = dir.path().join("orders.db");
+    let table = SqliteOutbox::open(Connection::open(&path).unwrap()).unwrap();
+    let mut database = Connection::open(&path).unwrap();
+    for body in ["bad", "lane", "good"] {
+        let change = database.transaction().unwrap();
+        SqliteOutbox::record(&change, &Message::new("orders", body).sharding_key(body)).unwrap();
+        change.commit().unwrap();
+    }
+    let spoil =
+        "UPDATE duralog_outbox SET message = 'no blob', error = x'ff', attempts = 'x' WHERE id = 1;
+        UPDATE duralog_outbox SET lane = x'ff' WHERE id = 2";
+    database.execute_batch(spoil).unwrap();
+    let outbox = Outbox::builder(bench.producer(), table).start().unwrap();
+    run(&outbox);
+    assert_eq!(outbox.counts().unwrap(), counts(0, 2, 1), "{:?}", outbox.trouble());
+    let dead = outbox.dead(9).unwrap();
+    assert_eq!((dead.len(), dead[0].id), (1, 1));
+    assert!(matches!(dead[0].message(), Err(Error::Corrupt { .. })));
+    assert_eq!(outbox.rearm_all().unwrap(), 1);
+}
+
+#[test]
+fn what_is_checked_and_lets_pass_is_not_dead_at_once() {
+    let bench = Bench::new();
+    let mut closed = TopicConfig::new(4);
+    closed.perm = TopicConfig::READ;
+    bench.store.create_topic("closed", closed).unwrap();
+    bench.store.create_topic("four", TopicConfig::new(4)).unwrap();
+    let outbox = bench.outbox();
+    let refused = |message: Message| outbox.check(&message).unwrap_err();
+    assert!(matches!(refused(Message::new("closed", "x")), Error::TopicNotWritable { .. }));
+    for topic in ["four", "new"] {
+        let error = refused(Message::new(topic, "x").queue(9));
+        assert!(matches!(error, Error::InvalidMessage(_)), "{error}");
+        outbox.check(&Message::new(topic, "x").queue(3)).unwrap();
+    }
+    assert_eq!(bench.store.topic("new").unwrap(), None, "asking creates nothing");
 }

@@ -571,8 +571,9 @@ fn the_second_store_chooses_among_its_own_queues() {
     for _ in 0..3 {
         assert_eq!(two.producer.send(message("x")).unwrap().put.queue_id, 0);
     }
-    let refused = two.producer.send(message("x").queue(3));
-    assert!(matches!(refused, Err(Error::InvalidMessage(InvalidMessage::QueueId { .. }))));
+    // What it holds against a message is not the last word while the first one may be opened again.
+    let (attempts, error) = failure(two.producer.send(message("x").queue(3)).map(|sent| sent.put));
+    assert!(attempts == 2 && matches!(error, Error::Closed), "{error}");
 }
 
 #[test]
@@ -878,4 +879,44 @@ fn a_message_that_is_to_come_later_waits_in_its_topic_and_comes() {
     assert_eq!(waiting.topic(), "SCHEDULE_TOPIC_XXXX");
     let far = producer.send(Message::new("orders", "far").delay(Duration::from_secs(1 << 30)));
     assert!(matches!(far, Err(Error::InvalidMessage(_))), "{far:?}");
+}
+
+#[test]
+fn a_second_store_takes_what_the_first_one_refuses() {
+    let (disk, other) = (SimDisk::new(1), SimDisk::new(2));
+    let mut strict = config();
+    strict.auto_create_topic = false;
+    let (first, second) = (open_with(&disk, strict.clone()), open(&other));
+    let producer = first.producer("g").retry_another_when_not_ok(second.clone()).open().unwrap();
+    let sent = producer.send(message("x")).unwrap();
+    assert_eq!((sent.attempts, read(&second, TOPIC).len()), (2, 1));
+    // What neither takes is told as it is.
+    let producer =
+        first.producer("g").retry_another_when_not_ok(open_with(&SimDisk::new(3), strict));
+    let refused = producer.open().unwrap().send(message("x"));
+    assert!(matches!(refused, Err(Error::UnknownTopic { .. })), "{refused:?}");
+}
+
+#[test]
+fn an_attempt_that_has_begun_counts_though_nobody_comes_back_to_it_in_time() {
+    let (disk, clock) = (SimDisk::new(1), Arc::new(ManualClock::new(1_700_000_000_000)));
+    let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();
+    let store = Store::open_in(config(), environment).unwrap();
+    let producer = producer(&store);
+    disk.set_capacity(disk.used());
+    while store.try_submit(large()).is_ok() {
+        store.flush().unwrap();
+        while store.step(StoreWorker::Upkeep) == Next::Now {}
+    }
+    let mut ticket = producer.send_async(large()).unwrap();
+    clock.advance(Duration::from_millis(200));
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(Pin::new(&mut ticket).poll(&mut context).is_pending());
+    let begun = format!("{ticket:?}");
+    clock.advance(LONG);
+    let Err(Error::SendFailed { attempts, .. }) = ticket.wait() else { panic!("it is sent") };
+    assert!(
+        begun.contains(&format!("attempts: {attempts}")) && attempts == 2,
+        "{begun}, not {attempts}"
+    );
 }

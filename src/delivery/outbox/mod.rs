@@ -23,12 +23,13 @@
 //!   [`retry_pause`](OutboxBuilder::retry_pause) up to [`retry_pause_max`](OutboxBuilder::retry_pause_max), and
 //!   is dead after [`max_attempts`](OutboxBuilder::max_attempts). Until something is sent again, one message
 //!   per `retry_pause` is tried, so that a long outage does not kill all of them.
-//! * *A message that no store would take* (too large, an unknown topic, a damaged row): it is dead at once.
+//! * *A message that the store will not take* (too large, an unknown topic, a damaged row), nor the second one
+//!   where the producer has two: it is dead at once.
 //! * *Stored, but not as safe as asked* (slow disk, replicas that are away): it is marked when it has become so,
-//!   and not sent again meanwhile, unless the producer has a second store. It does not die. While 64 messages
-//!   wait for that, no others are sent.
+//!   and not sent again meanwhile. It does not die. While 64 messages wait for that, no others are sent. Where the
+//!   producer has a second store, it is not known which of them has it: it is tried again, as if there was no room.
 //! * *A store that is closed or latched*: nothing is held against the messages. [`Outbox::trouble`] tells; they
-//!   go on with an outbox on the store that is opened next.
+//!   go on with an outbox on the store that is opened next, or with the producer's second store.
 //! * *The database*: tried again after `retry_pause`, and nothing is sent before what was sent is marked.
 //!
 //! # Delays
@@ -55,6 +56,7 @@ pub use sqlite::SqliteOutbox;
 pub use table::{DeadMessage, DueMessages, OutboxCounts, OutboxTable, PendingMessage, SendFailure};
 
 use super::Producer;
+use super::producer::select::Routes;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::message::Message;
 use crate::worker::{Doorbell, Next, Worker, is_worker};
@@ -219,16 +221,18 @@ impl Outbox {
         self.relay.step()
     }
 
-    /// Whether `message` could be sent at all, for an application that wants to know before it commits:
-    /// otherwise what cannot be sent is dead.
+    /// Whether `message` could be sent to the producer's own store as things stand, for an application that
+    /// wants to know before it commits: otherwise what cannot be sent is dead.
     ///
     /// # Errors
-    /// As [`SealedMessage::seal`], and for a message that is too large, or for a topic that does not exist,
-    /// those of [`Store::put`](crate::Store::put).
+    /// As [`SealedMessage::seal`], and for a message that is too large, a topic that does not exist or takes
+    /// nothing, a queue that it does not have, or a body compressed by what the store does not take, those of
+    /// [`Producer::send`].
     pub fn check(&self, message: &Message) -> Result<()> {
         let message = SealedMessage::open(SealedMessage::seal(message)?.bytes())?;
         let store = self.relay.producer.store();
-        store.check_known(message.topic())?;
+        Routes::check(store, &message)?;
+        store.check_compression(message.sys_flag.compression())?;
         store.check_message(&store.routed(message)?, 0)
     }
 

@@ -19,6 +19,8 @@ pub(super) const BATCH: usize = 64;
 const LAID: usize = 1 << 20;
 /// Rows forgotten in one go.
 const PRUNE: usize = 1000;
+/// A clock that falls behind by more, in milliseconds, was put back: all that waits is tried again.
+const CLOCK_BACK: i64 = 1000;
 /// Between two looks at what may be forgotten, in milliseconds.
 const PRUNE_EVERY: i64 = 60_000;
 
@@ -40,6 +42,8 @@ struct State {
     /// Stored, but not yet as safely as asked: where each ends in the log.
     in_doubt: HashMap<i64, u64>,
     prune_at: Option<i64>,
+    /// The time of the last round.
+    rounded_at: i64,
 }
 
 /// What becomes of the messages of a round.
@@ -98,6 +102,11 @@ impl Relay {
         state.unmarked.extend(safe.map(|(id, _)| id));
         self.mark_sent(state)?;
         let now = self.unix_millis();
+        let rounded_at = std::mem::replace(&mut state.rounded_at, now);
+        if rounded_at.saturating_sub(now) > CLOCK_BACK {
+            // Nothing waits longer than was meant, though the clock was put back.
+            self.table.lock().make_due()?;
+        }
         self.prune(state, now)?;
         let due = self.table.lock().due(now, BATCH)?;
         if due.messages.is_empty() {
@@ -119,7 +128,9 @@ impl Relay {
         Ok(match round.end {
             None => (None, Next::Now),
             Some(End::Pause) => (None, self.in_a_while(self.options.pause)),
-            Some(End::Halt(error)) => (Some(error), Next::Idle),
+            Some(End::Halt(error)) if self.producer.is_single() => (Some(error), Next::Idle),
+            // The other store may take them.
+            Some(End::Halt(error)) => (Some(error), self.in_a_while(self.options.pause)),
         })
     }
 

@@ -5,6 +5,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::message::Message;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 /// Ids are never used twice, and grow in the order of commits: SQLite has one writer at a time.
@@ -124,9 +125,19 @@ fn limit(max: usize) -> i64 {
     i64::try_from(max).unwrap_or(i64::MAX)
 }
 
-/// A number that SQL may have changed.
+// What SQL may have changed is read as whatever it is: one row that was must not hold up the others.
+
 fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u32> {
-    Ok(u32::try_from(row.get::<_, i64>(column)?.max(0)).unwrap_or(u32::MAX))
+    let number = row.get_ref(column)?.as_i64().unwrap_or(0).max(0);
+    Ok(u32::try_from(number).unwrap_or(u32::MAX))
+}
+
+fn bytes(row: &Row<'_>, column: usize) -> rusqlite::Result<Vec<u8>> {
+    Ok(row.get_ref(column)?.as_bytes().unwrap_or_default().to_vec())
+}
+
+fn text(row: &Row<'_>, column: usize) -> rusqlite::Result<String> {
+    Ok(String::from_utf8_lossy(&bytes(row, column)?).into_owned())
 }
 
 impl OutboxTable for SqliteOutbox {
@@ -145,16 +156,19 @@ impl OutboxTable for SqliteOutbox {
             let rows = due.query_map(params![now_ms, limit(max)], |row| {
                 Ok(PendingMessage {
                     id: row.get(0)?,
-                    lane: row.get(1)?,
+                    lane: match row.get_ref(1)? {
+                        ValueRef::Null => None,
+                        _ => Some(text(row, 1)?),
+                    },
                     attempts: count(row, 2)?,
-                    bytes: row.get(3)?,
+                    bytes: bytes(row, 3)?,
                 })
             })?;
             rows.collect::<rusqlite::Result<Vec<_>>>()?
         };
         let next = "SELECT min(next_ms) FROM duralog_outbox
             WHERE state = 'pending' AND next_ms > 0 AND next_ms > ?1";
-        let next_ms = read.query_row(next, [now_ms], |row| row.get(0))?;
+        let next_ms = read.query_row(next, [now_ms], |row| Ok(row.get_ref(0)?.as_i64().ok()))?;
         Ok(DueMessages { messages, next_ms })
     }
 
@@ -192,8 +206,8 @@ impl OutboxTable for SqliteOutbox {
             Ok(DeadMessage {
                 id: row.get(0)?,
                 attempts: count(row, 1)?,
-                error: row.get(2)?,
-                bytes: row.get(3)?,
+                error: text(row, 2)?,
+                bytes: bytes(row, 3)?,
             })
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)

@@ -1,6 +1,6 @@
 //! Which store is tried next, when, and what is answered in the end. Touches nothing and knows no clock.
 
-use crate::error::Error;
+use crate::error::{Error, InvalidMessage};
 use crate::store::{PutResult, PutStatus};
 use std::time::Duration;
 
@@ -36,8 +36,8 @@ pub(super) struct Attempts {
     pause: Duration,
     /// The first failure that may have left a copy: no later one is to hide it.
     left_copy: Option<Error>,
-    /// What the attempt before this one met.
-    last: Option<Error>,
+    /// The most hopeful of what the attempts before this one met, and where.
+    met: Option<(Place, Error)>,
 }
 
 /// What is to be expected of a store.
@@ -61,7 +61,7 @@ impl Attempts {
             fallback: if has_fallback { Standing::Untried } else { Standing::Out },
             pause,
             left_copy: None,
-            last: None,
+            met: None,
         }
     }
 
@@ -94,7 +94,7 @@ impl Attempts {
         };
         *self.standing(self.place) =
             if error.is_retryable() { Standing::Failed } else { Standing::Out };
-        let next = if is_of_message(&error) { None } else { self.next() };
+        let next = if no_store_takes(&error) { None } else { self.next() };
         let pause = next.map(|next| match *self.standing(next) {
             Standing::Untried => Duration::ZERO,
             _ => self.pause,
@@ -104,7 +104,8 @@ impl Attempts {
                 if error.is_unknown() {
                     self.left_copy.get_or_insert(error.clone());
                 }
-                self.last = Some(error);
+                let best = self.best(error);
+                self.met = Some(best);
                 if !pause.is_zero() {
                     self.pause *= 2;
                 }
@@ -112,15 +113,26 @@ impl Attempts {
                 self.place = next;
                 Verdict::Again(pause)
             }
-            _ => Verdict::Failed(self.left_copy.take().unwrap_or(error)),
+            _ => Verdict::Failed(self.left_copy.take().unwrap_or_else(|| self.best(error).1)),
         }
     }
 
-    /// The answer where there is no time for the attempt that was to come.
-    pub(super) fn give_up(&mut self) -> Option<Error> {
-        let error = self.left_copy.take().or(self.last.take())?;
-        self.made -= 1;
+    /// The answer where there is no time for the attempt that was to come, or has just `begun`.
+    pub(super) fn give_up(&mut self, begun: bool) -> Option<Error> {
+        let met = self.met.take().map(|(_, error)| error);
+        let error = self.left_copy.take().or(met)?;
+        self.made -= u32::from(!begun);
         Some(error)
+    }
+
+    /// What is to be told in the end, if no later attempt goes better: what one store holds against the
+    /// message does not hide that another one may take it.
+    fn best(&mut self, error: Error) -> (Place, Error) {
+        let place = self.place;
+        match self.met.take() {
+            Some((other, met)) if other != place && hope(&met) > hope(&error) => (other, met),
+            _ => (place, error),
+        }
     }
 
     /// The store to be tried next: the other one, if there is any use in that.
@@ -140,7 +152,32 @@ impl Attempts {
     }
 }
 
-/// Whether the message itself is at fault: no store would take it.
+/// How much an error leaves to be hoped for.
+fn hope(error: &Error) -> u8 {
+    if error.is_unknown() {
+        3
+    } else if error.is_retryable() {
+        2
+    } else if is_of_message(error) {
+        0
+    } else {
+        1
+    }
+}
+
+/// Whether no store at all would take the message.
+fn no_store_takes(error: &Error) -> bool {
+    match error {
+        // How many queues there are, and how full they are, is another matter elsewhere.
+        Error::InvalidMessage(
+            InvalidMessage::QueueId { .. } | InvalidMessage::QueueFull { .. },
+        ) => false,
+        Error::InvalidMessage(_) => true,
+        _ => false,
+    }
+}
+
+/// Whether the message itself is at fault: the store will not take it as it is.
 pub(in crate::delivery) fn is_of_message(error: &Error) -> bool {
     matches!(
         error,
@@ -248,9 +285,40 @@ mod tests {
     #[test]
     fn what_no_store_would_take_is_tried_nowhere_else() {
         let mut attempts = Attempts::new(3, true, PAUSE);
-        let error = Error::TooLarge { what: "body", len: 2, max: 1 };
+        let error = Error::InvalidMessage(InvalidMessage::EmptyTopic);
         assert!(matches!(judge(&mut attempts, Err(error)), Verdict::Failed(_)));
         assert_eq!(attempts.made, 1);
+    }
+
+    fn unknown_topic() -> Result<PutResult, Error> {
+        Err(Error::UnknownTopic { topic: "orders".to_owned() })
+    }
+
+    #[test]
+    fn what_one_store_holds_against_a_message_is_not_held_against_it_while_the_other_may_take_it() {
+        for (retries, made) in [(1, 2), (2, 3)] {
+            let mut attempts = Attempts::new(1 + retries, true, PAUSE);
+            assert_again(&mut attempts, Err(Error::Full), Duration::ZERO);
+            if retries > 1 {
+                assert_again(&mut attempts, unknown_topic(), PAUSE);
+                assert_eq!(attempts.place, Place::Main);
+            }
+            let last = if retries > 1 { Err(Error::Full) } else { unknown_topic() };
+            assert!(matches!(judge(&mut attempts, last), Verdict::Failed(Error::Full)));
+            assert_eq!(attempts.made, made);
+        }
+        // The other way round.
+        let mut attempts = Attempts::new(9, true, PAUSE);
+        assert_again(&mut attempts, unknown_topic(), Duration::ZERO);
+        assert_eq!(attempts.place, Place::Fallback);
+        assert_again(&mut attempts, Err(Error::Full), PAUSE);
+        assert_eq!(attempts.place, Place::Fallback);
+        let refused = judge(&mut attempts, unknown_topic());
+        assert!(matches!(refused, Verdict::Failed(Error::UnknownTopic { .. })), "by both");
+        // A store that is over may be opened again.
+        let mut attempts = Attempts::new(9, true, PAUSE);
+        assert_again(&mut attempts, Err(Error::Closed), Duration::ZERO);
+        assert!(matches!(judge(&mut attempts, unknown_topic()), Verdict::Failed(Error::Closed)));
     }
 
     #[test]

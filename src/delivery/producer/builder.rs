@@ -121,8 +121,8 @@ impl ProducerBuilder {
     }
 
     /// Chooses the queue of each message that does not say so itself with [`Message::queue`]: one of those
-    /// it is given. Asked once for each store that a message is tried in, on the thread that sends it: a
-    /// panic is the sender's. Default: by sharding key, else one after the other.
+    /// it is given. Asked whenever a message is tried in another store than before, on the thread that sends
+    /// it: a panic is the sender's. Default: by sharding key, else one after the other.
     pub fn queue_selector(
         mut self,
         select: impl Fn(&Message, &[i32]) -> i32 + Send + Sync + 'static,

@@ -110,18 +110,25 @@ impl Routes {
         self.look_up(store, topic)
     }
 
+    /// Refuses a message that no queue could be chosen for as things stand, and creates no topic for it.
+    pub(in crate::delivery) fn check(store: &Store, message: &Message) -> Result<()> {
+        let topic = message.topic();
+        check_not_system(topic)?;
+        store.check_known(topic)?;
+        let new = || TopicConfig::new(store.config().default_topic_queue_nums);
+        let config = store.topic(topic)?.unwrap_or_else(new);
+        check_writable(topic, &config)?;
+        check_below(message.chosen_queue(), limit_of(&config)).map(drop)
+    }
+
     fn look_up(&self, store: &Store, topic: &str) -> Result<Arc<Route>> {
-        if is_system_topic(topic) {
-            return Err(Error::TopicNotWritable { topic: topic.to_owned() });
-        }
+        check_not_system(topic)?;
         // Before a topic is created for what is refused.
         store.check_takes_puts()?;
         // Asked before the topic is: one that changes meanwhile is looked up once more.
         let version = store.topics_version();
         let config = store.require_topic(topic, store.config().default_topic_queue_nums)?;
-        if config.perm & TopicConfig::WRITE == 0 || config.write_queue_nums < 1 {
-            return Err(Error::TopicNotWritable { topic: topic.to_owned() });
-        }
+        check_writable(topic, &config)?;
         let mut known = self.known.write();
         let turn = known.get(topic).map(|route| route.turn.clone()).unwrap_or_else(|| {
             // Not with queue 0: many producers send one message in their life.
@@ -129,7 +136,7 @@ impl Routes {
         });
         let route = Arc::new(Route {
             queues: (0..config.write_queue_nums).collect(),
-            limit: config.write_queue_nums.max(config.read_queue_nums),
+            limit: limit_of(&config),
             turn,
             version,
         });
@@ -147,11 +154,7 @@ pub(in crate::delivery) fn queue_of_key(key: &str, count: i32) -> i32 {
 impl Route {
     /// The queue that a message asks for, itself or by its sharding key.
     fn asked_for(&self, message: &Message, has_selector: bool) -> Result<Option<i32>> {
-        match message.chosen_queue() {
-            Some(queue_id) if queue_id >= self.limit => {
-                let limit = self.limit;
-                Err(Error::InvalidMessage(InvalidMessage::QueueId { queue_id, limit }))
-            }
+        match check_below(message.chosen_queue(), self.limit)? {
             None if !has_selector => {
                 Ok(message.get(names::SHARDING_KEY).map(|key| self.of_key(key)))
             }
@@ -176,6 +179,34 @@ impl Route {
         }
         let limit = i32::try_from(self.queues.len()).unwrap_or(i32::MAX);
         Err(Error::InvalidMessage(InvalidMessage::QueueId { queue_id, limit }))
+    }
+}
+
+fn check_not_system(topic: &str) -> Result<()> {
+    if is_system_topic(topic) {
+        return Err(Error::TopicNotWritable { topic: topic.to_owned() });
+    }
+    Ok(())
+}
+
+fn check_writable(topic: &str, config: &TopicConfig) -> Result<()> {
+    if config.perm & TopicConfig::WRITE == 0 || config.write_queue_nums < 1 {
+        return Err(Error::TopicNotWritable { topic: topic.to_owned() });
+    }
+    Ok(())
+}
+
+/// Queues below can be chosen.
+fn limit_of(config: &TopicConfig) -> i32 {
+    config.write_queue_nums.max(config.read_queue_nums)
+}
+
+fn check_below(chosen: Option<i32>, limit: i32) -> Result<Option<i32>> {
+    match chosen {
+        Some(queue_id) if queue_id >= limit => {
+            Err(Error::InvalidMessage(InvalidMessage::QueueId { queue_id, limit }))
+        }
+        chosen => Ok(chosen),
     }
 }
 

@@ -60,7 +60,7 @@ impl SendTicket {
         let message = Some(message);
         let mut ticket = Self { inner, message, key, attempts, aimed: None, until, state };
         loop {
-            match ticket.place(now, true) {
+            match ticket.place(ticket.inner.now(), true) {
                 Ok(placed) => {
                     ticket.state = State::InFlight(placed);
                     return Ok(ticket);
@@ -94,10 +94,10 @@ impl SendTicket {
         loop {
             let outcome = match std::mem::replace(&mut self.state, State::Answered) {
                 State::InFlight(ticket) => ticket.wait(),
-                State::Pausing { until, .. } => {
+                State::Pausing { until, began, .. } => {
                     let now = self.inner.now();
                     let now = self.inner.pause(now, until.saturating_duration_since(now));
-                    if let Some(answer) = self.give_up(now) {
+                    if let Some(answer) = self.give_up(now, began) {
                         return answer;
                     }
                     match self.place(now, true) {
@@ -132,11 +132,11 @@ impl SendTicket {
     }
 
     /// The answer of one that is to be tried again, but was left alone for too long.
-    fn give_up(&mut self, now: Instant) -> Option<Result<Sent>> {
+    fn give_up(&mut self, now: Instant, began: bool) -> Option<Result<Sent>> {
         if now < self.until {
             return None;
         }
-        let error = self.attempts.give_up()?;
+        let error = self.attempts.give_up(began)?;
         self.state = State::Answered;
         Some(self.inner.told(Err(failed(self.attempts.made, &self.key, error))))
     }
@@ -186,7 +186,7 @@ impl Future for SendTicket {
                     let target = this.inner.target(this.attempts.place);
                     ready!(target.store.poll_until(*until, context, seat));
                     let (now, began) = (this.inner.now(), *began);
-                    if let Some(answer) = (!began).then(|| this.give_up(now)).flatten() {
+                    if let Some(answer) = (!began).then(|| this.give_up(now, began)).flatten() {
                         return Poll::Ready(answer);
                     }
                     match this.place(now, false) {
