@@ -475,7 +475,7 @@ pub enum Error {
         /// The thread's name.
         thread: String,
     },
-    /// A background thread panicked. The store is latched.
+    /// A background thread panicked. If it was one of the store, that is latched.
     WorkerPanicked {
         /// The thread's name.
         thread: String,

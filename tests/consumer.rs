@@ -571,13 +571,16 @@ fn consumers_of_a_group_agree_on_what_it_wants() {
     let subscribe = |topic: &str, filter| world.store.consumer("billing").subscribe(topic, filter);
     let first = subscribe("orders", TagFilter::any()).open().unwrap();
     let others = [
-        subscribe("payments", TagFilter::any()),
-        subscribe("orders", TagFilter::of(["paid"])),
-        subscribe("orders", TagFilter::any()).ordered(),
-        subscribe("orders", TagFilter::any()).max_span(7),
+        ("subscription", subscribe("payments", TagFilter::any())),
+        ("subscription", subscribe("orders", TagFilter::of(["paid"]))),
+        ("mode", subscribe("orders", TagFilter::any()).ordered()),
+        ("mode", subscribe("orders", TagFilter::any()).broadcast("ann")),
+        ("max_span", subscribe("orders", TagFilter::any()).max_span(7)),
     ];
-    for other in others {
-        assert!(matches!(other.open(), Err(Error::Config { field: "subscription", .. })));
+    for (wanted, other) in others {
+        let refused = other.open();
+        let names_it = matches!(&refused, Err(Error::Config { field, .. }) if *field == wanted);
+        assert!(names_it, "not {wanted}: {refused:?}");
     }
     subscribe("orders", TagFilter::any()).batch_max(1).open().unwrap();
     drop(first);

@@ -312,11 +312,9 @@ impl World {
         match self.rng.below(3) {
             0 => {
                 self.consumers.clear();
-                if self.held.is_empty() {
-                    // The group ends, and what it had beyond its offsets with it.
-                    for queue in 0..QUEUES {
-                        self.settled.insert(queue, (self.prefix(queue), BTreeSet::new()));
-                    }
+                // The group ends, and what it had beyond its offsets with it.
+                for queue in 0..QUEUES {
+                    self.settled.insert(queue, (self.prefix(queue), BTreeSet::new()));
                 }
             }
             1 => self.clock.advance(Duration::from_secs(15 * 60)),

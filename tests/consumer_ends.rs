@@ -244,3 +244,41 @@ fn a_poll_that_meets_the_end_of_its_consumer_keeps_nothing() {
     assert_eq!(got[0].reconsume_times(), 0);
     assert!(matches!(polled, Err(Error::Closed)));
 }
+
+#[test]
+fn a_batch_that_is_still_held_keeps_no_group_from_beginning_anew() {
+    let store = open(&SimDisk::new(1));
+    (0..4).for_each(|n| put(&store, &n.to_string()));
+    let old = consumer(&store);
+    let (done, open) = (old.poll_max(2, LONG).unwrap(), old.poll_max(2, LONG).unwrap());
+    assert_eq!(done.ack().unwrap(), 2);
+    drop(old);
+    // Nobody consumes it any more: it may be taken back.
+    store.commit_offset("billing", "orders", 0, 0).unwrap();
+    let new = consumer(&store);
+    let again = new.poll(LONG).unwrap();
+    assert_eq!(again.len(), 4);
+    assert_eq!(open[0].ack().unwrap(), Settled::LeaseLost);
+    drop((done, open));
+    assert_eq!(committed(&store), Some(0));
+    assert_eq!(again.ack().unwrap(), 4);
+    assert_eq!(committed(&store), Some(4));
+    drop(new);
+    let other = store.consumer("billing").subscribe("others", TagFilter::any()).open();
+    assert!(other.is_ok(), "{other:?}");
+}
+
+#[test]
+fn instances_that_get_everything_agree_with_nobody_but_themselves() {
+    let store = open(&SimDisk::new(1));
+    let builder = || store.consumer("billing").subscribe("orders", TagFilter::any());
+    let ann = builder().broadcast("ann").open().unwrap();
+    let bob = builder().broadcast("bob").max_span(10).open().unwrap();
+    for (wanted, other) in [("max_span", builder().broadcast("bob")), ("mode", builder())] {
+        let refused = other.open();
+        let names_it = matches!(&refused, Err(Error::Config { field, .. }) if *field == wanted);
+        assert!(names_it, "not {wanted}: {refused:?}");
+    }
+    drop((ann, bob));
+    builder().open().unwrap();
+}

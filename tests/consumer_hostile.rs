@@ -505,3 +505,121 @@ fn a_new_group_lags_from_its_beginning() {
     let lag = store.lag("billing");
     assert_eq!((lag.len(), lag[0].messages()), (1, 1));
 }
+
+#[test]
+fn one_dead_letter_that_finds_no_room_holds_up_no_other() {
+    let (disk, clock, store) = world();
+    for n in 0..3 {
+        put(&store, Message::new("%RETRY%billing", n.to_string()).reconsume_times(5));
+    }
+    let consumer = builder(&store).max_reconsume_times(2).open().unwrap();
+    drop(consumer.poll(NOW).unwrap());
+    disk.set_capacity(disk.used());
+    while store.submit(Message::new("filler", vec![7; 500])).is_ok() {
+        store.flush().unwrap();
+        while store.step(StoreWorker::Upkeep) == Next::Now {}
+    }
+    assert!(matches!(consumer.poll(NOW), Err(Error::DiskFull { .. })));
+    assert_eq!(store.dead_letters("billing").count(), 0);
+    disk.set_capacity(u64::MAX);
+    // Once they have rested, and there is a segment again.
+    for _ in 0..3 {
+        clock.advance(Duration::from_secs(1));
+        while store.step(StoreWorker::Upkeep) == Next::Now {}
+        let _ = consumer.poll(NOW);
+    }
+    assert_eq!(store.dead_letters("billing").count(), 3);
+}
+
+/// An error of a handler that cannot be shown.
+#[derive(Debug)]
+struct Sly;
+
+impl std::fmt::Display for Sly {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("planted")
+    }
+}
+
+impl std::error::Error for Sly {}
+
+#[test]
+fn a_listener_outlives_an_error_that_panics_when_it_is_shown() {
+    let store = Store::open_in(config(), Environment::on(SimDisk::new(1).shared())).unwrap();
+    let consumer = builder(&store).open().unwrap();
+    let (tell, told) = mpsc::channel();
+    let listener = consumer.listen(1, move |message| {
+        if message.body() == b"bad" {
+            return Err(Sly.into());
+        }
+        tell.send(())?;
+        Ok(Handled::Done)
+    });
+    let listener = listener.unwrap();
+    for body in ["bad", "good"] {
+        store.put(Message::new("orders", body).queue(0)).unwrap().ok().unwrap();
+    }
+    told.recv_timeout(LONG).expect("nobody listens any more");
+    listener.close().unwrap();
+    store.close().unwrap();
+}
+
+#[test]
+fn whoever_sets_a_message_aside_that_somebody_is_setting_aside_waits_for_the_same_copy() {
+    let (disk, clock) = (SimDisk::new(1), Arc::new(ManualClock::new(1_700_000_000_000)));
+    let environment = Environment::on(disk.shared()).clock(clock.clone());
+    let store = Store::open_in(config(), environment).unwrap();
+    store.put(Message::new("orders", "x")).unwrap().ok().unwrap();
+    let lease = Duration::from_millis(200);
+    let open = || builder(&store).consume_timeout(lease).open().unwrap();
+    let consumers = [open(), open(), open()];
+    let mut rejecting = Vec::new();
+    for consumer in &consumers {
+        let batch = consumer.poll(LONG).unwrap();
+        assert_eq!(batch.len(), 1);
+        disk.hang_syncs(true);
+        let laid = store.stats().watermarks.appended;
+        rejecting.push(std::thread::spawn(move || batch[0].reject().unwrap()));
+        if rejecting.len() == 1 {
+            let started = Instant::now();
+            while store.stats().watermarks.appended == laid {
+                assert!(started.elapsed() < LONG, "no copy is made");
+                std::thread::yield_now();
+            }
+        }
+        // The lease runs out while the copy is on its way.
+        clock.advance(lease);
+    }
+    disk.hang_syncs(false);
+    let settled: Vec<_> = rejecting.into_iter().map(|one| one.join().unwrap()).collect();
+    assert_eq!(store.dead_letters("billing").count(), 1, "{settled:?}");
+    store.close().unwrap();
+}
+
+#[test]
+fn an_instance_that_begins_with_what_is_to_come_gets_nothing_that_was_sent_back_before() {
+    let (_disk, clock, store) = world();
+    let open = |name: &str| builder(&store).broadcast(name).from(ConsumeFrom::Last).open().unwrap();
+    let one = open("one");
+    put(&store, Message::new("orders", "x"));
+    assert_eq!(one.poll(NOW).unwrap()[0].reject().unwrap(), Settled::Done);
+    assert_eq!(store.dead_letters("billing").redrive(1).unwrap(), 1);
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(body(&one).as_deref(), Some("x"));
+    assert_eq!(body(&open("two")), None);
+    // One that was there before gets what is sent back while it is away.
+    drop(one);
+    put(&store, Message::new("orders", "y"));
+    let one = open("one");
+    assert_eq!(one.poll(NOW).unwrap()[0].reject().unwrap(), Settled::Done);
+    drop(one);
+    assert_eq!(store.dead_letters("billing").redrive(1).unwrap(), 1);
+    assert_eq!(body(&open("one")).as_deref(), Some("y"));
+}
+
+#[test]
+fn nothing_is_noted_of_a_group_that_has_no_dead_letters_to_discard() {
+    let (_disk, _clock, store) = world();
+    assert_eq!(store.dead_letters("nobody").discard(9).unwrap(), 0);
+    assert!(store.committed_offsets().is_empty());
+}

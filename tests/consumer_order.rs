@@ -8,7 +8,8 @@ use duralog::delivery::{Batch, Consumer, Settled};
 use duralog::disk::SimDisk;
 use duralog::{Environment, Message, Store, StoreConfig, TagFilter};
 use rng::Rng;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 const NOW: Duration = Duration::ZERO;
@@ -152,4 +153,44 @@ fn scenario(seed: u64) {
 #[test]
 fn order_is_kept_and_nothing_counts_twice_whoever_fails() {
     (0..200).for_each(scenario);
+}
+
+/// Longer than it may take to hear of something.
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn whoever_waits_hears_of_what_waited_for_the_last_of_a_batch() {
+    for fails in [false, true] {
+        let store = Store::open_in(
+            StoreConfig::new("/store").segment_size(256 << 10),
+            Environment::on(SimDisk::new(1).shared()),
+        );
+        let store = store.unwrap();
+        for n in 0..3 {
+            store.put(Message::new("orders", n.to_string())).unwrap().ok().unwrap();
+        }
+        let (ann, bob) = (consumer(&store), consumer(&store));
+        let mut batch = ann.poll(LONG).unwrap().into_iter();
+        let first = batch.next().unwrap();
+        let (tell, told) = mpsc::channel();
+        let (begin, began) = mpsc::channel();
+        let waiting = thread::spawn(move || {
+            begin.send(()).unwrap();
+            tell.send(numbers(&bob.poll(LONG).unwrap())).unwrap();
+        });
+        began.recv().unwrap();
+        // As a rule it sleeps by then; if not, it finds the same.
+        (0..10_000).for_each(|_| thread::yield_now());
+        if fails {
+            // For a moment it holds up what lies behind it.
+            batch.next().unwrap().retry_after(Duration::from_millis(1)).unwrap();
+        }
+        drop(batch);
+        (0..10_000).for_each(|_| thread::yield_now());
+        first.ack().unwrap();
+        let got = told.recv_timeout(LONG / 2).expect("nobody told it");
+        assert_eq!(got, if fails { vec![1] } else { vec![1, 2] });
+        waiting.join().unwrap();
+        store.close().unwrap();
+    }
 }

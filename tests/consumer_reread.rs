@@ -69,3 +69,18 @@ fn what_cannot_be_read_is_neither_done_with_nor_passed_in_order() {
         assert_eq!(store.committed_offset("billing", "orders", 0), Some(3));
     }
 }
+
+#[test]
+fn what_came_back_with_one_that_cannot_be_read_is_to_be_had_at_once() {
+    let (disk, clock, store) = world();
+    let consumer = consumer(&store, false);
+    drop(consumer.poll(NOW).unwrap());
+    assert_eq!(store.get("others", 0, 0, 8).unwrap().messages.len(), 8);
+    disk.inject(Fault::on(SimCall::Open).path(format!("consumequeue/orders/0/{:020}", 0)));
+    let batch = consumer.poll(NOW).unwrap();
+    assert_eq!((numbers(&batch), disk.faults_fired()), (vec![1, 2], 1));
+    batch.ack().unwrap();
+    clock.advance(Duration::from_secs(1));
+    let batch = consumer.poll(NOW).unwrap();
+    assert_eq!((numbers(&batch), batch[0].reconsume_times()), (vec![0], 0));
+}

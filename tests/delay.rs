@@ -14,8 +14,8 @@ mod temp;
 use duralog::clock::ManualClock;
 use duralog::delivery::{Cancelled, DelayHandle};
 use duralog::disk::{Cut, CutMoment, Fault, SimDisk, SyncFailure};
-use duralog::message::SysFlag;
 use duralog::message::format::{DELAY_GROUP, SCHEDULE_TOPIC, TIMER_DONE_TOPIC, TIMER_TOPIC};
+use duralog::message::{SysFlag, names};
 use duralog::tables::{ConsumerOffsets, DelayOffsets, Tables, TopicConfig, TopicTable};
 use duralog::{
     Environment, Error, FlushMode, InvalidMessage, Message, Next, PutStatus, RecoveryMode, Store,
@@ -1184,4 +1184,67 @@ fn nothing_is_lost_or_early_and_little_comes_twice_whatever_crashes() {
     if only.is_none() {
         assert!(crashes > 300 && delivered > 3_000 && twice > 10 && cancelled > 50);
     }
+}
+
+#[test]
+fn what_is_cancelled_in_time_stays_so_after_a_power_cut_whatever_the_flush_mode() {
+    let hour = Duration::from_secs(3600);
+    let mode = FlushMode::Async { interval: hour, least_pages: 0, thorough_interval: hour };
+    let mut world = World::with(config().flush_mode(mode));
+    let handle = world.send(message("cancelled").delay(hour)).expect("it has a time of its own");
+    world.store().flush().unwrap();
+    assert_eq!(world.store().cancel_delayed(&handle).unwrap(), Cancelled::InTime);
+    world.disk = world.disk.cut_power(Cut::losing_all());
+    world.store = None;
+    world.open();
+    world.advance(2 * 3_600_000);
+    assert_eq!(world.bodies(), [""; 0]);
+    assert_eq!(world.store().delay_stats().unwrap().cancelled, 1);
+}
+
+#[test]
+fn times_that_no_message_can_have_harm_nothing() {
+    let world = World::new();
+    for time in [i64::MIN, i64::MIN + 1, -1, i64::MAX] {
+        for name in [names::TIMER_DELIVER_MS, names::TIMER_OUT_MS] {
+            let message = Message::new(TIMER_TOPIC, "x").property(name, time.to_string());
+            let message =
+                message.property(names::REAL_TOPIC, TOPIC).property(names::REAL_QUEUE_ID, "0");
+            let marker = message.clone().property(names::TIMER_DELETE_UNIQUE_KEY, "orders+x");
+            for message in [message, marker] {
+                // Whatever a put refuses another program may have stored.
+                let _ = world.store().submit(message);
+            }
+        }
+    }
+    world.send(message("well").delay(Duration::from_secs(1)));
+    world.advance(1_000);
+    world.advance(1_000);
+    assert!(world.bodies().contains(&"well".to_owned()));
+    assert!(world.store().health().latched.is_none());
+}
+
+#[test]
+fn one_message_that_cannot_be_put_keeps_no_notes_of_the_others() {
+    let mut world = World::new();
+    world.send(message("stuck").queue(9).delay(Duration::from_secs(1)));
+    world.store().create_topic(TOPIC, TopicConfig::new(4)).unwrap();
+    world.config.auto_create_topic = false;
+    world.reopen();
+    for _ in 0..300 {
+        world.send(message("x").delay(Duration::from_millis(50)));
+        world.advance(110);
+        world.advance(110);
+    }
+    let kept_from = world.store().committed_offset(DELAY_GROUP, TIMER_DONE_TOPIC, 0).unwrap_or(0);
+    let notes = world.store().max_offset(TIMER_DONE_TOPIC, 0).unwrap();
+    assert!(notes > 200, "{notes}");
+    assert!(notes - kept_from < 150, "{} of {notes} are kept", notes - kept_from);
+    assert_eq!(world.store().delay_stats().unwrap().pending_timers, 1);
+    // Once it can be put, it is.
+    world.store().create_topic(TOPIC, TopicConfig::new(10)).unwrap();
+    world.advance(11_000);
+    let stuck = world.store().get(TOPIC, 9, 0, 9).unwrap().messages;
+    assert_eq!(stuck.len(), 1);
+    assert_eq!(stuck[0].body, b"stuck");
 }

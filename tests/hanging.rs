@@ -8,6 +8,7 @@ mod sim;
 mod temp;
 
 use duralog::disk::{Disk, HostDisk, SimCall};
+use duralog::tables::TopicConfig;
 use duralog::{
     Environment, Error, FlushMode, Message, PutStatus, Reached, Store, StoreWorker, WriteMode,
 };
@@ -247,4 +248,33 @@ fn groups_go_on_beside_an_export_that_hangs() {
     committed.expect("it is noted");
     assert_eq!(offset, Some(1));
     store.close().expect("it closes");
+}
+
+#[test]
+fn topics_are_known_while_another_one_is_noted_on_a_disk_that_hangs() {
+    let disk = disk();
+    let mut config = config();
+    config.auto_create_topic = false;
+    config.log.put_timeout = Duration::from_millis(50);
+    let store = Store::open_in(config, Environment::on(disk.shared())).expect("the store opens");
+    store.create_topic(TOPIC, TopicConfig::new(4)).expect("it is noted");
+    disk.hang_syncs(true);
+    let noting = store.clone();
+    let noting = thread::spawn(move || noting.create_topic("new", TopicConfig::new(1)));
+    eventually("it hangs", || disk.hanging_syncs() > 0);
+    let (asking, (tell, told)) = (store.clone(), mpsc::channel());
+    let asking = thread::spawn(move || {
+        let known = [TOPIC, "new"].map(|topic| asking.topic(topic).expect("readable").is_some());
+        let put = asking.try_submit(Message::new("nobody", "x")).map(drop);
+        tell.send((known, put)).expect("someone hears it");
+    });
+    let answer = told.recv_timeout(LONG);
+    disk.hang_syncs(false);
+    let (known, put) = answer.expect("whoever asks waits for the disk");
+    assert_eq!(known, [true, false], "what is not durable is not known");
+    assert!(matches!(put, Err(Error::UnknownTopic { .. })), "{put:?}");
+    asking.join().expect("it has ended");
+    noting.join().expect("it has ended").expect("it is noted");
+    assert!(store.topic("new").expect("readable").is_some());
+    store.close().expect("the store closes");
 }

@@ -7,6 +7,7 @@ mod temp;
 
 use duralog::clock::ManualClock;
 use duralog::config::{Retention, Threshold};
+use duralog::delivery::Consumer;
 use duralog::disk::{Cut, CutMoment, SimDisk, Survival};
 use duralog::replication::{
     Admission, Confirmation, Epoch, Refusal, ReplicatedLog, Replicator, StartPoint,
@@ -444,4 +445,75 @@ fn a_snapshot_holds_segments_while_others_are_put_and_expire() {
         stop.store(true, Ordering::SeqCst);
     });
     store.close().expect("the store closes");
+}
+
+/// A log of four segments that keeps what groups have yet to consume, and a group of it.
+fn pinned_by_groups() -> (Store, Arc<ManualClock>, Consumer) {
+    let retention = Retention::max_total_bytes(4 * SEGMENT).pin_by_groups(true);
+    let (store, clock) = stepped(&disk(), keeping(retention));
+    let consumer = store.consumer("billing").subscribe("payments", TagFilter::any()).open();
+    (store, clock, consumer.expect("it opens"))
+}
+
+fn order(store: &Store, queue: i32, body: &str) {
+    let ticket = store.submit(Message::new("payments", body).queue(queue)).expect("there is room");
+    store.flush().expect("a sound disk");
+    ticket.wait().expect("an answer").ok().expect("stored");
+}
+
+/// The bodies of what comes to a group when the log has outgrown its size, and what was lost to it.
+fn kept(store: &Store, consumer: &Consumer) -> (Vec<Vec<u8>>, u64) {
+    fill(store, 0, 12);
+    expire(store);
+    let batch = consumer.poll(Duration::ZERO).expect("readable");
+    (batch.iter().map(|one| one.body().to_vec()).collect(), store.stats().retention.unconsumed)
+}
+
+#[test]
+fn what_lies_in_a_queue_that_a_group_has_yet_to_begin_with_stays_for_it() {
+    let (store, _clock, consumer) = pinned_by_groups();
+    order(&store, 0, "first");
+    consumer.poll(Duration::ZERO).expect("readable").ack().expect("committed");
+    drop(consumer);
+    order(&store, 1, "mine");
+    fill(&store, 0, 12);
+    expire(&store);
+    let pins = store.stats().retention.pinned_by;
+    assert!(matches!(&pins[..], [Pinned::Group { queue_id: 1, offset: 0, .. }]), "{pins:?}");
+    let builder = store.consumer("billing").subscribe("payments", TagFilter::any());
+    assert_eq!(kept(&store, &builder.open().expect("it opens")), (vec![b"mine".to_vec()], 0));
+}
+
+#[test]
+fn what_is_lost_to_a_group_that_has_yet_to_begin_with_a_queue_is_counted() {
+    let (store, _clock) = stepped(&disk(), bounded(4));
+    let builder = store.consumer("billing").subscribe("payments", TagFilter::any());
+    let consumer = builder.open().expect("it opens");
+    order(&store, 0, "first");
+    consumer.poll(Duration::ZERO).expect("readable").ack().expect("committed");
+    order(&store, 1, "lost");
+    assert_eq!(kept(&store, &consumer), (Vec::new(), 1));
+}
+
+#[test]
+fn retries_stay_for_their_group_and_so_do_dead_letters() {
+    let (store, clock, consumer) = pinned_by_groups();
+    for body in ["later", "never"] {
+        order(&store, 0, body);
+    }
+    let batch = consumer.poll(Duration::ZERO).expect("readable");
+    batch[0].retry_later().expect("stored");
+    batch[1].reject().expect("stored");
+    for _ in 0..20 {
+        clock.advance(Duration::from_secs(1));
+        for worker in [StoreWorker::Delivery, StoreWorker::Flush, StoreWorker::Dispatch] {
+            while store.step(worker) == Next::Now {}
+        }
+    }
+    assert_eq!(store.max_offset("%RETRY%billing", 0), Some(1), "it was delivered");
+    assert_eq!(kept(&store, &consumer), (vec![b"later".to_vec()], 0));
+    assert_eq!(store.dead_letters("billing").count(), 1);
+    // Given up, they hold up nothing.
+    store.dead_letters("billing").discard(1).expect("committed");
+    consumer.poll(Duration::ZERO).expect("readable").ack().expect("committed");
 }

@@ -303,3 +303,23 @@ fn an_idle_replicated_store_uses_no_cpu() {
     store.close().expect("the store closes");
     none_left();
 }
+
+#[test]
+fn whoever_drops_the_last_handle_has_closed_the_store() {
+    let _alone = alone();
+    let disk = sim::disk();
+    let open = || Store::open_in(sim::config(), Environment::on(disk.shared()));
+    for round in 0..50 {
+        let store = open().expect("the one before is closed");
+        let producer = store.producer("service").open().expect("a producer");
+        for delay in 0..10 {
+            // The store's own thread is at work by the time it is dropped.
+            let message = Message::new("orders", "x").queue(0).delay(Duration::from_millis(delay));
+            drop(producer.send_async(message).expect("there is room"));
+        }
+        (0..round * 200).for_each(|_| thread::yield_now());
+        drop((producer, store));
+    }
+    open().expect("the last one is closed").close().expect("it closes");
+    none_left();
+}

@@ -82,8 +82,10 @@ pub struct Retention {
     pub check_interval: Duration,
     /// How many segments go each time; RocketMQ's `deleteFileBatchMax`. Default 10; at least 1.
     pub delete_batch_max: usize,
-    /// Whether a segment stays while a known consumer group has not consumed its messages. The disk
-    /// may fill up then. Default false.
+    /// Whether a segment stays while a known consumer group has not consumed its messages: those of every
+    /// topic that it has begun with, and its retries; or while a dead letter of the group in it was neither
+    /// sent back nor [discarded](crate::delivery::DeadLetters::discard). The disk may fill up then.
+    /// Default false.
     pub pin_by_groups: bool,
     /// Whether a segment stays while a replica lacks it that has connected since the store was opened, and
     /// is not farther behind than `PrimaryOptions::max_replica_lag`: one that is begins anew with the oldest

@@ -180,7 +180,8 @@ impl Watch {
     /// Looks for what needs attention, if it is time; when to look again.
     fn look(&self, store: &Store) -> Instant {
         let now = store.now();
-        let mut seen = self.seen.lock();
+        // Whoever is told may step the store.
+        let Some(mut seen) = self.seen.try_lock() else { return now + self.interval };
         if let Some(due) = seen.due.filter(|due| *due > now) {
             return due;
         }

@@ -28,6 +28,8 @@ pub const TOPIC_LEN_MAX: usize = 127;
 pub const RETRY_TOPIC_LEN_MAX: usize = 255;
 /// What the topic of a consumer group's retries begins with.
 pub const RETRY_TOPIC_PREFIX: &str = "%RETRY%";
+/// Between the name of a group and that of one that gets everything for itself, in the name of its offsets.
+pub(crate) const BROADCAST: &str = "%BROADCAST%";
 /// What the topic of a consumer group's dead letters begins with.
 pub const DEAD_LETTER_TOPIC_PREFIX: &str = "%DLQ%";
 /// Longest property string, the record checksum included.

@@ -88,7 +88,10 @@ impl fmt::Debug for Store {
 struct Inner {
     shared: Arc<Shared>,
     engine: Arc<Engine>,
-    report: RecoveryReport,
+    report: Arc<RecoveryReport>,
+    /// Not so for what the store's own threads hold while they work: whoever lets go of the last handle
+    /// closes the store, and does not leave that to one of them.
+    is_handle: bool,
 }
 
 /// What handles, tickets and threads share.
@@ -221,7 +224,8 @@ impl Store {
         };
         let workers = Mutex::new(Vec::new());
         let engine = Arc::new(Engine { shared: shared.clone(), log, flush, workers });
-        let store = Self { inner: Arc::new(Inner { shared, engine, report }) };
+        let report = Arc::new(report);
+        let store = Self { inner: Arc::new(Inner { shared, engine, report, is_handle: true }) };
         if threads == Threads::Own && !store.shared().core.config.read_only {
             store.inner.engine.start_threads()?;
             // The offsets of the primary's groups come as soon as it is followed. What a crash has changed of
@@ -304,7 +308,7 @@ impl Store {
 
     /// Whether both are one store.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.inner, &other.inner)
+        Arc::ptr_eq(self.shared(), other.shared())
     }
 
     /// What time it is here.
@@ -319,6 +323,9 @@ impl Store {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if !self.is_handle {
+            return;
+        }
         // Best effort; `close` is how a caller hears of errors.
         if !is_worker() {
             let _ = self.engine.close();

@@ -7,9 +7,14 @@ use crate::config::{Retention, Threshold};
 use crate::disk::DiskSpace;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::log::ConsumeQueue;
+use crate::message::format::{
+    BROADCAST, DEAD_LETTER_TOPIC_PREFIX, DELAY_GROUP, HALF_TOPIC, RETRY_TOPIC_PREFIX,
+    SCHEDULE_TOPIC, TIMER_TOPIC, TRANSACTION_GROUP,
+};
 use crate::tables::{ConsumerOffsets, QueueProgress};
 use crate::worker::Next;
 use parking_lot::{Mutex, MutexGuard};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -124,7 +129,7 @@ impl Shared {
         let root = self.core.directory().root();
         let space = self.core.disk.space(root).at(IoOp::Open, root)?;
         self.watch_disk(retention, space);
-        let offsets = self.offsets.known()?;
+        let offsets = self.wanted()?;
         let mut pinned = Vec::new();
         let mut deleted = 0;
         while deleted < retention.delete_batch_max {
@@ -144,6 +149,31 @@ impl Shared {
         let more = deleted == retention.delete_batch_max;
         self.expiry.stats.lock().pinned_by = pinned;
         Ok(more)
+    }
+
+    /// How far all groups have come, also in queues in which they have yet to begin: of the topics that they
+    /// consume, of their retries and dead letters, and of what waits to be delivered.
+    fn wanted(&self) -> Result<ConsumerOffsets> {
+        let mut offsets = self.offsets.known()?;
+        let mut topics = BTreeSet::from([
+            (DELAY_GROUP.to_owned(), SCHEDULE_TOPIC.to_owned()),
+            (DELAY_GROUP.to_owned(), TIMER_TOPIC.to_owned()),
+            (TRANSACTION_GROUP.to_owned(), HALF_TOPIC.to_owned()),
+        ]);
+        for QueueProgress { group, topic, .. } in offsets.iter() {
+            topics.insert((group.to_owned(), topic.to_owned()));
+            let name = group.split_once(BROADCAST).map_or(group, |(name, _)| name);
+            topics.insert((group.to_owned(), format!("{RETRY_TOPIC_PREFIX}{name}")));
+            topics.insert((name.to_owned(), format!("{DEAD_LETTER_TOPIC_PREFIX}{name}")));
+        }
+        for (group, topic) in topics {
+            for queue_id in self.queues.ids(&topic) {
+                if offsets.get(&topic, &group, queue_id).is_none() {
+                    offsets.set(&topic, &group, queue_id, 0)?;
+                }
+            }
+        }
+        Ok(offsets)
     }
 
     /// Refuses puts beyond the warning level, until the disk is below the level of forced deletion.

@@ -63,9 +63,10 @@ impl Ticket {
         Self { shared, pending, registered: false, seat: None, counted: AtomicBool::new(false) }
     }
 
-    /// Waits once more for what was not there in time.
-    pub(super) fn renew(&mut self) {
-        self.pending = self.shared.renewed(self.pending);
+    /// Another one for the same put, to be waited for as long as at first. It counts as no other put.
+    pub(crate) fn again(&self) -> Self {
+        let pending = self.shared.renewed(self.pending);
+        Self { counted: AtomicBool::new(true), ..Self::new(self.shared.clone(), pending) }
     }
 
     /// The answer for whoever asks, counted once.

@@ -6,7 +6,7 @@ use crate::error::{Error, InvalidMessage, Result};
 use crate::message::check_topic;
 use crate::message::format::{DEAD_LETTER_TOPIC_PREFIX, RETRY_TOPIC_PREFIX, is_system_topic};
 use crate::tables::{Tables, TopicConfig, TopicTable};
-use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(super) struct Topics {
     tables: Tables,
     known: RwLock<Option<TopicTable>>,
+    /// Held by whoever notes one, while the disk takes its time: everyone else reads meanwhile.
+    noting: Mutex<()>,
     /// How often one was noted, for those who remember what they have read.
     noted: AtomicU64,
 }
@@ -24,6 +26,7 @@ impl Topics {
         Self {
             tables: Tables::new_in(root, environment),
             known: RwLock::new(None),
+            noting: Mutex::new(()),
             noted: AtomicU64::new(0),
         }
     }
@@ -53,14 +56,13 @@ impl Topics {
         topic: &str,
         decide: impl FnOnce(Option<&TopicConfig>) -> Option<TopicConfig>,
     ) -> Result<()> {
-        let mut known: RwLockWriteGuard<'_, _> = self.known.write();
-        let table = self.load(&mut known)?;
-        let Some(config) = decide(table.get(topic)) else { return Ok(()) };
-        let mut changed = table.clone();
+        let _alone = self.noting.lock();
+        let mut changed = self.read()?.clone();
+        let Some(config) = decide(changed.get(topic)) else { return Ok(()) };
         changed.set(topic, config);
         // What is not durable is not known either.
         self.tables.save(&mut changed)?;
-        *table = changed;
+        *self.known.write() = Some(changed);
         self.noted.fetch_add(1, Ordering::Release);
         Ok(())
     }

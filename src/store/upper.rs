@@ -1,8 +1,8 @@
 //! What is built upon a store, is driven by it and ends before it.
 
-use super::engine::DELIVERY_THREAD;
+use super::engine::{DELIVERY_THREAD, Engine};
 use super::stats::QueueWork;
-use super::{Acknowledged, Inner, PutResult, PutStatus, Shared, Store, Ticket};
+use super::{Acknowledged, Inner, PutResult, PutStatus, RecoveryReport, Shared, Store, Ticket};
 use crate::clock::Clock;
 use crate::environment::{Environment, Threads};
 use crate::error::{CodecError, Error, Result};
@@ -116,17 +116,24 @@ impl Ending<'_> {
 }
 
 /// A store that closes though this is there.
-pub(crate) struct WeakStore(Weak<Inner>);
+pub(crate) struct WeakStore {
+    engine: Weak<Engine>,
+    report: Arc<RecoveryReport>,
+}
 
 impl WeakStore {
+    /// The store, unless it is gone. It may close meanwhile.
     pub(crate) fn upgrade(&self) -> Option<Store> {
-        self.0.upgrade().map(|inner| Store { inner })
+        let engine = self.engine.upgrade()?;
+        let (shared, report) = (engine.shared.clone(), self.report.clone());
+        Some(Store { inner: Arc::new(Inner { shared, engine, report, is_handle: false }) })
     }
 }
 
 impl Store {
     pub(crate) fn downgrade(&self) -> WeakStore {
-        WeakStore(Arc::downgrade(&self.inner))
+        let Inner { engine, report, .. } = &*self.inner;
+        WeakStore { engine: Arc::downgrade(engine), report: report.clone() }
     }
 
     pub(crate) fn is_threaded(&self) -> bool {
@@ -211,12 +218,6 @@ impl Store {
         Ok(put)
     }
 
-    /// The same once more, for as long as at first.
-    pub(crate) fn wait_again_until_safe(&self, ticket: &mut Ticket) -> Result<Acknowledged> {
-        ticket.renew();
-        self.wait_until_safe(ticket)
-    }
-
     /// Whether a power cut leaves what lies before `end`.
     pub(crate) fn is_durable(&self, end: u64) -> bool {
         self.shared().core.progress.durable() >= end
@@ -284,11 +285,8 @@ impl Store {
             return self.shared().check_open();
         }
         // The thread is no handle: a store that nobody holds any more closes.
-        let (inner, stepped) = (Arc::downgrade(&self.inner), upper.clone());
-        let step = move || match Weak::upgrade(&inner) {
-            Some(inner) => stepped.step(&Store { inner }),
-            None => Next::Idle,
-        };
+        let (store, stepped) = (self.downgrade(), upper.clone());
+        let step = move || store.upgrade().map_or(Next::Idle, |store| stepped.step(&store));
         self.inner.engine.start_lazily(DELIVERY_THREAD, upper.alarm(), step)
     }
 

@@ -121,6 +121,9 @@ impl DeadLetters {
         let _alone = delivery.dead_letters.lock();
         let (next, end) = (self.next(), self.end());
         let count = end.saturating_sub(next).min(max as u64);
+        if count == 0 {
+            return Ok(0);
+        }
         self.pass(next + count)?;
         self.store.flush_offsets()?;
         Ok(count as usize)

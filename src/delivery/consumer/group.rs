@@ -7,13 +7,13 @@ use super::retry::{Copies, Fate};
 use crate::delivery::{Delivery, Event};
 use crate::error::{Error, Result};
 use crate::log::{MessageView, TimeBound};
-use crate::message::format::{DEAD_LETTER_TOPIC_PREFIX, RETRY_TOPIC_PREFIX};
+use crate::message::format::{BROADCAST, DEAD_LETTER_TOPIC_PREFIX, RETRY_TOPIC_PREFIX};
 use crate::message::{Message, RecordRef};
 use crate::store::{FetchStatus, Filter, Store};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,6 @@ use std::time::{Duration, Instant};
 const SCAN: u64 = 16 * 1024;
 /// Messages read before others get their turn, where a filter looks at all of them.
 const READ: u64 = 256;
-/// Between the name of a group and that of one that gets everything for itself.
-pub(super) const BROADCAST: &str = "%BROADCAST%";
 /// RocketMQ's `maxMessageSize`, which its producers hold plain bodies to.
 const BODY_MAX: usize = 4 << 20;
 /// How long a message waits that could be neither handed out nor set aside.
@@ -81,10 +79,19 @@ pub(super) struct Group {
     queues: RwLock<Found>,
     /// Counts what makes it worth looking again for messages, but for new ones.
     changes: AtomicU64,
-    owners: AtomicU64,
     turn: AtomicUsize,
-    /// The shortest lease of any consumer.
-    shortest_lease_ms: AtomicU64,
+    members: Mutex<Members>,
+    /// All its consumers are gone: it commits nothing any more, and whoever comes begins another one. Set
+    /// before their leases end.
+    retired: AtomicBool,
+}
+
+/// The consumers of a group.
+#[derive(Default)]
+struct Members {
+    /// With the length of their leases.
+    present: Vec<(Owner, Duration)>,
+    last: u64,
 }
 
 #[derive(Default)]
@@ -131,31 +138,62 @@ pub(super) fn dead_letter_topic(group: &str) -> String {
 }
 
 impl Groups {
-    /// The group, as the consumers that it has agree on it.
+    /// The group, as the consumers that it has agree on it, and another consumer of it, which takes messages
+    /// on those terms.
     pub(super) fn join(
         store: &Store,
         name: &str,
         agreement: Agreement,
         from: ConsumeFrom,
-    ) -> Result<Arc<Group>> {
+        terms: &Terms,
+    ) -> Result<(Arc<Group>, Owner)> {
         let delivery = Delivery::of(store)?;
         let offsets_name = agreement.mode.offsets_name(name);
         let mut live = delivery.groups.live.lock();
-        live.retain(|_, group| group.strong_count() > 0);
-        if let Some(group) = live.get(&offsets_name).and_then(Weak::upgrade) {
-            if group.agreement != agreement {
-                let value = format!("{name}: {:?}", agreement.subscriptions);
-                let allowed =
-                    "those of the group's other consumers, or of whose messages are still held";
-                return Err(Error::Config { field: "subscription", value, allowed });
-            }
-            return Ok(group);
+        live.retain(|_, group| group.upgrade().is_some_and(|group| !group.is_retired()));
+        for group in live.values().filter_map(Weak::upgrade).filter(|group| group.name == name) {
+            agreement.check(&group.agreement)?;
+        }
+        if let Some(group) = live.get(&offsets_name).and_then(Weak::upgrade)
+            && let Some(owner) = group.enter(terms)
+        {
+            return Ok((group, owner));
         }
         let group = Group::new(store, delivery.clone(), name, offsets_name.clone(), agreement);
         group.start(from)?;
         let group = Arc::new(group);
+        let owner = group.enter(terms).ok_or(Error::Closed)?;
         live.insert(offsets_name, Arc::downgrade(&group));
-        Ok(group)
+        Ok((group, owner))
+    }
+}
+
+impl Agreement {
+    /// Refuses what another consumer of the group does not share.
+    fn check(&self, other: &Self) -> Result<()> {
+        let refused = |field, value, allowed| Err(Error::Config { field, value, allowed });
+        let everyone = |mode: &Mode| matches!(mode, Mode::Broadcast { .. });
+        if everyone(&self.mode) != everyone(&other.mode) {
+            let allowed = "that of the group's other consumers: `broadcast`, or not";
+            return refused("mode", format!("{:?}", self.mode), allowed);
+        }
+        // Each one that gets everything is for itself.
+        if everyone(&self.mode) && self.mode != other.mode {
+            return Ok(());
+        }
+        if self.mode != other.mode {
+            let allowed = "that of the group's other consumers: `ordered`, or not";
+            return refused("mode", format!("{:?}", self.mode), allowed);
+        }
+        if self.subscriptions != other.subscriptions {
+            let allowed = "that of the group's other consumers";
+            return refused("subscription", format!("{:?}", self.subscriptions), allowed);
+        }
+        if self.max_span != other.max_span {
+            let allowed = "that of the group's other consumers";
+            return refused("max_span", self.max_span.to_string(), allowed);
+        }
+        Ok(())
     }
 }
 
@@ -179,9 +217,9 @@ impl Group {
             agreement,
             queues: RwLock::default(),
             changes: AtomicU64::new(0),
-            owners: AtomicU64::new(0),
             turn: AtomicUsize::new(0),
-            shortest_lease_ms: AtomicU64::new(u64::from(u32::MAX)),
+            members: Mutex::default(),
+            retired: AtomicBool::new(false),
         }
     }
 
@@ -200,13 +238,29 @@ impl Group {
         self.agreement.mode == Mode::Ordered
     }
 
-    /// Another consumer, which takes messages on those terms.
-    pub(super) fn new_owner(&self, terms: &Terms) -> Owner {
-        let lease = u64::try_from(terms.consume_timeout.as_millis()).unwrap_or(u64::MAX);
-        self.shortest_lease_ms.fetch_min(lease.max(1), SeqCst);
-        // Those that sleep go by the new one.
+    /// Another consumer, unless all that there were are gone.
+    fn enter(&self, terms: &Terms) -> Option<Owner> {
+        let mut members = self.members.lock();
+        if self.is_retired() {
+            return None;
+        }
+        members.last += 1;
+        let owner = Owner(members.last);
+        members.present.push((owner, terms.consume_timeout));
+        drop(members);
+        // Those that sleep go by its leases, too.
         self.changed();
-        Owner(self.owners.fetch_add(1, SeqCst))
+        Some(owner)
+    }
+
+    fn is_retired(&self) -> bool {
+        self.retired.load(SeqCst)
+    }
+
+    /// The shortest lease of any consumer.
+    fn shortest_lease(&self) -> Duration {
+        let leases = self.members.lock().present.iter().map(|(_, lease)| *lease).min();
+        leases.unwrap_or(Duration::from_secs(24 * 3600))
     }
 
     pub(super) fn now(&self) -> Instant {
@@ -215,7 +269,7 @@ impl Group {
 
     /// Finds out where a group begins that is new, durably.
     fn start(&self, from: ConsumeFrom) -> Result<()> {
-        let mut placed = false;
+        let (mut placed, mut is_new) = (false, true);
         let recovery = self.store.recovery();
         // A group that is not known may be one whose offset was damaged, or is on another node.
         let may_be_lost = recovery.damaged_offsets > 0
@@ -228,6 +282,7 @@ impl Group {
             let known =
                 ids.iter().chain(&[0]).find_map(|id| Some((*id, self.committed(topic, *id)?)));
             if let Some((id, next)) = known {
+                is_new = false;
                 // Queues that it does not know have come since. On a replica it goes on by itself from here:
                 // where the primary's consumers go on from now on is not where these are.
                 if self.store.is_replica() {
@@ -247,6 +302,14 @@ impl Group {
                 }
             }
             placed = true;
+        }
+        // What comes through it to one that gets everything was sent back for all of them.
+        let own =
+            self.topics.last().filter(|_| matches!(self.agreement.mode, Mode::Broadcast { .. }));
+        if let Some((topic, _)) = own.filter(|_| is_new)
+            && self.store.max_offset(topic, 0).is_some_and(|end| end > 0)
+        {
+            self.commit(topic, 0, self.offset_from(topic, 0, from)?)?;
         }
         // If a power cut could take it back, the next start might begin behind what was put meanwhile.
         if placed { self.store.flush_offsets() } else { Ok(()) }
@@ -310,7 +373,7 @@ impl Group {
         let queues = self.queues();
         let due = queues.iter().filter_map(|queue| queue.state.lock().due()).min();
         // A lease that begins while nobody looks ends no sooner.
-        let lease = self.now() + Duration::from_millis(self.shortest_lease_ms.load(SeqCst));
+        let lease = self.now() + self.shortest_lease();
         let until = [due, deadline, Some(lease)].into_iter().flatten().min();
         let ready = self.store.wait_dispatched(until, || {
             let new = |queue: &Arc<Queue>| {
@@ -408,7 +471,7 @@ impl Group {
         // What is not handed out goes back, which takes the lock; a put may take its time, and a stranger's
         // code may do anything.
         drop(state);
-        let buried = hopeless.into_iter().try_for_each(|message| message.bury());
+        let buried = hopeless.into_iter().map(Hopeless::bury).fold(Ok(()), Result::and);
         noted.and(buried).and(taken)
     }
 
@@ -464,8 +527,9 @@ impl Group {
     /// Commits the floor if it is not `before` any more.
     fn note(&self, queue: &Queue, state: &InFlight, before: u64) -> Result<()> {
         match self.topic(queue) {
-            // Under the lock: a lower floor must not be written after a higher one.
-            Some((topic, _)) if state.floor() != before => {
+            // Under the lock: a lower floor must not be written after a higher one, nor one of a group that
+            // another one has followed.
+            Some((topic, _)) if state.floor() != before && !self.is_retired() => {
                 self.commit(topic, queue.id, state.floor())
             }
             _ => Ok(()),
@@ -484,7 +548,7 @@ impl Group {
     ) -> Result<Taken> {
         let Some((topic, _)) = self.topic(queue) else { return Ok(Taken::Nothing) };
         let lent = self.lent(queue, lease, terms);
-        let mut messages = Vec::with_capacity(again.len());
+        let (mut messages, mut failed) = (Vec::with_capacity(again.len()), None);
         for Again { offset, failures } in again.iter().copied() {
             let any = Filter::any();
             let found = self.store.get_before(topic, queue.id, offset..offset + 1, 1, &any);
@@ -506,9 +570,7 @@ impl Group {
                 Ok(None) => drop(state.settle(offset, lease)),
                 Err(error) => {
                     state.give_back(offset, lease, self.now() + PAUSE, false);
-                    if messages.is_empty() {
-                        return Err(error);
-                    }
+                    failed.get_or_insert(error);
                     // In order, all behind it went back with it.
                     if self.is_ordered() {
                         break;
@@ -516,11 +578,11 @@ impl Group {
                 }
             }
         }
-        Ok(if messages.is_empty() {
-            Taken::Nothing
-        } else {
-            Taken::Batch(Batch::new(lent, messages))
-        })
+        match failed {
+            Some(error) if messages.is_empty() => Err(error),
+            _ if messages.is_empty() => Ok(Taken::Nothing),
+            _ => Ok(Taken::Batch(Batch::new(lent, messages))),
+        }
     }
 
     /// How often the group has set the message aside before: what another group says of it means nothing.
@@ -543,8 +605,14 @@ impl Group {
         }
     }
 
-    /// What `owner` has goes back at once.
-    pub(super) fn release(&self, owner: Owner) {
+    /// A consumer goes, and what it has goes back at once.
+    pub(super) fn leave(&self, owner: Owner) {
+        let mut members = self.members.lock();
+        members.present.retain(|(one, _)| *one != owner);
+        if members.present.is_empty() {
+            self.retired.store(true, SeqCst);
+        }
+        drop(members);
         let (now, queues) = (self.now(), self.queues.read().queues.clone());
         for queue in queues.iter() {
             queue.state.lock().release(owner, now);
@@ -601,7 +669,7 @@ impl Lent {
         let Self { group, queue, lease, .. } = self;
         group.check_open()?;
         let mut state = queue.state.lock();
-        let floor = state.floor();
+        let (floor, due) = (state.floor(), state.due());
         let mut copies = queue.copies.lock();
         let settle = |offset| {
             let is_settled = state.settle(offset, *lease);
@@ -613,6 +681,10 @@ impl Lent {
         let settled = offsets.map(settle).collect();
         drop(copies);
         group.publish(queue, &state);
+        // In order, what went back waited for the last of these.
+        if state.due().is_some_and(|now| due.is_none_or(|before| now < before)) {
+            group.changed();
+        }
         group.note(queue, &state, floor)?;
         Ok(settled)
     }
@@ -626,22 +698,18 @@ impl Lent {
     /// settled then. If it is not, and somebody decides the same again, that waits for this copy.
     pub(super) fn put_copy(&self, offset: u64, fate: Fate, copy: Message) -> Result<()> {
         let Self { group, queue, .. } = self;
-        let laid = queue.copies.lock().take(offset, fate);
-        let (ticket, safe) = match laid {
-            Some(mut ticket) => {
-                let safe = group.store.wait_again_until_safe(&mut ticket);
-                (ticket, safe)
-            }
+        let laid = queue.copies.lock().find(offset, fate);
+        let ticket = match laid {
+            Some(ticket) => ticket,
             None => {
                 let ticket = group.lay_copy(copy)?;
-                let safe = group.store.wait_until_safe(&ticket);
-                (ticket, safe)
+                // Before it is waited for: somebody else may be given the message meanwhile.
+                let floor = queue.state.lock().floor();
+                queue.copies.lock().keep(offset, fate, ticket.again(), floor);
+                ticket
             }
         };
-        // Also if it is: somebody else may have been given the message meanwhile.
-        let floor = queue.state.lock().floor();
-        queue.copies.lock().keep(offset, fate, ticket, floor);
-        safe.map(drop)
+        group.store.wait_until_safe(&ticket).map(drop)
     }
 
     /// Gives a message back, to come again from `when` on.

@@ -163,7 +163,10 @@ impl Shared {
     }
 
     fn handle(&self, message: &Received, group: &Group) -> Result<()> {
-        let handled = catch_unwind(AssertUnwindSafe(|| (self.handler)(message)));
+        let handled = catch_unwind(AssertUnwindSafe(|| {
+            // Its error is shown, and dropped, in here: that is the application's code, too.
+            (self.handler)(message).map_err(|error| error.to_string())
+        }));
         let failed = |reason: &str| {
             group.tell(&Event::HandlerFailed { group: &group.name, message, reason });
             message.retry_later()
@@ -173,7 +176,7 @@ impl Shared {
             Ok(Ok(Handled::RetryAfter(delay))) => message.retry_after(delay),
             Ok(Ok(Handled::Reject)) => message.reject(),
             Ok(Ok(Handled::RetryLater)) => message.retry_later(),
-            Ok(Err(error)) => failed(&error.to_string()),
+            Ok(Err(reason)) => failed(&reason),
             Err(panic) => failed(&panic_text(panic)),
         }
         .map(|_| ())

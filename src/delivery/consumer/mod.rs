@@ -16,9 +16,9 @@ pub(super) use retry::is_dead_letter;
 use super::Event;
 use crate::error::{Error, Result};
 use crate::log::GroupOffset;
-use crate::message::format::is_system_topic;
+use crate::message::format::{BROADCAST, is_system_topic};
 use crate::store::{Filter, Store};
-use group::{Agreement, BROADCAST, Group, Mode, Taken, Terms, dead_letter_topic, retry_topic};
+use group::{Agreement, Group, Mode, Taken, Terms, dead_letter_topic, retry_topic};
 use in_flight::Owner;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -152,7 +152,7 @@ impl Store {
     }
 
     /// How far a group is behind, by topic and queue, in all queues of the topics that it has an offset of: its
-    /// retries and dead letters are among them where there are any. A consumer that gets
+    /// retries and dead letters are among them where there are any, but not those that wait for their delay. A consumer that gets
     /// [everything for itself](ConsumerBuilder::broadcast) is a group of its own, `group%BROADCAST%instance`.
     pub fn lag(&self, group: &str) -> Vec<QueueLag> {
         let mut offsets = self.committed_offsets();
@@ -195,14 +195,20 @@ impl ConsumerBuilder {
     /// One batch of a queue at a time, in the order of the queue: messages of one queue are never handled
     /// side by side, and one that fails holds up its queue until it is handled, `max_reconsume_times` at
     /// most if that is set. By default messages of a queue are handled side by side.
+    ///
+    /// A handler that takes longer than `consume_timeout`, or whose consumer is closed meanwhile, has lost its
+    /// message: the next one begins while it runs.
     pub fn ordered(mut self) -> Self {
         self.mode = Mode::Ordered;
         self
     }
 
     /// Every consumer gets every message, and has offsets of its own under the name `instance`, which is
-    /// to be the same when it comes again. What fails comes again to the same consumer, and what fails too
-    /// often goes to the dead letters of the group.
+    /// to be the same when it comes again. What fails comes again to the same consumer, after 10 s, 30 s, 1 min
+    /// and so on, and what fails too often goes to the dead letters of the group. It stays in its queue
+    /// meanwhile: after [`max_span`](Self::max_span) messages behind it, that stands still until it is done
+    /// with, which takes almost seven hours with the default of
+    /// [`max_reconsume_times`](Self::max_reconsume_times).
     pub fn broadcast(mut self, instance: impl Into<String>) -> Self {
         self.mode = Mode::Broadcast { instance: instance.into() };
         self
@@ -250,9 +256,8 @@ impl ConsumerBuilder {
     /// retries and dead letters in any case.
     ///
     /// # Errors
-    /// [`Error::Config`] for a value out of range, for a subscription that the group's other consumers
-    /// in this process, or those whose messages are still held, do not share, and for a name that no
-    /// group can have; [`Error::InvalidMessage`] and [`Error::TooLarge`] for one that cannot be part of the
+    /// [`Error::Config`] for a value out of range, for a subscription, a mode or a `max_span` that the group's
+    /// other consumers in this process do not share, and for a name that no group can have; [`Error::InvalidMessage`] and [`Error::TooLarge`] for one that cannot be part of the
     /// topics of its retries and dead letters, which has at most 122 bytes, of a topic's characters;
     /// [`Error::UnknownTopic`] where topics must be created first; [`Error::ReadOnly`]; [`Error::Closed`]; and what
     /// [`Store::commit_offset`](crate::Store::commit_offset) says.
@@ -321,13 +326,12 @@ impl ConsumerBuilder {
         let mut subscriptions = subscriptions;
         subscriptions.sort_by(|one, other| one.0.cmp(&other.0));
         let agreement = Agreement { subscriptions, mode, max_span: self.max_span };
-        let group = Groups::join(&store, &group, agreement, from)?;
         let terms = Terms {
             batch_max: self.batch_max,
             consume_timeout: self.consume_timeout,
             max_reconsume_times,
         };
-        let owner = group.new_owner(&terms);
+        let (group, owner) = Groups::join(&store, &group, agreement, from, &terms)?;
         let member = Member { group, owner, terms: Arc::new(terms), gone: AtomicBool::new(false) };
         Ok(Consumer { member: Arc::new(member) })
     }
@@ -371,7 +375,8 @@ impl Consumer {
         (&self.member.group.store, offsets_name, topics)
     }
 
-    /// Messages of one queue, up to `batch_max` of them; blocks up to `timeout` until there are any. Empty
+    /// Messages of one queue, up to `batch_max` of them; blocks up to `timeout` until there are any, and as
+    /// long as a put takes where one has failed too often, or cannot be decompressed, and is set aside. Empty
     /// if there was none in time: also where a long row of messages that do not pass took all of it; the next
     /// call goes on behind them. The queues take turns.
     ///
@@ -503,7 +508,7 @@ impl Consumer {
 impl Member {
     fn leave(&self) {
         if !self.gone.swap(true, Ordering::SeqCst) {
-            self.group.release(self.owner);
+            self.group.leave(self.owner);
         }
     }
 }

@@ -22,7 +22,8 @@ pub enum Settled {
     /// It counts: the group is done with the message.
     Done,
     /// It does not: the lease had run out and the message was given out again, or it was settled before.
-    /// Whoever has it now says what becomes of it.
+    /// Whoever has it now says what becomes of it. If it ran out while a copy was being stored that takes its
+    /// place, that is there nonetheless: the message comes once more, or lies among the dead letters, too.
     LeaseLost,
 }
 

@@ -94,11 +94,10 @@ pub(super) struct Copies {
 }
 
 impl Copies {
-    /// That of a message for which the same was wanted.
-    pub(super) fn take(&mut self, offset: u64, fate: Fate) -> Option<Ticket> {
-        let laid = self.laid.get_mut(&offset)?;
-        let at = laid.iter().position(|(known, _)| *known == fate)?;
-        Some(laid.swap_remove(at).1)
+    /// That of a message for which the same was wanted, to be waited for as long as at first.
+    pub(super) fn find(&self, offset: u64, fate: Fate) -> Option<Ticket> {
+        let laid = self.laid.get(&offset)?;
+        laid.iter().find(|(known, _)| *known == fate).map(|(_, ticket)| ticket.again())
     }
 
     /// Keeps one. Everything before `floor` is done with.

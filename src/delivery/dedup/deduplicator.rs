@@ -137,7 +137,8 @@ impl fmt::Debug for DeduplicatorBuilder {
 ///   say that it has succeeded.
 ///
 /// What lies before the place where a group began, or was taken by
-/// [`commit_offset`](crate::Store::commit_offset), counts as handled. A group that is taken back handles messages
+/// [`commit_offset`](crate::Store::commit_offset), counts as handled; so does what an earlier subscription's filter
+/// did not let pass. A group that is taken back handles messages
 /// again that come before what is known, with a deduplicator that is opened after that.
 ///
 /// One for all consumers of a group in a process: clone it. It is a handle of its store, which stays open with it.

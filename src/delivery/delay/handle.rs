@@ -211,14 +211,14 @@ impl Store {
         Ok(handle)
     }
 
-    /// Cancels a message that has not been delivered yet, durably: as RocketMQ does, by a message that
-    /// says so. Blocks as a [`put`](Self::put).
+    /// Cancels a message that has not been delivered yet, durably whatever the flush mode: as RocketMQ does,
+    /// by a message that says so. Blocks as a [`put`](Self::put), and then until a power cut cannot undo it.
     ///
     /// A handle that names no message, or one that was delivered or cancelled, does nothing.
     ///
     /// # Errors
-    /// As [`put`](Self::put); [`Error::NotOk`] if what cancels it is not known to be safe: it may
-    /// count nonetheless.
+    /// As [`put`](Self::put); [`Error::NotOk`] and [`Error::FlushTimeout`] if what cancels it is not known to
+    /// be safe: it may count nonetheless.
     ///
     /// # Examples
     /// ```
@@ -241,13 +241,13 @@ impl Store {
     /// ```
     pub fn cancel_delayed(&self, handle: &DelayHandle) -> Result<Cancelled> {
         let Some(ticket) = self.submit_cancel(handle)? else { return Ok(Cancelled::TooLate) };
-        ticket.wait()?.ok()?;
+        self.wait_until_safe(&ticket)?;
         let in_time = self.clock().unix_millis() < handle.deliver_at;
         Ok(if in_time { Cancelled::InTime } else { Cancelled::Perhaps })
     }
 
     /// The same without waiting: the message is cancelled if the ticket is answered with `PutOk` before
-    /// it is due. `None` if it was due before.
+    /// it is due, and that lasts as long as what the store's flush mode makes of a put. `None` if it was due before.
     ///
     /// # Errors
     /// As [`submit`](Self::submit).

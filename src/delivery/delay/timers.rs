@@ -24,6 +24,8 @@ const SOON_MAX: usize = 1 << 20;
 const NOTE_MS: i64 = 100;
 /// What is collected at most before.
 const NOTE_LEN: usize = 512;
+/// Notes that one message may keep which cannot be put: then it is put behind the others.
+const NOTES_MAX: usize = 64;
 /// Set in the place of what is delivered, and not of what cancels something: that comes first.
 const IS_MESSAGE: u64 = 1 << 63;
 
@@ -411,7 +413,7 @@ impl Timers {
             Err(Trouble::OwnFault(error)) => {
                 let until = moment.unix + PUT_OFF_MS;
                 report.trouble(error, until);
-                if self.put_off.len() >= self.soon_max
+                if (self.put_off.len() >= self.soon_max || self.keeps_notes(offset))
                     && let Some(message) = delivered(&record)
                 {
                     match self.outbox.put_off(store, &timed(message, until)?.waiting(), key) {
@@ -425,6 +427,11 @@ impl Timers {
             }
             sent => sent,
         }
+    }
+
+    /// Whether all that is done with behind a message is noted one by one for its sake alone.
+    fn keeps_notes(&self, offset: u64) -> bool {
+        self.notes.len() >= NOTES_MAX && self.done.floor() == offset
     }
 
     fn is_cancelled(&self, due: i64, record: &RecordRef<'_>) -> bool {
@@ -554,7 +561,10 @@ impl Timers {
 fn times(properties: PropertiesRef<'_>, due: i64) -> (i64, i64) {
     let due = timer_due(properties).unwrap_or(due);
     let slot = timer_slot(properties);
-    (due, slot.unwrap_or_else(|| due.saturating_sub(1).div_euclid(WHEEL_MS) * WHEEL_MS))
+    (
+        due,
+        slot.unwrap_or_else(|| due.saturating_sub(1).div_euclid(WHEEL_MS).saturating_mul(WHEEL_MS)),
+    )
 }
 
 /// The time of what a broker puts to recall a message of a slot.

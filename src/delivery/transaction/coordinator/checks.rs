@@ -204,11 +204,12 @@ impl Coordinator {
         }
     }
 
-    pub(super) fn unschedule(&self, half: &Half, state: &mut HalfState) {
-        let Some(due) = state.due.take() else { return };
-        if let Some(group) = self.book.lock().groups.get_mut(&half.group) {
-            group.due.remove(&(due, state.place.offset));
-        }
+    /// When it was to be checked, if nobody is about to.
+    pub(super) fn unschedule(&self, half: &Half, state: &mut HalfState) -> Option<Instant> {
+        let due = state.due.take()?;
+        let mut book = self.book.lock();
+        let group = book.groups.get_mut(&half.group)?;
+        group.due.remove(&(due, state.place.offset)).then_some(due)
     }
 
     pub(super) fn have_checked(&self, store: &Store, now: Instant) -> Next {

@@ -29,7 +29,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use upkeep::Advance;
 
 /// Messages read in one go.
@@ -294,9 +294,11 @@ impl Coordinator {
     ) -> Result<Ticket> {
         let order = &self.desks[queue as usize].order;
         let _order = match pace {
-            Pace::Patient => order.lock(),
-            Pace::AtOnce => order.try_lock().ok_or(Error::Full)?,
+            // Whoever has it may wait for room, and those behind it not each as long once more.
+            Pace::Patient => order.try_lock_for(patience(store)),
+            Pace::AtOnce => order.try_lock(),
         };
+        let _order = _order.ok_or(Error::Full)?;
         let ticket = pace.lay(store, message)?;
         self.book.lock().ledgers[queue as usize].note(ticket.queue_offset(), Some(half.clone()));
         self.touch();
@@ -443,7 +445,19 @@ impl Coordinator {
         let mut turn = match pace {
             Pace::Patient => {
                 desk.owed.lock().push(offset);
-                desk.turn.lock()
+                match desk.turn.try_lock_for(patience(store)) {
+                    Some(turn) => turn,
+                    None => {
+                        let mut owed = desk.owed.lock();
+                        if let Some(mine) = owed.iter().position(|owed| *owed == offset) {
+                            owed.swap_remove(mine);
+                            return Err(Error::Full);
+                        }
+                        drop(owed);
+                        // Whoever has the turn has taken it along.
+                        desk.turn.lock()
+                    }
+                }
             }
             Pace::AtOnce => {
                 let turn = desk.turn.try_lock().ok_or(Error::Full)?;
@@ -501,8 +515,8 @@ impl Coordinator {
     ) -> Result<()> {
         let message = half::copy_for(&view.record(), state.origin, checks, queue.topic());
         let ticket = self.append(store, queue, &message, half, pace)?;
-        let due = state.due;
-        self.unschedule(half, state);
+        // Not one that is being checked by now.
+        let due = self.unschedule(half, state);
         let place = state.place;
         state.closing.push(place);
         state.place = Place { queue, offset: ticket.queue_offset() };
@@ -604,6 +618,11 @@ impl Book {
     }
 }
 
+/// How long whatever is put waits for its place.
+fn patience(store: &Store) -> Duration {
+    store.config().log.put_timeout
+}
+
 /// What the copy at `place` says.
 fn find(store: &Store, place: Place) -> Result<Found> {
     let (topic, offset) = (place.queue.topic(), place.offset);
@@ -674,7 +693,6 @@ mod tests {
     use super::*;
     use crate::disk::SimDisk;
     use crate::{Environment, StoreConfig};
-    use std::time::Duration;
 
     #[test]
     fn what_others_had_for_an_entry_that_finds_no_room_is_still_theirs_to_put() {
@@ -720,6 +738,55 @@ mod tests {
         assert_eq!(coordinator.stats().open, 2, "it has a copy");
         half.commit().unwrap();
         assert_eq!(store.get("orders", 0, 0, 9).unwrap().messages.len(), 1);
+    }
+
+    #[test]
+    fn nobody_waits_without_end_for_those_who_wait_for_room() {
+        let disk = SimDisk::new(1);
+        let mut config = StoreConfig::new("/s").segment_size(64 << 10);
+        config.log.put_timeout = Duration::from_millis(10);
+        let store = Store::open_in(config, Environment::on(disk.shared()).stepped()).unwrap();
+        let check = |_: &HalfMessageView| TransactionState::Unknown;
+        let producer = store.transactional_producer("service", check).open().unwrap();
+        let half = producer.begin(Message::new("orders", "1").queue(0)).unwrap();
+        let delivery = Delivery::of(&store).unwrap();
+        let coordinator = delivery.transactions.of(&store, &delivery).unwrap();
+        let Desk { order, owed, turn } = &coordinator.desks[Queue::Half as usize];
+        let (order, turn) = (order.lock(), turn.lock());
+        let refused = producer.begin(Message::new("orders", "2").queue(0));
+        assert!(matches!(refused, Err(Error::Full)), "{refused:?}");
+        let refused =
+            coordinator.put_done(&store, Place { queue: Queue::Half, offset: 0 }, Pace::Patient);
+        assert!(matches!(refused, Err(Error::Full)), "{refused:?}");
+        assert!(owed.lock().is_empty(), "nobody is to put it any more");
+        drop((order, turn));
+        half.rollback().unwrap();
+        assert_eq!(coordinator.stats().open, 0);
+    }
+
+    #[test]
+    fn a_half_message_that_is_about_to_be_checked_is_not_checked_once_more_because_it_moves() {
+        let disk = SimDisk::new(1);
+        let config = StoreConfig::new("/s").segment_size(64 << 10);
+        let store = Store::open_in(config, Environment::on(disk.shared()).stepped()).unwrap();
+        let check = |_: &HalfMessageView| TransactionState::Unknown;
+        let producer = store.transactional_producer("service", check).open().unwrap();
+        let _half = producer.begin(Message::new("orders", "1").queue(0)).unwrap();
+        let delivery = Delivery::of(&store).unwrap();
+        let coordinator = delivery.transactions.of(&store, &delivery).unwrap();
+        let dues =
+            || coordinator.book.lock().groups.values().map(|group| group.due.len()).sum::<usize>();
+        let moved = |times: u64| {
+            coordinator.book.lock().ledgers[Queue::Half as usize].note(times * 2 * SPAN_MIN, None);
+            coordinator.step(&store);
+        };
+        assert_eq!(dues(), 1);
+        moved(1);
+        assert_eq!(dues(), 1, "it is still to be checked when it was");
+        // A checker has it, and is busy with others.
+        coordinator.book.lock().groups.values_mut().for_each(|group| group.due.clear());
+        moved(2);
+        assert_eq!(dues(), 0);
     }
 
     #[test]
