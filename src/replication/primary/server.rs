@@ -228,9 +228,10 @@ impl Server {
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
         // All of them together, or each one that hangs would be waited for in turn.
+        let clock = &self.service.clock;
         let within = |max| {
-            let end = Instant::now() + max;
-            move || end.saturating_duration_since(Instant::now())
+            let end = clock.now() + max;
+            move || end.saturating_duration_since(clock.now())
         };
         let left = within(STOP_MAX);
         for (acceptor, mut worker) in std::mem::take(&mut *self.listeners.lock()) {
