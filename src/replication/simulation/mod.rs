@@ -235,7 +235,7 @@ fn what_is_confirmed_outlasts_every_failure_and_is_the_same_on_all_nodes() {
     for seed in SEEDS.split_whitespace() {
         counts.join(run(seed.parse().expect("a seed")));
     }
-    let default = if cfg!(debug_assertions) { 1_000 } else { 20_000 };
+    let default = if cfg!(debug_assertions) { 300 } else { 20_000 };
     let wanted = number("DURALOG_SCHEDULES").unwrap_or(default);
     let (next, failed) = (AtomicU64::new(1), AtomicBool::new(false));
     let work = || {
