@@ -596,6 +596,8 @@ fn a_replica_has_no_producer() {
         Store::open_replicated(config(), environment, Arc::new(Passive::default())).unwrap();
     let refused = replica.producer("g").open();
     assert!(matches!(refused, Err(Error::Refused(Refusal::NotPrimary))));
+    let refused = replica.transactional_producer("g", |_| TransactionState::Unknown).open();
+    assert!(matches!(refused, Err(Error::Refused(Refusal::NotPrimary))));
     assert_eq!(replica.topic(TOPIC).unwrap(), None);
 }
 

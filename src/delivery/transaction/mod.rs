@@ -118,7 +118,7 @@ impl TransactionalProducerBuilder {
     /// # Errors
     /// [`Error::ProducerGroupInUse`] if another producer has the group; [`Error::Config`] and
     /// [`Error::TooLarge`] for a group or number out of range; [`Error::ReadOnly`]; [`Error::Closed`];
-    /// [`Error::Io`], also if the thread cannot be started.
+    /// [`Error::Refused`] on a replica; [`Error::Io`], also if the thread cannot be started.
     pub fn open(self) -> Result<TransactionalProducer> {
         let Self { store, group, check, options } = self;
         if group.is_empty() || group.chars().any(|c| c.is_control() || matches!(c, '@' | '/')) {
@@ -140,9 +140,7 @@ impl TransactionalProducerBuilder {
                 return Err(Error::Config { field, value: "0".to_owned(), allowed });
             }
         }
-        if store.config().log.read_only {
-            return Err(Error::ReadOnly);
-        }
+        store.check_takes_puts()?;
         let delivery = Delivery::of(&store)?;
         let coordinator = delivery.transactions.of(&store, &delivery)?;
         let checker = Arc::new(Checker::new(&group, options, check));
