@@ -81,8 +81,8 @@ pub(super) struct Group {
     changes: AtomicU64,
     turn: AtomicUsize,
     members: Mutex<Members>,
-    /// All its consumers are gone: it commits nothing any more, and whoever comes begins another one. Set
-    /// before their leases end.
+    /// All its consumers are gone and their leases over: it commits nothing any more, and whoever comes begins
+    /// another one.
     retired: AtomicBool,
 }
 
@@ -466,7 +466,8 @@ impl Group {
         if let (Ok(Taken::Nothing), true) = (&taken, hopeless.is_empty()) {
             taken = self.fetch_new(queue, &mut state, owner, terms, max);
         }
-        let noted = self.note(queue, &state, floor);
+        // Whoever still looks for its last consumer has no say in where the next ones are.
+        let noted = if self.is_retired() { Ok(()) } else { self.note(queue, &state, floor) };
         self.publish(queue, &state);
         // What is not handed out goes back, which takes the lock; a put may take its time, and a stranger's
         // code may do anything.
@@ -527,9 +528,8 @@ impl Group {
     /// Commits the floor if it is not `before` any more.
     fn note(&self, queue: &Queue, state: &InFlight, before: u64) -> Result<()> {
         match self.topic(queue) {
-            // Under the lock: a lower floor must not be written after a higher one, nor one of a group that
-            // another one has followed.
-            Some((topic, _)) if state.floor() != before && !self.is_retired() => {
+            // Under the lock: a lower floor must not be written after a higher one.
+            Some((topic, _)) if state.floor() != before => {
                 self.commit(topic, queue.id, state.floor())
             }
             _ => Ok(()),
@@ -609,14 +609,15 @@ impl Group {
     pub(super) fn leave(&self, owner: Owner) {
         let mut members = self.members.lock();
         members.present.retain(|(one, _)| *one != owner);
-        if members.present.is_empty() {
-            self.retired.store(true, SeqCst);
-        }
-        drop(members);
         let (now, queues) = (self.now(), self.queues.read().queues.clone());
         for queue in queues.iter() {
             queue.state.lock().release(owner, now);
         }
+        // Nobody can settle anything by then: what was settled before counts, and is committed.
+        if members.present.is_empty() {
+            self.retired.store(true, SeqCst);
+        }
+        drop(members);
         self.changed();
     }
 }
