@@ -162,21 +162,22 @@ impl Group {
         self.members.lock().get(&node).is_some_and(|member| member.session == Some(session))
     }
 
-    /// Notes what a replica holds. Only what it holds `in_epoch`, the primary's
-    /// own, counts: an older primary's records may yet be cut from it.
+    /// Notes what a replica holds. It counts once the replica is in the primary's own epoch, which begins at
+    /// `epoch`, and holds all that comes before it: an older primary's records may yet be cut from it, and
+    /// a power cut that takes the end of them takes the epoch along.
     pub(crate) fn ack(
         &self,
         node: NodeId,
         session: SessionId,
         (written, durable): (u64, u64),
-        in_epoch: bool,
+        epoch: Option<u64>,
     ) {
-        self.note(node, session, (written, durable), durable, in_epoch);
+        self.note(node, session, (written, durable), durable, epoch);
     }
 
     /// The same for a RocketMQ slave, which says nothing of its disk.
     pub(crate) fn ack_in_memory(&self, node: NodeId, session: SessionId, written: u64) {
-        self.note(node, session, (written, 0), written, true);
+        self.note(node, session, (written, 0), written, Some(0));
     }
 
     fn note(
@@ -185,17 +186,18 @@ impl Group {
         session: SessionId,
         (written, durable): (u64, u64),
         resumes: u64,
-        in_epoch: bool,
+        epoch: Option<u64>,
     ) {
         let mut members = self.members.lock();
         if let Some(member) = members.get_mut(&node).filter(|one| one.session == Some(session)) {
             (member.written, member.durable, member.resumes) = (written, durable, resumes);
-            if in_epoch {
-                member.counts = match self.policy.level {
-                    AckLevel::Durable if canary!("ack_before_durable") => written,
-                    AckLevel::Durable => durable.min(written),
-                    AckLevel::InMemory => written,
-                };
+            let held = match self.policy.level {
+                AckLevel::Durable if canary!("ack_before_durable") => written,
+                AckLevel::Durable => durable.min(written),
+                AckLevel::InMemory => written,
+            };
+            if epoch.is_some_and(|start| held >= start) {
+                member.counts = held;
             }
             self.settle(&members);
         }
@@ -326,9 +328,9 @@ mod tests {
         node: NodeId,
         session: SessionId,
         held: (u64, u64),
-        in_epoch: bool,
+        epoch: Option<u64>,
     ) -> u64 {
-        group.ack(node, session, held, in_epoch);
+        group.ack(node, session, held, epoch);
         group.confirmed()
     }
 
@@ -336,25 +338,38 @@ mod tests {
     fn so_many_replicas_must_hold_it() {
         let group = group(2, AckLevel::Durable);
         group.join(A, 1, 1).unwrap();
-        assert_eq!(acked(&group, A, 1, (50, 40), true), 10);
+        assert_eq!(acked(&group, A, 1, (50, 40), Some(0)), 10);
         group.join(B, 1, 2).unwrap();
-        assert_eq!(acked(&group, B, 2, (90, 30), true), 30);
-        assert_eq!(acked(&group, B, 2, (90, 90), true), 40);
+        assert_eq!(acked(&group, B, 2, (90, 30), Some(0)), 30);
+        assert_eq!(acked(&group, B, 2, (90, 90), Some(0)), 40);
     }
 
     #[test]
     fn in_memory_counts_where_it_was_chosen() {
         let group = group(1, AckLevel::InMemory);
         group.join(A, 1, 1).unwrap();
-        assert_eq!(acked(&group, A, 1, (50, 40), true), 50);
+        assert_eq!(acked(&group, A, 1, (50, 40), Some(0)), 50);
     }
 
     #[test]
     fn what_a_replica_holds_of_an_older_epoch_does_not_count() {
         let group = group(1, AckLevel::Durable);
         group.join(A, 1, 1).unwrap();
-        assert_eq!(acked(&group, A, 1, (50, 50), false), 10);
-        assert_eq!(acked(&group, A, 1, (50, 50), true), 50);
+        assert_eq!(acked(&group, A, 1, (50, 50), None), 10);
+        assert_eq!(acked(&group, A, 1, (50, 50), Some(0)), 50);
+    }
+
+    #[test]
+    fn an_epoch_that_a_power_cut_would_take_along_does_not_count() {
+        let group = group(1, AckLevel::Durable);
+        group.join(A, 1, 1).unwrap();
+        // It has entered the epoch, durably, and what comes before it is not all on the disk.
+        assert_eq!(acked(&group, A, 1, (80, 50), Some(60)), 10);
+        assert_eq!(acked(&group, A, 1, (80, 60), Some(60)), 60);
+        // Whose acks mean memory is not asked after a power cut.
+        let group = self::group(1, AckLevel::InMemory);
+        group.join(A, 1, 1).unwrap();
+        assert_eq!(acked(&group, A, 1, (80, 50), Some(60)), 80);
     }
 
     #[test]
@@ -362,10 +377,10 @@ mod tests {
         let group = group(2, AckLevel::Durable);
         group.join(A, 1, 1).unwrap();
         group.join(B, 1, 2).unwrap();
-        group.ack(A, 1, (50, 50), true);
-        group.ack(B, 2, (50, 50), true);
+        group.ack(A, 1, (50, 50), Some(0));
+        group.ack(B, 2, (50, 50), Some(0));
         group.leave(B, 2);
-        assert_eq!(acked(&group, A, 1, (80, 80), true), 50);
+        assert_eq!(acked(&group, A, 1, (80, 80), Some(0)), 50);
         assert!(!group.reaches(81));
     }
 
@@ -417,7 +432,7 @@ mod tests {
         let slave = slave(&group, 1, 3);
         for node in [A, B] {
             group.join(node, 1, node.0).unwrap();
-            group.ack(node, node.0, (50, 50), true);
+            group.ack(node, node.0, (50, 50), Some(0));
         }
         assert_eq!((in_memory(&group, slave, 40), group.connected()), (40, 3));
     }
@@ -435,7 +450,7 @@ mod tests {
     fn what_a_replica_lacks_is_kept_for_it_while_it_comes_back() {
         let group = group(1, AckLevel::Durable);
         group.join(A, 1, 1).unwrap();
-        group.ack(A, 1, (950, 950), true);
+        group.ack(A, 1, (950, 950), Some(0));
         group.leave(A, 1);
         group.join(A, 1, 2).unwrap();
         assert_eq!(group.floor(1000), 950);
@@ -445,7 +460,7 @@ mod tests {
     fn names_without_number_take_up_no_more_memory() {
         let group = group(1, AckLevel::Durable);
         group.join(A, 1, 1).unwrap();
-        group.ack(A, 1, (50, 50), true);
+        group.ack(A, 1, (50, 50), Some(0));
         group.leave(A, 1);
         for name in 100..100 + 3 * MEMBERS_MAX as u64 {
             group.join(NodeId(name), 1, name).unwrap();
@@ -462,7 +477,7 @@ mod tests {
         let group = group(1, AckLevel::Durable);
         group.join(A, 1, 1).unwrap();
         group.join(A, 1, 2).unwrap();
-        assert_eq!(acked(&group, A, 1, (50, 50), true), 10);
+        assert_eq!(acked(&group, A, 1, (50, 50), Some(0)), 10);
         group.leave(A, 1);
         assert_eq!(group.connected(), 1);
         assert!(group.is_current(A, 2) && !group.is_current(A, 1));
@@ -502,7 +517,7 @@ mod tests {
         let group = group(1, AckLevel::Durable);
         assert!(!group.reaches(0) && !group.reaches(10));
         group.join(A, 1, 1).unwrap();
-        group.ack(A, 1, (50, 50), true);
+        group.ack(A, 1, (50, 50), Some(0));
         assert!(group.reaches(150) && !group.reaches(151));
         assert_eq!((group.floor(150), group.floor(151)), (50, u64::MAX));
     }

@@ -278,7 +278,8 @@ impl PrimarySession {
                     return Err(SessionError::protocol("an ack that takes back another one"));
                 }
                 *acked = said;
-                hub.group.ack(*node, self.id, (written, durable), in_epoch);
+                let epoch = in_epoch.then_some(hub.epoch.start);
+                hub.group.ack(*node, self.id, (written, durable), epoch);
                 hub.publish()?;
             }
             (_, Frame::Refuse { code, details }) => {
