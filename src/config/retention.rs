@@ -64,7 +64,9 @@ impl Threshold {
 #[non_exhaustive]
 pub struct Retention {
     /// Age after which a segment may go: that of its newest message, by store time; RocketMQ's
-    /// `fileReservedTime`, which goes by the time the file was last modified instead. At least 1 s.
+    /// `fileReservedTime`, which goes by the time the file was last modified instead. Where that is a time to
+    /// come, because the clock was ahead once, it counts from when this process first saw the segment
+    /// followed by another one. At least 1 s.
     pub file_reserved_time: Option<Duration>,
     /// Hours of the local day, 0 to 23, in which segments go for their age; RocketMQ's `deleteWhen`.
     /// Empty means any hour.

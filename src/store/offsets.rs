@@ -163,9 +163,19 @@ impl Offsets {
 
     /// Where all groups are: as brokers were told, and what has moved since.
     pub(super) fn known(&self) -> Result<ConsumerOffsets> {
-        let mut table = self.brokers.load::<ConsumerOffsets>()?.table;
+        let mut table = self.told()?;
         self.put_into(&mut table);
         Ok(table)
+    }
+
+    /// Where all groups are, as brokers were told.
+    fn told(&self) -> Result<ConsumerOffsets> {
+        match self.brokers.load::<ConsumerOffsets>() {
+            Ok(loaded) => Ok(loaded.table),
+            // The truth is not there.
+            Err(Error::Corrupt { .. }) => Ok(ConsumerOffsets::default()),
+            Err(error) => Err(error),
+        }
     }
 
     fn put_into(&self, table: &mut ConsumerOffsets) {
@@ -191,11 +201,7 @@ impl Offsets {
             return Ok(());
         }
         let written = self.table.written();
-        let mut table = match self.brokers.load::<ConsumerOffsets>() {
-            Ok(loaded) => loaded.table,
-            Err(Error::Corrupt { .. }) => ConsumerOffsets::default(),
-            Err(error) => return Err(error),
-        };
+        let mut table = self.told()?;
         let forgotten: Vec<_> = table
             .iter()
             .filter(|one| !self.table.knows(one.group, one.topic))

@@ -8,16 +8,16 @@ use crate::disk::DiskSpace;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::log::ConsumeQueue;
 use crate::message::format::{
-    BROADCAST, DEAD_LETTER_TOPIC_PREFIX, DELAY_GROUP, HALF_TOPIC, RETRY_TOPIC_PREFIX,
-    SCHEDULE_TOPIC, TIMER_TOPIC, TRANSACTION_GROUP,
+    BROADCAST, CHECKED_IN_VAIN_TOPIC, DEAD_LETTER_TOPIC_PREFIX, DELAY_GROUP, HALF_TOPIC,
+    RETRY_TOPIC_PREFIX, SCHEDULE_TOPIC, TIMER_TOPIC, TRANSACTION_GROUP,
 };
 use crate::tables::{ConsumerOffsets, QueueProgress};
 use crate::worker::Next;
 use parking_lot::{Mutex, MutexGuard};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const HOUR_MS: i64 = 3600 * 1000;
 
@@ -66,6 +66,8 @@ pub(crate) struct Expiry {
     next: Mutex<Option<Instant>>,
     /// Held while segments are deleted, and by whoever needs all of them.
     deleting: Mutex<()>,
+    /// Where segments end that were seen to be followed by others, and when they were first.
+    ended: Mutex<VecDeque<(u64, Instant)>>,
 }
 
 impl Expiry {
@@ -113,6 +115,7 @@ impl Shared {
             // Whoever needs them all is asked again soon, and not waited for: the store may be closing.
             return Next::At(now + retention.check_interval);
         };
+        self.note_ends();
         let outcome = self.expire(retention);
         let more = matches!(outcome, Ok(true));
         self.stats.queue_work(QueueWork::Expire, outcome.err());
@@ -129,14 +132,18 @@ impl Shared {
         let root = self.core.directory().root();
         let space = self.core.disk.space(root).at(IoOp::Open, root)?;
         self.watch_disk(retention, space);
-        let offsets = self.wanted()?;
         let mut pinned = Vec::new();
         let mut deleted = 0;
         while deleted < retention.delete_batch_max {
             let space = self.core.disk.space(root).at(IoOp::Open, root)?;
             let Some(end) = self.oldest_due(&self.reasons(retention, space)) else { break };
+            if !self.queues_are_durable(end) {
+                break;
+            }
+            // All that lies before is in its queue by now, however new that is.
+            let offsets = self.wanted()?;
             pinned = self.pins_before(end, retention, &offsets)?;
-            if !pinned.is_empty() || !self.queues_are_durable(end) {
+            if !pinned.is_empty() {
                 break;
             }
             self.delete_before(end, &offsets)?;
@@ -159,6 +166,7 @@ impl Shared {
             (DELAY_GROUP.to_owned(), SCHEDULE_TOPIC.to_owned()),
             (DELAY_GROUP.to_owned(), TIMER_TOPIC.to_owned()),
             (TRANSACTION_GROUP.to_owned(), HALF_TOPIC.to_owned()),
+            (TRANSACTION_GROUP.to_owned(), CHECKED_IN_VAIN_TOPIC.to_owned()),
         ]);
         for QueueProgress { group, topic, .. } in offsets.iter() {
             topics.insert((group.to_owned(), topic.to_owned()));
@@ -169,7 +177,8 @@ impl Shared {
         for (group, topic) in topics {
             for queue_id in self.queues.ids(&topic) {
                 if offsets.get(&topic, &group, queue_id).is_none() {
-                    offsets.set(&topic, &group, queue_id, 0)?;
+                    // A name that no group can have is none.
+                    let _ = offsets.set(&topic, &group, queue_id, 0);
                 }
             }
         }
@@ -211,8 +220,36 @@ impl Shared {
         }
         // No record of a segment is younger than the one behind it.
         let newest = || self.core.read(end, false).ok().flatten();
-        let old = |limit: i64| newest().is_some_and(|view| view.record().store_timestamp() < limit);
+        let old = |limit: i64| {
+            newest().is_some_and(|view| {
+                let newest = view.record().store_timestamp();
+                newest < limit || newest > self.core.clock.unix_millis() && self.is_old(end, limit)
+            })
+        };
         (reasons.forced || reasons.older_than.is_some_and(old)).then_some(end)
+    }
+
+    /// Notes where the last whole segment ends.
+    fn note_ends(&self) {
+        let (size, min) = (self.core.segment_size(), self.core.min_offset());
+        let end = self.core.progress.durable() / size * size;
+        let mut ended = self.expiry.ended.lock();
+        while ended.front().is_some_and(|(end, _)| *end <= min) {
+            ended.pop_front();
+        }
+        if ended.back().is_none_or(|(last, _)| *last < end) {
+            ended.push_back((end, self.core.clock.now()));
+        }
+    }
+
+    /// Whether a segment that ends there ended before a time, as far as this process has seen: where its
+    /// records say that they are of a time to come, because the clock was ahead when they were put.
+    fn is_old(&self, end: u64, limit: i64) -> bool {
+        let age = self.core.clock.unix_millis().saturating_sub(limit);
+        let age = Duration::from_millis(u64::try_from(age).unwrap_or(0));
+        let ended = self.expiry.ended.lock();
+        let seen = ended.iter().find(|(seen, _)| *seen >= end).map(|(_, at)| *at);
+        seen.is_some_and(|at| self.core.clock.now().saturating_duration_since(at) > age)
     }
 
     /// Whether the queues hold durably what lies before `end`, now if not before: how far a queue has come

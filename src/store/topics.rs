@@ -134,7 +134,8 @@ impl Store {
         }
         // One that nobody has noted has the queues that hold something, and what a new one would have.
         let held = there.map_or(0, |topic| topic.read_queue_nums);
-        let config = TopicConfig::new(queues.max(held));
+        let max = shared.config.max_queues_per_topic;
+        let config = TopicConfig::new(queues.max(held).min(max));
         if shared.config.log.read_only {
             return Ok(config);
         }

@@ -177,8 +177,7 @@ fn origin<'a>(record: &RecordRef<'a>) -> &'a str {
 
 /// The message as it was before its group failed to handle it.
 fn fresh(record: &RecordRef<'_>, topic: impl Into<String>) -> Message {
-    Message::copy_of(record, topic)
-        .with_known_body()
+    retry::copy_of(record, topic)
         .without(&[names::DLQ_ORIGIN_TOPIC, names::DLQ_ORIGIN_MESSAGE_ID])
         .reconsume_times(0)
 }

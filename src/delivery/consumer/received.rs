@@ -146,13 +146,18 @@ impl Received {
     /// on, longer each time, up to 2 h. After `max_reconsume_times` it goes to the dead letters of the
     /// group.
     ///
+    /// Where the properties of a message leave no room for what RocketMQ adds to them, the copy lacks some: the
+    /// longest first; tags, keys and sharding key last.
+    ///
     /// The message goes to the group's retry topic, as by RocketMQ, and is done with here once the copy
     /// is as safe as the store's settings ask. A group that consumes in order, or each consumer for
     /// itself, makes no copy: the message stays, and in order it holds up its queue, for 1 s each time.
     ///
     /// # Errors
     /// Those of [`Store::put`](crate::Store::put), and [`Error::NotOk`](crate::Error::NotOk) if the copy
-    /// is not known to be as safe as asked. The message stays on lease then, and the call may be made
+    /// is not known to be as safe as asked; [`Error::TooLarge`](crate::Error::TooLarge) for a message that
+    /// leaves no room in a segment for what its copy says of it: that one can only be acknowledged, and holds up
+    /// the group's offset until then. The message stays on lease then, and the call may be made
     /// again: it waits once more for the copy that is there. Only a crash in between, or another wish, such
     /// as [`reject`](Self::reject) after this, makes another one, and the message may come twice then.
     /// [`Error::Refused`](crate::Error::Refused) on a replica, see [`Consumer`](super::Consumer).

@@ -6,7 +6,7 @@ use crate::log::MessageView;
 use crate::message::format::{
     DEAD_LETTER_TOPIC_PREFIX, DELAY_LEVELS_MS, RETRY_TOPIC_PREFIX, TIMER_DELAY_MAX_MS,
 };
-use crate::message::{Message, Properties, RecordRef, names};
+use crate::message::{Message, RecordRef, SysFlag, names};
 use crate::store::Ticket;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -43,24 +43,30 @@ pub(super) fn checked(delay: Duration) -> Result<Duration> {
     Ok(delay.max(Duration::from_millis(1)))
 }
 
-/// The message with what matters most of its properties.
-fn bare(message: Message) -> Message {
-    let kept = [
-        names::UNIQ_KEY,
-        names::RETRY_TOPIC,
-        names::ORIGIN_MESSAGE_ID,
-        names::DELAY,
-        names::TIMER_DELAY_MS,
-        names::WAIT,
-    ];
-    let mut properties = Properties::new();
-    for name in kept {
-        if let Some(value) = message.get(name).filter(|value| value.len() < 1024) {
-            // It was one before.
-            let _ = properties.set(name, value);
-        }
-    }
-    message.properties(properties)
+/// The message without what is missed least of its properties, if there is anything to do without.
+fn leaner(message: Message) -> Option<Message> {
+    // What it takes to come again, and to be known.
+    let needed =
+        [names::RETRY_TOPIC, names::DELAY, names::TIMER_DELAY_MS, names::WAIT, names::UNIQ_KEY];
+    let spare = [names::DLQ_ORIGIN_MESSAGE_ID, names::ORIGIN_MESSAGE_ID];
+    let last = [names::TAGS, names::KEYS, names::SHARDING_KEY];
+    let properties = message.properties_ref();
+    let rank = |name: &str| match name {
+        name if spare.contains(&name) => 2,
+        name if last.contains(&name) => 0,
+        _ => 1,
+    };
+    let others = properties.iter().filter(|(name, _)| !needed.contains(name));
+    let (_, _, name) =
+        others.map(|(name, value)| (rank(name), value.len(), name.to_owned())).max()?;
+    Some(message.without(&[&name]))
+}
+
+/// A copy that is a message of its own: not what a transaction has brought about, though what it was made of is.
+pub(super) fn copy_of(record: &RecordRef<'_>, topic: impl Into<String>) -> Message {
+    let copy = Message::copy_of(record, topic).with_known_body();
+    let sys_flag = copy.sys_flag.without(SysFlag::TRANSACTION_MASK);
+    copy.sys_flag(sys_flag).without(&[names::TRANSACTION_PREPARED])
 }
 
 /// Whether a topic is that of a group's retries.
@@ -143,11 +149,14 @@ impl Group {
     /// Stores what takes a message's place; whoever waits for the ticket knows it to be durable and as safe
     /// as the store's settings ask.
     pub(super) fn lay_copy(&self, copy: Message) -> Result<Ticket> {
-        match self.delivery.lay(&self.store, copy.clone()) {
-            // Its properties leave no room for what says where it comes from: the message itself must not
-            // get lost for that.
-            Err(Error::TooLarge { .. }) => self.delivery.lay(&self.store, bare(copy)),
-            laid => laid,
+        let mut copy = copy;
+        loop {
+            match self.delivery.lay(&self.store, copy.clone()) {
+                // Its properties leave no room for what says where it comes from: the message itself must not
+                // get lost for that.
+                Err(error @ Error::TooLarge { .. }) => copy = leaner(copy).ok_or(error)?,
+                laid => return laid,
+            }
         }
     }
 
@@ -179,7 +188,7 @@ impl Group {
             names::TIMER_DELIVER_MS,
             names::TIMER_OUT_MS,
         ];
-        let mut copy = Message::copy_of(record, topic).without(&gone).with_known_body();
+        let mut copy = copy_of(record, topic).without(&gone);
         // What anybody else says of that means nothing.
         let own = self.is_own_retry(record.topic());
         if !own || copy.get(names::RETRY_TOPIC).is_none() {

@@ -1,6 +1,6 @@
 //! Messages that were due and are on their way to where they belong.
 
-use crate::error::{Error, InvalidMessage};
+use crate::error::Error;
 use crate::message::Message;
 use crate::replication::Refusal;
 use crate::store::{PutStatus, Store, Ticket};
@@ -33,14 +33,9 @@ impl From<Error> for Trouble {
             | Error::Closed
             | Error::ReadOnly
             | Error::Refused(Refusal::NotPrimary) => Self::Ended,
-            Error::InvalidMessage(
-                InvalidMessage::QueueId { .. }
-                | InvalidMessage::EmptyTopic
-                | InvalidMessage::TopicCharacter { .. }
-                | InvalidMessage::Property { .. },
-            )
-            | Error::TooLarge { .. }
-            | Error::UnknownTopic { .. } => Self::OwnFault(error),
+            Error::InvalidMessage(_) | Error::TooLarge { .. } | Error::UnknownTopic { .. } => {
+                Self::OwnFault(error)
+            }
             other => Self::Later(other),
         }
     }

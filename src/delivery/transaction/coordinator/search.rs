@@ -85,11 +85,13 @@ impl Coordinator {
         let since = view.record().store_timestamp();
         // A broker that commits a copy says where that lies.
         let origins = [origin, view.physical_offset()].map(u64::cast_signed);
+        let key = view.record().unique_key();
         let comes_from_it = |found: &MessageView| {
             found.physical_offset() > view.physical_offset()
+                && found.record().unique_key() == key
                 && committed_from(found).is_some_and(|from| origins.contains(&from))
         };
-        if let Some(key) = view.record().unique_key()
+        if let Some(key) = key
             && let Ok(found) = store.query(topic, key, KEY_MAX, since..=i64::MAX)
         {
             let is_all = found.len() < KEY_MAX;
