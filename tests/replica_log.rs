@@ -6,6 +6,7 @@ mod passive;
 #[path = "support/sim.rs"]
 mod sim;
 
+use duralog::clock::ManualClock;
 use duralog::disk::{Cut, CutMoment, Fault, SimCall, SimDisk};
 use duralog::message::{Frame, frame};
 use duralog::replication::{
@@ -803,4 +804,64 @@ fn a_closed_log_changes_nothing_for_whoever_has_the_directory_now() {
         assert!(matches!(answer, Err(Error::Closed)), "{what}: {answer:?}");
     }
     assert_eq!(contents(&disk), before);
+}
+
+#[test]
+fn that_something_is_confirmed_is_known_at_once_and_how_far_soon_after_whatever_else_happens() {
+    let (_, bytes) = original(12);
+    let (disk, clock) = (disk(), Arc::new(ManualClock::new(1_700_000_000_000)));
+    let open = |disk: &SimDisk| {
+        let replicator = Arc::new(Passive::default());
+        let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();
+        let store = Store::open_replicated(config(), environment, replicator.clone());
+        let (store, log) = (store.expect("it opens"), replicator.log());
+        Copy { store, log, at: replicator.start_point() }
+    };
+    let copy = open(&disk);
+    copy.log.enter_epoch(FIRST).expect("it may");
+    take_over(&copy, &bytes, &[4096]);
+    let second = records(&bytes)[1];
+    copy.log.confirm(second, FIRST.epoch).expect("that is the epoch");
+    let copy_disk = disk.cut_power(Cut::losing_all());
+    drop(copy);
+    let copy = open(&copy_disk);
+    assert_eq!(copy.at.confirmed, second, "it knows that it is none that nobody has followed");
+    // Word of the rest comes when nothing else does.
+    let end = copy.log.end();
+    copy.log.confirm(end, FIRST.epoch).expect("that is the epoch");
+    copy.store.commit_offset("billing", TOPIC, 0, 12).expect("it may");
+    for _ in 0..2 {
+        clock.advance(Duration::from_millis(200));
+        step(&copy.store);
+    }
+    let next = copy_disk.kill();
+    drop(copy);
+    let copy = open(&next);
+    assert_eq!(copy.at.confirmed, end);
+    assert_eq!(copy.store.get(TOPIC, 0, 0, 99).expect("readable").messages.len(), 12);
+}
+
+#[test]
+fn a_group_is_not_taken_back_to_what_is_known_to_be_confirmed() {
+    let (_, bytes) = original(12);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it may");
+    take_over(&copy, &bytes, &[4096]);
+    for end in [records(&bytes)[1], copy.log.end()] {
+        copy.log.confirm(end, FIRST.epoch).expect("that is the epoch");
+    }
+    // Upkeep does not get to saving how far that is.
+    copy.store.step(StoreWorker::Dispatch);
+    assert_eq!(copy.store.get(TOPIC, 0, 0, 99).expect("readable").messages.len(), 12);
+    copy.store.commit_offset("billing", TOPIC, 0, 12).expect("it may");
+    let next = disk.kill();
+    drop(copy);
+    let copy = copy_of(&next, config());
+    assert!(copy.store.max_offset(TOPIC, 0) < Some(12), "the rest is to be confirmed anew");
+    assert_eq!(copy.store.committed_offset("billing", TOPIC, 0), Some(12));
+    assert!(copy.store.recovery().clamped_offsets.is_empty());
+    copy.log.confirm(copy.log.end(), FIRST.epoch).expect("that is the epoch");
+    step(&copy.store);
+    assert_eq!(copy.store.max_offset(TOPIC, 0), Some(12));
 }

@@ -228,6 +228,11 @@ impl CheckpointFile {
         self.state.lock().current.clone()
     }
 
+    /// Up to where records are confirmed, as last saved.
+    pub(crate) fn confirmed(&self) -> u64 {
+        self.state.lock().current.confirmed
+    }
+
     /// Takes `checkpoint` as the current one without writing it, for a log that is only read.
     pub(crate) fn assume(&self, checkpoint: Checkpoint) {
         self.state.lock().current = checkpoint;

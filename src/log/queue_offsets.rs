@@ -81,6 +81,11 @@ impl QueueOffsets {
         !self.some_far || next().unwrap_or(0).saturating_add(count as u64) <= QUEUE_OFFSET_MAX
     }
 
+    /// The offset that the next record of a queue gets.
+    pub(super) fn next(&self, topic: &str, queue_id: i32) -> u64 {
+        self.topics.get(topic).and_then(|topic| topic.get(queue_id)).unwrap_or(0)
+    }
+
     /// Continues a queue at `next`.
     pub(super) fn set(&mut self, topic: &str, queue_id: i32, next: u64) {
         self.some_far |= next > FAR;

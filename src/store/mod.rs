@@ -422,8 +422,11 @@ impl Shared {
             shared.core.hide_what_may_be_taken_back();
         }
         let started = shared.redispatch(&table, &mut report).and_then(|()| {
-            let end =
-                |topic: &str, id| shared.queue(topic, id).map_or(0, |queue| queue.max_offset());
+            let end = |topic: &str, id| {
+                // What is not confirmed any more as far as is known here was, if a group is behind it.
+                let shown = shared.queue(topic, id).map_or(0, |queue| queue.max_offset());
+                shown.max(shared.core.queue_end(topic, id))
+            };
             shared.offsets.recover(end, read_only, &mut report)?;
             if read_only { Ok(Flush::Never) } else { Flush::start(log, &shared.config, threads) }
         });

@@ -137,7 +137,7 @@ impl ReplicatedLog for LogHandle {
         let core = self.core()?;
         check_epoch(&core, epoch)?;
         let end = end.min(core.progress.appended());
-        core.agree(end);
+        core.agree(end)?;
         core.progress.set_confirmed(end);
         Ok(())
     }

@@ -278,6 +278,11 @@ impl Core {
         self.append.lock().offsets.set(topic, queue_id, next);
     }
 
+    /// Where a queue ends in the log, shown or not.
+    pub(crate) fn queue_end(&self, topic: &str, queue_id: i32) -> u64 {
+        self.append.lock().offsets.next(topic, queue_id)
+    }
+
     /// Whether upkeep has something to do that it has not been told yet.
     pub(super) fn wants_upkeep(&self, append: &mut Appender) -> bool {
         let half = append.segment.base_offset() + self.segment_size / 2;

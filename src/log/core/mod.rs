@@ -65,6 +65,8 @@ pub(crate) struct Core {
     epochs: KnownEpochs,
     /// Everything before is held by replicas and never taken back, as far as is known here.
     agreed: AtomicU64,
+    /// That something is confirmed survives a power cut.
+    knows_agreed: AtomicBool,
     append: Mutex<Appender>,
     /// Rung when staging room or the next segment appears; paired with `append`.
     changed: Condvar,
@@ -131,7 +133,8 @@ impl Core {
             segments: Segments::new(size, segments),
             checksummed: RwLock::new(recovered.checkpoint.current().checksummed.into()),
             epochs: KnownEpochs::new(recovered.epochs),
-            agreed: AtomicU64::new(recovered.checkpoint.current().confirmed),
+            agreed: AtomicU64::new(recovered.checkpoint.confirmed()),
+            knows_agreed: AtomicBool::new(false),
             checkpoint: recovered.checkpoint,
             append: Mutex::new(Appender::new(
                 end,

@@ -27,8 +27,27 @@ impl Core {
         self.agreed.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn agree(&self, end: u64) {
-        self.agreed.fetch_max(end, Ordering::SeqCst);
+    /// Notes that everything before `end` is. How far that has come is saved some time later; that it has
+    /// come anywhere at all is durable on return: a node that knows of nothing that was confirmed may be told
+    /// to give up its log for another one.
+    pub(crate) fn agree(&self, end: u64) -> Result<()> {
+        let known = end.min(self.progress.durable());
+        if !self.knows_agreed.load(Ordering::Relaxed) && known > self.min_offset() {
+            if self.checkpoint.confirmed() <= self.min_offset() {
+                let _held = self.directory.hold()?;
+                self.checkpoint.update(true, |checkpoint| {
+                    checkpoint.confirmed = checkpoint.confirmed.max(known);
+                })?;
+            }
+            self.knows_agreed.store(true, Ordering::Relaxed);
+        }
+        if self.agreed.fetch_max(end, Ordering::SeqCst) < end
+            && !self.upkeep_timer.load(Ordering::Relaxed)
+            && !self.upkeep_timer.swap(true, Ordering::AcqRel)
+        {
+            self.upkeep.ring();
+        }
+        Ok(())
     }
 
     /// Makes durable what is agreed, before the queues vouch for it.

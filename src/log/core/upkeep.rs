@@ -213,25 +213,26 @@ impl Core {
         Ok(())
     }
 
-    /// Saves the durable offset if it moved far enough or long enough ago.
+    /// Saves the durable offset, and what of it is confirmed, if it moved far enough or long enough ago.
     fn save_durable(&self) -> Next {
         let durable = if canary!("durable_ahead") {
             self.progress.appended()
         } else {
             self.progress.durable()
         };
+        let agreed = self.agreed();
         let saved = self.checkpoint.durable();
+        let is_saved = durable <= saved && agreed.min(durable) <= self.checkpoint.confirmed();
         let rolled = self.rolled_since_checkpoint.swap(false, Ordering::AcqRel);
-        if durable <= saved || self.progress.latched().is_some() {
+        if is_saved || self.progress.latched().is_some() {
             return Next::Idle;
         }
         let now = self.clock.now();
         let due = self.checkpoint.saved_at().is_none_or(|at| now >= at + CHECKPOINT_INTERVAL);
-        if rolled || due || durable - saved >= CHECKPOINT_BYTES {
+        if rolled || due || durable.saturating_sub(saved) >= CHECKPOINT_BYTES {
             // A roll forces it to the disk, so that no closed segment is ever in doubt.
             let timestamp = self.append.lock().last_timestamp;
-            if let Err(error) = self.checkpoint.save(rolled, now, durable, self.agreed(), timestamp)
-            {
+            if let Err(error) = self.checkpoint.save(rolled, now, durable, agreed, timestamp) {
                 self.latch(error);
             }
             return Next::Idle;
