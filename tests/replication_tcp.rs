@@ -6,8 +6,8 @@ mod temp;
 use duralog::config::Retention;
 use duralog::disk::{Cut, SimDisk};
 use duralog::replication::{
-    Acceptor, Ack, Epoch, Event, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal, Replica,
-    ReplicaOptions, Secret, SessionError, Stream, TcpAcceptor,
+    Acceptor, Ack, Connector, Epoch, Event, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal,
+    Replica, ReplicaOptions, Secret, SessionError, Stream, TcpAcceptor,
 };
 use duralog::{
     Environment, Error, FlushMode, Message, PutStatus, Reached, Store, StoreConfig, TagFilter,
@@ -875,6 +875,79 @@ fn a_replica_closes_though_its_disk_hangs() {
     assert_eq!((log_id, standing.expect("it is open")), (second.log_id(), epoch));
     assert!(matches!(answer, Err(Error::CloseTimeout { .. })), "{answer:?}");
     closer.join().expect("it has ended");
+}
+
+#[test]
+fn a_fence_on_a_disk_that_hangs_keeps_nobody_from_the_replica() {
+    let (dir, disk) = (TempDir::new(), SimDisk::new(1));
+    let primary = primary(&dir.path().join("a"), 1);
+    let address = primary.listen("127.0.0.1:0").expect("a port is free");
+    let options = ReplicaOptions::new(node(2), address.to_string());
+    let replica =
+        Replica::open_in(config(Path::new("/store")), Environment::on(disk.shared()), options);
+    let replica = Arc::new(replica.expect("it opens"));
+    primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+    assert_eq!(put(primary.store(), "first").status, PutStatus::PutOk);
+    eventually("it shows it", || bodies(&replica.store()) == ["first"]);
+    disk.hang_syncs(true);
+    let (fencing, term) = (replica.clone(), primary.epoch().next_term());
+    let fencing = std::thread::spawn(move || fencing.fence(term));
+    eventually("it hangs", || disk.hanging_syncs() > 0);
+    let (asking, (tell, told)) = (replica.clone(), std::sync::mpsc::channel());
+    let asking = std::thread::spawn(move || {
+        let told = (asking.state().confirmed, bodies(&asking.store()));
+        tell.send(told).expect("someone hears it");
+    });
+    let answer = told.recv_timeout(PATIENCE);
+    disk.hang_syncs(false);
+    let (confirmed, shown) = answer.expect("whoever asks waits for the disk");
+    assert!(confirmed > 0 && shown == ["first"], "{confirmed} {shown:?}");
+    asking.join().expect("it has ended");
+    assert_eq!(fencing.join().expect("it has ended").expect("it promises").promised, term);
+}
+
+/// Does not answer before it is let go.
+#[derive(Debug, Default, Clone)]
+struct Swallows {
+    asked: Arc<AtomicBool>,
+    lets_go: Arc<AtomicBool>,
+}
+
+impl Connector for Swallows {
+    fn connect(&self, _limit: Duration, _patience: Duration) -> io::Result<Stream> {
+        self.asked.store(true, Ordering::SeqCst);
+        while !self.lets_go.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        Err(io::ErrorKind::TimedOut.into())
+    }
+}
+
+#[test]
+fn a_replica_is_promoted_while_it_seeks_a_primary_that_is_gone() {
+    let dir = TempDir::new();
+    let swallows = Swallows::default();
+    let options = ReplicaOptions::connecting(node(2), swallows.clone());
+    let replica = Replica::open(config(dir.path()), options).expect("it opens");
+    eventually("it seeks one", || swallows.asked.load(Ordering::SeqCst));
+    let term = Epoch::term(1);
+    replica.fence(term).expect("it promises");
+    let options = PrimaryOptions::new(node(2)).min_insync_replicas(1);
+    let primary = replica.promote(options).expect("it waits for nobody");
+    assert_eq!(primary.epoch(), term);
+    swallows.lets_go.store(true, Ordering::SeqCst);
+    primary.close().expect("it closes");
+}
+
+#[test]
+fn nobody_waits_for_replicas_of_a_primary_that_is_closed() {
+    let dir = TempDir::new();
+    let primary = Arc::new(primary(dir.path(), 1));
+    let waiting = primary.clone();
+    let waiting = std::thread::spawn(move || waiting.wait_for_replicas(1, 10 * PATIENCE));
+    primary.close().expect("it closes");
+    let answer = waiting.join().expect("it has ended");
+    assert!(matches!(answer, Err(Error::Closed)), "{answer:?}");
 }
 
 #[test]

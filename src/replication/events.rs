@@ -80,7 +80,12 @@ impl Observer {
                     }
                 }
             }
-            Event::Connected { peer } => drop(self.troubles.lock().remove(host(peer))),
+            Event::Connected { peer } => {
+                let mut troubles = self.troubles.lock();
+                troubles.remove(host(peer));
+                // Those with a peer that was not there.
+                troubles.remove("");
+            }
             _ => {}
         }
         // A stranger's code, on a thread that replication needs: if it panics, that is told by then.
@@ -130,6 +135,20 @@ mod tests {
         observer.tell(&Event::Truncated { to: 0 });
         observer.tell(&Event::Truncated { to: 0 });
         assert_eq!(*told.lock(), 2);
+    }
+
+    #[test]
+    fn that_nobody_is_there_is_told_once_for_each_outage() {
+        let told = Arc::new(Mutex::new(0));
+        let counted = told.clone();
+        let observer = Observer::new(move |_| *counted.lock() += 1);
+        let away = || Event::Ended { peer: String::new(), error: SessionError::Silent };
+        observer.tell(&away());
+        observer.tell(&away());
+        assert_eq!(*told.lock(), 1);
+        observer.tell(&Event::Connected { peer: "10.0.0.1:6".to_owned() });
+        observer.tell(&away());
+        assert_eq!(*told.lock(), 3);
     }
 
     #[test]

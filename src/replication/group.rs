@@ -5,7 +5,7 @@ use super::{NodeId, Refusal};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// When a replica's copy counts.
@@ -86,6 +86,8 @@ pub(crate) struct Group {
     /// Before this offset a put finds enough replicas near enough; 0 where there are not enough.
     reach: AtomicU64,
     connected: AtomicUsize,
+    /// Nobody is served any more.
+    stopped: AtomicBool,
 }
 
 impl Group {
@@ -98,6 +100,7 @@ impl Group {
             confirmed: AtomicU64::new(confirmed),
             reach: AtomicU64::new(0),
             connected: AtomicUsize::new(0),
+            stopped: AtomicBool::new(false),
         };
         group.settle(&BTreeMap::new());
         group
@@ -275,13 +278,27 @@ impl Group {
         };
         let count =
             |members: &BTreeMap<NodeId, Member>| copies(members.values().filter(near)).len();
-        self.heard.wait_while_for(&mut members, |members| count(members) < required, patience);
+        let lacks = |members: &BTreeMap<NodeId, Member>| {
+            !self.stopped.load(Ordering::SeqCst) && count(members) < required
+        };
+        self.heard.wait_while_for(&mut members, |members| lacks(members), patience);
         match count(&members) {
             available if available < required => {
                 Err(Refusal::NotEnoughReplicas { available, required })
             }
             _ => Ok(()),
         }
+    }
+
+    /// Lets nobody wait for replicas any more.
+    pub(crate) fn stop(&self) {
+        let _members = self.members.lock();
+        self.stopped.store(true, Ordering::SeqCst);
+        self.heard.notify_all();
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
     }
 
     pub(crate) fn status(&self) -> Vec<ReplicaStatus> {

@@ -63,7 +63,7 @@ impl Stream {
 
 /// How a replica reaches its primary: by TLS, for instance, as in the example `replicated_tls`.
 pub trait Connector: Send + Sync + fmt::Debug {
-    /// Connects, within about `limit`: a replica that is closed waits for it. Reads and writes of the
+    /// Connects, within about `limit`: a replica that is closed does not wait for it. Reads and writes of the
     /// stream give up after `patience`.
     ///
     /// # Errors
@@ -100,8 +100,11 @@ impl TcpConnector {
 impl Connector for TcpConnector {
     fn connect(&self, limit: Duration, patience: Duration) -> io::Result<Stream> {
         let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in self.address.to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, limit) {
+        let addresses: Vec<_> = self.address.to_socket_addrs()?.collect();
+        // All of them together have no longer than one.
+        let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+        for address in addresses {
+            match TcpStream::connect_timeout(&address, share.max(Duration::from_millis(1))) {
                 Ok(socket) => return Stream::tcp(socket, patience),
                 Err(error) => failed = error,
             }

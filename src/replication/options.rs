@@ -117,7 +117,8 @@ pub struct PrimaryOptions {
     /// A replica that lacks more bytes than this is out of reach, RocketMQ's `haMaxGapNotInSync`. Default
     /// 256 MiB.
     pub max_replica_lag: u64,
-    /// Bytes a second that each replica is sent at most, RocketMQ's `maxHaTransferByteInSecond`. Default
+    /// Bytes a second that each replica is sent at most, but for RocketMQ slaves; RocketMQ's
+    /// `maxHaTransferByteInSecond`. Default
     /// `None`: as many as it takes. A replica that reads slowly is sent no more than it reads in any case.
     pub max_transfer_rate: Option<NonZeroU64>,
     /// The epoch that this opening begins, which begins a [term](Epoch::term): given by whoever decides

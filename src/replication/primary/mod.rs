@@ -227,10 +227,15 @@ impl Primary {
     /// counted as for [`PrimaryOptions::min_insync_replicas`].
     ///
     /// # Errors
-    /// [`Refusal::NotEnoughReplicas`](super::Refusal::NotEnoughReplicas) after `patience`.
+    /// [`Refusal::NotEnoughReplicas`](super::Refusal::NotEnoughReplicas) after `patience`; [`Error::Closed`],
+    /// also if it gets closed meanwhile.
     pub fn wait_for_replicas(&self, replicas: usize, patience: Duration) -> Result<()> {
         let hub = self.replicator.hub().ok_or(Error::Closed)?;
-        hub.group.wait_for(replicas, hub.log.end(), patience).map_err(Error::Refused)
+        let waited = hub.group.wait_for(replicas, hub.log.end(), patience);
+        waited.map_err(|refused| match hub.group.is_stopped() {
+            true => Error::Closed,
+            false => Error::Refused(refused),
+        })
     }
 
     /// Closes the store, when the replicas that are connected have everything or after a second; and

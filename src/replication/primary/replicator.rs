@@ -162,6 +162,7 @@ impl Replicator for PrimaryReplicator {
         if let (Some(server), Some(hub)) = (server, self.hub()) {
             // Everything is durable here by now: a replica that is promoted next should have it, too.
             hub.group.drain(hub.log.end(), DRAIN_MAX);
+            hub.group.stop();
             server.stop();
         }
     }

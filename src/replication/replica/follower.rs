@@ -16,6 +16,7 @@ use crate::store::Store;
 use crate::worker::{Doorbell, Next, Worker};
 use parking_lot::Mutex;
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,7 +35,11 @@ struct Shared {
     options: ReplicaOptions,
     identity: Identity,
     state: Mutex<State>,
+    /// Held by whoever asks for a promise.
+    fencing: Mutex<()>,
     stopped: AtomicBool,
+    /// The thread asks the connector, and holds nothing of the store.
+    connecting: AtomicBool,
 }
 
 struct State {
@@ -90,12 +95,18 @@ impl Follower {
             options,
             identity,
             state: Mutex::new(state),
+            fencing: Mutex::new(()),
             stopped: AtomicBool::new(false),
+            connecting: AtomicBool::new(false),
         });
         let (bell, heard) = Doorbell::new();
         let (stepped, told) = (shared.clone(), shared.clone());
-        let mut following =
-            Following { followed: None, pause: shared.options.retry_min, ordered: false };
+        let mut following = Following {
+            followed: None,
+            pause: shared.options.retry_min,
+            since: None,
+            ordered: false,
+        };
         let worker = Worker::spawn(
             RECEIVE_THREAD,
             (bell.clone(), heard),
@@ -146,15 +157,20 @@ impl Follower {
     }
 
     pub(super) fn fence(&self, epoch: Epoch) -> Result<Standing> {
+        let _alone = self.shared.fencing.lock();
         let state = self.shared.state.lock();
-        state.log.promise(epoch)?;
-        if let Some(link) = &state.link {
+        let (store, log) = (state.store.clone(), state.log.clone());
+        // The disk may hang; whoever asks for the store or the state does not wait for it.
+        drop(state);
+        log.promise(epoch)?;
+        // Who connects from now on says so.
+        let link = self.shared.state.lock().link.clone();
+        if let Some(link) = link {
             // Nothing more is taken, and no more is acknowledged than is here now.
             link.end(Ended::Error(SessionError::Stopped));
         }
-        state.store.flush()?;
-        let standing = standing(&state.store, &*state.log);
-        drop(state);
+        store.flush()?;
+        let standing = standing(&store, &*log);
         self.bell.ring();
         standing
     }
@@ -162,17 +178,22 @@ impl Follower {
     pub(super) fn stop(&self) -> Result<()> {
         self.shared.stopped.store(true, Ordering::SeqCst);
         let Some(mut worker) = self.worker.lock().take() else { return Ok(()) };
-        let patience = self.shared.config.log.close_timeout;
+        let until = self.shared.now() + self.shared.config.log.close_timeout;
+        let left = || until.saturating_duration_since(self.shared.now());
         // Not while the thread puts another connection in its place.
-        let state = self.shared.state.try_lock_for(patience).map(|state| state.link.clone());
+        let state = self.shared.state.try_lock_for(left()).map(|state| state.link.clone());
         if let Some(Some(link)) = state {
-            link.end_within(Ended::Error(SessionError::Stopped), patience);
+            link.end_within(Ended::Error(SessionError::Stopped), left());
             link.hang_up();
         }
         self.bell.ring();
-        let stopped = worker.stop(patience);
+        // It goes once the system has told it that nobody answers.
+        let stopped = match self.shared.connecting.load(Ordering::SeqCst) {
+            true => worker.stop(Duration::ZERO).or(Ok(())),
+            false => worker.stop(left()),
+        };
         // Without the lock, or it would be held for as long as the disk hangs.
-        let store = self.shared.state.try_lock_for(patience).map(|state| state.store.clone());
+        let store = self.shared.state.try_lock_for(left()).map(|state| state.store.clone());
         let hangs = || Error::CloseTimeout { thread: RECEIVE_THREAD.to_owned() };
         let closed = store.ok_or_else(hangs).and_then(|store| store.close());
         stopped.and(closed)
@@ -208,6 +229,8 @@ struct Following {
     followed: Option<Followed>,
     /// Before the next attempt, if this one fails.
     pause: Duration,
+    /// When the log began to come over this connection, and where it ended then.
+    since: Option<(Instant, u64)>,
     /// An order was carried out, and nothing has come of it yet.
     ordered: bool,
 }
@@ -220,7 +243,7 @@ impl Following {
         let next = followed.link.receive_step(&mut followed.reading);
         if !followed.greeted && followed.link.is_streaming() {
             followed.greeted = true;
-            self.pause = shared.options.retry_min;
+            self.since = Some((shared.now(), shared.log_end()));
             self.ordered = false;
             let peer = followed.link.peer.clone();
             shared.tell(&Event::Connected { peer });
@@ -263,6 +286,12 @@ impl Following {
     fn end(&mut self, shared: &Shared) -> Next {
         let Some(mut followed) = self.followed.take() else { return Next::Now };
         let link = followed.link;
+        if let Some((since, end)) = self.since.take()
+            && (shared.log_end() > end || shared.now() >= since + shared.options.retry_max)
+        {
+            // One that comes to nothing each time, because the disk is full for instance, has its pauses.
+            self.pause = shared.options.retry_min;
+        }
         link.wait_said(STOP_MAX);
         let ended = link.ended();
         // A thread that hangs in the system holds its link, and nothing of the store.
@@ -282,9 +311,25 @@ impl Following {
     }
 }
 
+impl Drop for Following {
+    fn drop(&mut self) {
+        // It was told to stop before it came to that.
+        if let Some(mut followed) = self.followed.take() {
+            followed.link.end_within(Ended::Error(SessionError::Stopped), STOP_MAX);
+            followed.link.hang_up();
+            let _ = followed.sender.stop(STOP_MAX);
+        }
+    }
+}
+
 impl Shared {
     fn now(&self) -> Instant {
         self.environment.clock.now()
+    }
+
+    fn log_end(&self) -> u64 {
+        let log = self.state.lock().log.clone();
+        log.end()
     }
 
     fn is_stopped(&self) -> bool {
@@ -298,8 +343,20 @@ impl Shared {
     fn connect(&self) -> Result<Followed, (String, SessionError)> {
         let unnamed = |error: SessionError| (String::new(), error);
         let patience = self.options.node.housekeeping_interval;
-        let connected = self.options.connector.connect(CONNECT_MAX, patience);
-        let stream = connected.map_err(|error| unnamed(error.into()))?;
+        self.connecting.store(true, Ordering::SeqCst);
+        let connected = match self.is_stopped() {
+            true => Err(io::ErrorKind::Interrupted.into()),
+            false => self.options.connector.connect(CONNECT_MAX, patience),
+        };
+        self.connecting.store(false, Ordering::SeqCst);
+        let stream = connected.map_err(|source| {
+            // However it was not there.
+            unnamed(SessionError::Connection { source: Arc::new(source) })
+        })?;
+        if self.is_stopped() {
+            (stream.hang_up)();
+            return Err(unnamed(SessionError::Stopped));
+        }
         let peer = stream.peer.clone();
         let nonce = random().map_err(|error| unnamed(error.into()))?;
         let clock = self.environment.clock.clone();

@@ -64,10 +64,10 @@ pub struct ReplicaState {
 /// the greatest [`Standing`]; open the others, and the old primary when it returns, as replicas of it.
 ///
 /// - A node that has lost something does not count among those `n - k` before it has followed a newer
-///   primary: one that does not [vouch](Standing::vouches) for its log, one with a new or emptied disk, one
-///   whose acks mean [`InMemory`](super::AckLevel::InMemory) after a power cut.
-/// - A node with a new or emptied disk has forgotten what it promised: fence it with the newest term before
-///   it follows anyone.
+///   primary: one that does not [vouch](Standing::vouches) for its log, one with a new or emptied disk or
+///   restored from a snapshot, one whose acks mean [`InMemory`](super::AckLevel::InMemory) after a power cut.
+/// - A node with a new or emptied disk, or one that was restored from a snapshot, has forgotten what it
+///   promised: fence it with the newest term before it follows anyone.
 /// - `n` counts every node that ever acknowledged anything. Before one is taken out for good, or `k` is
 ///   raised, let all others catch up with what is confirmed.
 /// - All of them are to have one [log](super::LogId). Where the first primary is lost before anyone has
@@ -111,7 +111,7 @@ impl Replica {
     }
 
     /// The store, for reading. It is closed, and another one takes its place, whenever the log is cut or
-    /// begun anew to follow another primary: ask again when it says
+    /// begun anew to follow another primary, or a write or sync has failed: ask again when it says
     /// [`Error::Closed`], or for each batch.
     pub fn store(&self) -> Store {
         self.follower.store()
@@ -132,7 +132,8 @@ impl Replica {
     /// # Errors
     /// [`Error::Config`] if it does not.
     /// [`Refusal::EpochFell`](super::Refusal::EpochFell) if it knows `epoch` or a later one, or has
-    /// promised it to someone else; [`Error::DiskFull`], [`Error::Io`], [`Error::FlushTimeout`].
+    /// promised it to someone else; [`Error::Closed`] while the store is opened again; [`Error::DiskFull`],
+    /// [`Error::Io`], [`Error::FlushTimeout`].
     pub fn fence(&self, epoch: Epoch) -> Result<Standing> {
         check_term(epoch)?;
         self.follower.fence(epoch)
