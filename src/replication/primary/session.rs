@@ -97,8 +97,12 @@ impl Hub {
     pub(crate) fn publish(&self) -> Result<(), Error> {
         let held = self.group.confirmed();
         let confirmed = if self.lazy { held } else { held.min(self.log.durable()) };
+        if self.confirmed() >= confirmed {
+            return Ok(());
+        }
+        // Before anyone is told: if it fails, the next one tries again.
+        self.log.confirm(confirmed, self.epoch.epoch)?;
         if self.published.fetch_max(confirmed, Ordering::SeqCst) < confirmed {
-            self.log.confirm(confirmed, self.epoch.epoch)?;
             // Readers of every replica wait for it, whoever's ack it was, or this node's own sync.
             self.bells.ring_all();
         }
