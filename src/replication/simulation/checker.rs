@@ -187,8 +187,7 @@ impl Checker {
         while self.parsed < self.confirmed.len() {
             let (at, rest) = (self.parsed, &self.confirmed[self.parsed..]);
             let remaining = self.segment_size - at as u64 % self.segment_size;
-            // Not all primaries give them a checksum of their own.
-            match message::verified_frame(rest, at as u64, remaining, RecordCheck::Body) {
+            match message::verified_frame(rest, at as u64, remaining, RecordCheck::Record) {
                 Ok(Frame::Record(record)) => {
                     let queue = record.queue_id() as usize;
                     let (offset, size) = (record.queue_offset() as usize, record.size());

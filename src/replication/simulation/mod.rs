@@ -96,7 +96,6 @@ impl Settings {
         config.index_enable = false;
         config.queue_checkpoint_bytes = 4096;
         config.log.max_in_flight_bytes = 64 << 10;
-        config.log.record_crc = !rng.one_in(4);
         config.sync_replica_timeout = Duration::from_millis(300);
         if self.retention {
             let most = self.segment_size * rng.pick(&[2, 2, 4]);
