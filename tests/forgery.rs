@@ -5,7 +5,7 @@
 mod sim;
 
 use duralog::disk::SimDisk;
-use duralog::message::{Draft, RecordLayout, Stamp};
+use duralog::message::{Draft, Stamp};
 use duralog::{Message, RecoveryMode, Store};
 use sim::*;
 
@@ -16,20 +16,11 @@ const HEADER: u64 = 88;
 /// have; where the message and the record begin.
 fn put_crafted(store: &Store, zeros: usize) -> (u64, u64) {
     let at = store.stats().watermarks.appended;
-    let host = config().log.store_host.into();
-    let layout = RecordLayout {
-        store_host: host,
-        born_host: host,
-        record_crc: true,
-        long_topics: true,
-        max_message_size: 1 << 20,
-        max_record_size: 1 << 14,
-    };
     let inner = at + HEADER + zeros as u64;
     let forged = Message::new("payments", "pay mallory 1000000");
     let mut body = vec![0; zeros];
     let stamp = Stamp { physical_offset: inner, queue_offset: 0, store_timestamp: 1 };
-    Draft::new(&forged, &layout).expect("valid").encode(&stamp, &mut body);
+    Draft::new(&forged, &layout()).expect("valid").encode(&stamp, &mut body);
     let put = store.put(Message::new("chat", body)).expect("stored").ok().expect("acknowledged");
     assert_eq!(put.physical_offset, at);
     (at, inner)

@@ -1,35 +1,32 @@
 //! Where one part of the store meets another: retention and whoever still needs something, transactions and
 //! what is sent back, delays and queues that are full, tables of brokers and what is read of them.
 
+#[path = "support/expiry.rs"]
+mod expiry;
 #[path = "support/hooked.rs"]
 mod hooked;
 #[path = "support/sim.rs"]
 mod sim;
+#[path = "support/wall.rs"]
+mod wall;
 
 use duralog::clock::{Clock, ManualClock};
 use duralog::config::Retention;
 use duralog::delivery::{HalfMessageView, Settled, TransactionState};
 use duralog::disk::{SimCall, SimDisk};
 use duralog::message::format::CHECKED_IN_VAIN_TOPIC;
-use duralog::message::{Draft, RecordLayout, Stamp, names};
+use duralog::message::{Draft, Stamp, names};
 use duralog::{Environment, Message, Next, Store, StoreConfig, StoreWorker, TagFilter};
+use expiry::*;
 use hooked::{Hook, Hooked};
 use sim::*;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use wall::Wall;
 
-const SEGMENT: u64 = 16 << 10;
-const MIDNIGHT: i64 = 1_700_006_400_000;
 const SEC: Duration = Duration::from_secs(1);
-
-fn keeping(retention: Retention) -> StoreConfig {
-    let mut config = config().retention(retention);
-    config.queue_checkpoint_bytes = 4096;
-    (config.index_slots, config.index_items) = (100, 10_000);
-    config
-}
 
 fn open_with(disk: &SimDisk, config: StoreConfig, clock: Arc<dyn Clock>) -> Store {
     let environment = Environment::on(disk.shared()).clock(clock).stepped();
@@ -52,27 +49,6 @@ fn put_now(store: &Store, message: Message) {
     let ticket = store.try_submit(message).expect("taken");
     store.flush().expect("sound");
     ticket.wait().expect("answer").ok().expect("ok");
-}
-
-fn fill(store: &Store, from: u64, segments: u64) -> u64 {
-    let (mut id, rolls) = (from, store.stats().rolls);
-    while store.stats().rolls < rolls + segments {
-        match store.try_submit(message(id)) {
-            Ok(ticket) => {
-                drop(ticket);
-                id += 1;
-            }
-            Err(_) => drop(store.step(StoreWorker::Upkeep)),
-        }
-        store.step(StoreWorker::Flush);
-        store.step(StoreWorker::Dispatch);
-    }
-    id
-}
-
-fn expire(store: &Store) {
-    while store.step(StoreWorker::Retention) == Next::Now {}
-    store.step(StoreWorker::Checkpoint);
 }
 
 fn pinned() -> StoreConfig {
@@ -151,20 +127,11 @@ fn store_with_a_full_queue(clock: &Arc<ManualClock>) -> (SimDisk, Store) {
     let at = store.stats().watermarks.appended;
     let next = disk.kill();
     drop(store);
-    let host = config.log.store_host.into();
-    let layout = RecordLayout {
-        store_host: host,
-        born_host: host,
-        record_crc: true,
-        long_topics: true,
-        max_message_size: 1 << 20,
-        max_record_size: 1 << 14,
-    };
     let mut bytes = Vec::new();
     let stamp =
         Stamp { physical_offset: at, queue_offset: (1 << 56) - 1, store_timestamp: MIDNIGHT };
     let record = Message::new("full", "by another program");
-    Draft::new(&record, &layout).unwrap().encode(&stamp, &mut bytes);
+    Draft::new(&record, &layout()).unwrap().encode(&stamp, &mut bytes);
     next.edit(segment(0), |content| {
         content[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
     })
@@ -174,14 +141,11 @@ fn store_with_a_full_queue(clock: &Arc<ManualClock>) -> (SimDisk, Store) {
     (next, store)
 }
 
-#[test]
-fn a_queue_that_is_full_holds_up_no_other_message_of_a_level() {
+/// That a message which can be put comes, though another one that waits cannot be.
+fn the_other_one_comes(stuck: Message, fine: Message) {
     let clock = Arc::new(ManualClock::new(MIDNIGHT));
     let (_disk, store) = store_with_a_full_queue(&clock);
-    for message in [
-        Message::new("full", "cannot be put").delay_level(1),
-        Message::new("fine", "level").delay_level(1),
-    ] {
+    for message in [stuck, fine] {
         let (ticket, _) = store.submit_delayed(message).unwrap();
         work(&store);
         ticket.wait().unwrap().ok().unwrap();
@@ -190,26 +154,19 @@ fn a_queue_that_is_full_holds_up_no_other_message_of_a_level() {
         clock.advance(SEC);
         work(&store);
     }
-    assert_eq!(store.max_offset("fine", 0), Some(1), "the level is held up for ever");
+    assert_eq!(store.max_offset("fine", 0), Some(1), "it is held up for ever");
+}
+
+#[test]
+fn a_queue_that_is_full_holds_up_no_other_message_of_a_level() {
+    let message = |topic: &str| Message::new(topic, "level").delay_level(1);
+    the_other_one_comes(message("full"), message("fine"));
 }
 
 #[test]
 fn a_queue_that_is_full_holds_up_no_other_message_with_a_time() {
-    let clock = Arc::new(ManualClock::new(MIDNIGHT));
-    let (_disk, store) = store_with_a_full_queue(&clock);
-    for message in [
-        Message::new("full", "cannot be put").delay(SEC),
-        Message::new("fine", "timed").delay(2 * SEC),
-    ] {
-        let (ticket, _) = store.submit_delayed(message).unwrap();
-        work(&store);
-        ticket.wait().unwrap().ok().unwrap();
-    }
-    for _ in 0..600 {
-        clock.advance(SEC);
-        work(&store);
-    }
-    assert_eq!(store.max_offset("fine", 0), Some(1), "all timers are held up for ever");
+    let message = |topic: &str, seconds| Message::new(topic, "timed").delay(seconds * SEC);
+    the_other_one_comes(message("full", 1), message("fine", 2));
 }
 
 #[test]
@@ -250,39 +207,24 @@ fn a_letter_that_is_sent_back_does_not_pass_for_the_commit_of_another_transactio
     assert!(bodies.iter().any(|body| body == "first"), "the committed message is lost: {bodies:?}");
 }
 
-/// A clock on the wall that can be put ahead.
-#[derive(Debug)]
-struct Wall {
-    manual: ManualClock,
-    ahead: AtomicI64,
-}
-impl Clock for Wall {
-    fn now(&self) -> Instant {
-        self.manual.now()
-    }
-    fn unix_millis(&self) -> i64 {
-        self.manual.unix_millis() + self.ahead.load(Ordering::SeqCst)
-    }
-}
-
 #[test]
 fn a_clock_that_was_ahead_once_keeps_nothing_for_ever() {
     let disk = disk();
-    let clock = Arc::new(Wall { manual: ManualClock::new(MIDNIGHT), ahead: AtomicI64::new(0) });
+    let clock = Arc::new(Wall::new(MIDNIGHT));
     let hour = Duration::from_secs(3600);
     let retention =
         Retention::max_total_bytes(u64::MAX).file_reserved_time(10 * hour).delete_when([]);
     let store = open_with(&disk, keeping(retention), clock.clone());
-    clock.ahead.store(10 * 365 * 24 * 3_600_000, Ordering::SeqCst);
+    clock.put_ahead(10 * 365 * 24 * 3_600_000);
     put_now(&store, message(0));
-    clock.ahead.store(0, Ordering::SeqCst);
+    clock.put_ahead(0);
     fill(&store, 1, 12);
     expire(&store);
-    clock.manual.advance(9 * hour);
+    clock.steady.advance(9 * hour);
     expire(&store);
     assert_eq!(store.stats().retention.segments, 0, "it is not that old");
     fill(&store, 10_000, 3);
-    clock.manual.advance(2 * hour);
+    clock.steady.advance(2 * hour);
     expire(&store);
     let gone = store.stats().retention.segments;
     assert!((10..=12).contains(&gone), "{gone}: those of eleven hours ago go, and no others");

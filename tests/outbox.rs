@@ -3,6 +3,8 @@
 
 #[path = "support/temp.rs"]
 mod temp;
+#[path = "support/wall.rs"]
+mod wall;
 
 use duralog::clock::ManualClock;
 use duralog::delivery::outbox::{
@@ -21,6 +23,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use temp::TempDir;
+use wall::Wall;
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -774,28 +777,10 @@ fn a_second_store_that_is_closed_halts_nothing_while_the_first_is_only_full() {
     assert_eq!(outbox.counts().unwrap(), counts(0, 1, 0));
 }
 
-/// A clock on the wall that can be put back.
-#[derive(Debug)]
-struct Wall {
-    steady: ManualClock,
-    back: std::sync::atomic::AtomicI64,
-}
-
-impl duralog::clock::Clock for Wall {
-    fn now(&self) -> Instant {
-        self.steady.now()
-    }
-
-    fn unix_millis(&self) -> i64 {
-        self.steady.unix_millis() - self.back.load(std::sync::atomic::Ordering::SeqCst)
-    }
-}
-
 #[test]
 fn nothing_waits_longer_than_was_meant_though_the_clock_is_put_back() {
     let disk = SimDisk::new(1);
-    let steady = ManualClock::new(1_700_000_000_000);
-    let clock = Arc::new(Wall { steady, back: 0.into() });
+    let clock = Arc::new(Wall::new(1_700_000_000_000));
     let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();
     let store = Store::open_in(config(), environment).unwrap();
     let producer = store.producer("g").retry_times_when_send_async_failed(0).open().unwrap();
@@ -807,7 +792,7 @@ fn nothing_waits_longer_than_was_meant_though_the_clock_is_put_back() {
     run(&outbox);
     assert_eq!(outbox.counts().unwrap(), counts(1, 0, 0));
     make_room(&disk, &store);
-    clock.back.store(24 * 3_600_000, std::sync::atomic::Ordering::SeqCst);
+    clock.put_ahead(-24 * 3_600_000);
     table.record([&Message::new("orders", "of the same lane").sharding_key("k")]).unwrap();
     for _ in 0..3 {
         clock.steady.advance(20 * SECOND);

@@ -1,5 +1,7 @@
 //! What expires, what does not, and what readers see meanwhile.
 
+#[path = "support/expiry.rs"]
+mod expiry;
 #[path = "support/sim.rs"]
 mod sim;
 #[path = "support/temp.rs"]
@@ -17,25 +19,14 @@ use duralog::{
     Environment, Error, FetchStatus, Message, Next, Pinned, Store, StoreConfig, StoreWorker,
     TagFilter,
 };
+use expiry::*;
 use sim::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-const SEGMENT: u64 = 16 << 10;
 const HOUR: Duration = Duration::from_secs(3600);
-/// Midnight, UTC.
-const MIDNIGHT: i64 = 1_700_006_400_000;
-
-fn keeping(retention: Retention) -> StoreConfig {
-    let mut config = config().retention(retention);
-    config.queue_checkpoint_bytes = 4096;
-    // Small, beside the segments.
-    (config.index_slots, config.index_items) = (100, 10_000);
-    config
-}
-
 fn bounded(segments: u64) -> StoreConfig {
     keeping(Retention::max_total_bytes(segments * SEGMENT))
 }
@@ -45,29 +36,6 @@ fn stepped(disk: &SimDisk, config: StoreConfig) -> (Store, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::new(MIDNIGHT));
     let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();
     (Store::open_in(config, environment).expect("the store opens"), clock)
-}
-
-/// Puts messages from `from` on until `segments` more have been begun; the next id.
-fn fill(store: &Store, from: u64, segments: u64) -> u64 {
-    let (mut id, rolls) = (from, store.stats().rolls);
-    while store.stats().rolls < rolls + segments {
-        match store.try_submit(message(id)) {
-            Ok(ticket) => {
-                drop(ticket);
-                id += 1;
-            }
-            Err(_) => drop(store.step(StoreWorker::Upkeep)),
-        }
-        store.step(StoreWorker::Flush);
-        store.step(StoreWorker::Dispatch);
-    }
-    id
-}
-
-/// Lets everything expire that is due.
-fn expire(store: &Store) {
-    while store.step(StoreWorker::Retention) == Next::Now {}
-    store.step(StoreWorker::Checkpoint);
 }
 
 fn segments(disk: &SimDisk) -> usize {

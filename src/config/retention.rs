@@ -90,9 +90,8 @@ pub struct Retention {
     /// Default false.
     pub pin_by_groups: bool,
     /// Whether a segment stays while a replica lacks it that has connected since the store was opened, a RocketMQ
-    /// slave that is connected now, and
-    /// is not farther behind than `PrimaryOptions::max_replica_lag`: one that is begins anew with the oldest
-    /// segment. The disk may fill up then. Default false.
+    /// slave that is connected now, and is not farther behind than `PrimaryOptions::max_replica_lag`: one that
+    /// is begins anew with the oldest segment. The disk may fill up then. Default false.
     pub pin_by_replicas: bool,
 }
 

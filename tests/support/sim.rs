@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use duralog::disk::{Cut, Fault, SimDisk};
+use duralog::message::RecordLayout;
 use duralog::{
     Acknowledged, Environment, Error, FlushMode, Message, RecoveryMode, Store, StoreConfig,
     StoredMessage,
@@ -18,6 +19,19 @@ pub const LONG: Duration = Duration::from_secs(60);
 /// The commit log's segment that begins at `base`.
 pub fn segment(base: u64) -> String {
     format!("{DIR}/commitlog/{base:020}")
+}
+
+/// How a store lays out its records, for what is written past it.
+pub fn layout() -> RecordLayout {
+    let host = config().log.store_host.into();
+    RecordLayout {
+        store_host: host,
+        born_host: host,
+        record_crc: true,
+        long_topics: true,
+        max_message_size: 1 << 20,
+        max_record_size: 1 << 14,
+    }
 }
 
 /// The fault, for files of the commit log alone.

@@ -171,27 +171,21 @@ impl Groups {
 impl Agreement {
     /// Refuses what another consumer of the group does not share.
     fn check(&self, other: &Self) -> Result<()> {
-        let refused = |field, value, allowed| Err(Error::Config { field, value, allowed });
-        let everyone = |mode: &Mode| matches!(mode, Mode::Broadcast { .. });
-        if everyone(&self.mode) != everyone(&other.mode) {
-            let allowed = "that of the group's other consumers: `broadcast`, or not";
-            return refused("mode", format!("{:?}", self.mode), allowed);
-        }
-        // Each one that gets everything is for itself.
-        if everyone(&self.mode) && self.mode != other.mode {
-            return Ok(());
-        }
+        let refused = |field, value: String| {
+            let allowed = "that of the group's other consumers";
+            Err(Error::Config { field, value, allowed })
+        };
         if self.mode != other.mode {
-            let allowed = "that of the group's other consumers: `ordered`, or not";
-            return refused("mode", format!("{:?}", self.mode), allowed);
+            // Those that get everything are each for itself.
+            let everyone = |mode: &Mode| matches!(mode, Mode::Broadcast { .. });
+            let is_apart = everyone(&self.mode) && everyone(&other.mode);
+            return if is_apart { Ok(()) } else { refused("mode", format!("{:?}", self.mode)) };
         }
         if self.subscriptions != other.subscriptions {
-            let allowed = "that of the group's other consumers";
-            return refused("subscription", format!("{:?}", self.subscriptions), allowed);
+            return refused("subscription", format!("{:?}", self.subscriptions));
         }
         if self.max_span != other.max_span {
-            let allowed = "that of the group's other consumers";
-            return refused("max_span", self.max_span.to_string(), allowed);
+            return refused("max_span", self.max_span.to_string());
         }
         Ok(())
     }

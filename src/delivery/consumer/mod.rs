@@ -152,8 +152,8 @@ impl Store {
     }
 
     /// How far a group is behind, by topic and queue, in all queues of the topics that it has an offset of: its
-    /// retries and dead letters are among them where there are any, but not those that wait for their delay. A consumer that gets
-    /// [everything for itself](ConsumerBuilder::broadcast) is a group of its own, `group%BROADCAST%instance`.
+    /// retries and dead letters are among them where there are any, but not those that wait for their delay. A
+    /// consumer that gets [everything for itself](ConsumerBuilder::broadcast) is a group of its own, `group%BROADCAST%instance`.
     pub fn lag(&self, group: &str) -> Vec<QueueLag> {
         let mut offsets = self.committed_offsets();
         offsets.retain(|known| known.group == group);
@@ -257,9 +257,10 @@ impl ConsumerBuilder {
     ///
     /// # Errors
     /// [`Error::Config`] for a value out of range, for a subscription, a mode or a `max_span` that the group's
-    /// other consumers in this process do not share, and for a name that no group can have; [`Error::InvalidMessage`] and [`Error::TooLarge`] for one that cannot be part of the
-    /// topics of its retries and dead letters, which has at most 122 bytes, of a topic's characters;
-    /// [`Error::UnknownTopic`] where topics must be created first; [`Error::ReadOnly`]; [`Error::Closed`]; and what
+    /// other consumers in this process do not share, and for a name that no group can have;
+    /// [`Error::InvalidMessage`] and [`Error::TooLarge`] for one that cannot be part of the topics of its
+    /// retries and dead letters, which has at most 122 bytes, of a topic's characters; [`Error::UnknownTopic`]
+    /// where topics must be created first; [`Error::ReadOnly`]; [`Error::Closed`]; and what
     /// [`Store::commit_offset`](crate::Store::commit_offset) says.
     pub fn open(self) -> Result<Consumer> {
         let Self { store, group, subscriptions, mode, from, .. } = self;
@@ -464,7 +465,8 @@ impl Consumer {
     /// runs out.
     ///
     /// # Errors
-    /// [`Error::Config`] for no workers or more than 1024; [`Error::Closed`]; [`Error::Io`] if a thread cannot be started.
+    /// [`Error::Config`] for no workers or more than 1024; [`Error::Closed`]; [`Error::Io`] if a thread cannot
+    /// be started.
     ///
     /// # Examples
     /// ```

@@ -262,9 +262,10 @@ impl TransactionalProducer {
     /// `__transactionId__`, `REAL_TOPIC` and `REAL_QID`.
     ///
     /// # Errors
-    /// As [`Store::put`], and nothing was stored: also [`Error::TopicNotWritable`], [`InvalidMessage::DelayedTransaction`] for a message
-    /// that is to be delayed, [`InvalidMessage::SystemTopic`], and [`Error::TooManyTransactions`]. With
-    /// [`Error::NotOk`] and [`Error::Unknown`] it may be stored: then the checker is asked what became of it.
+    /// As [`Store::put`], and nothing was stored: also [`Error::TopicNotWritable`],
+    /// [`InvalidMessage::DelayedTransaction`] for a message that is to be delayed,
+    /// [`InvalidMessage::SystemTopic`], and [`Error::TooManyTransactions`]. With [`Error::NotOk`] and
+    /// [`Error::Unknown`] it may be stored: then the checker is asked what became of it.
     ///
     /// [`InvalidMessage::DelayedTransaction`]: crate::InvalidMessage::DelayedTransaction
     /// [`InvalidMessage::SystemTopic`]: crate::InvalidMessage::SystemTopic

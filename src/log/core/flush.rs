@@ -225,9 +225,7 @@ impl Core {
         if let Some(replicator) = self.replicator.get() {
             replicator.on_durable(end);
         }
-        if !self.upkeep_timer.swap(true, Ordering::AcqRel) {
-            self.upkeep.ring();
-        }
+        self.want_saving();
         Ok(end)
     }
 

@@ -41,11 +41,8 @@ impl Core {
             }
             self.knows_agreed.store(true, Ordering::Relaxed);
         }
-        if self.agreed.fetch_max(end, Ordering::SeqCst) < end
-            && !self.upkeep_timer.load(Ordering::Relaxed)
-            && !self.upkeep_timer.swap(true, Ordering::AcqRel)
-        {
-            self.upkeep.ring();
+        if self.agreed.fetch_max(end, Ordering::SeqCst) < end {
+            self.want_saving();
         }
         Ok(())
     }

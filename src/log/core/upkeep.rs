@@ -213,6 +213,13 @@ impl Core {
         Ok(())
     }
 
+    /// Has upkeep save how far the log has come, unless it is about to look anyway.
+    pub(super) fn want_saving(&self) {
+        if !self.upkeep_timer.swap(true, Ordering::AcqRel) {
+            self.upkeep.ring();
+        }
+    }
+
     /// Saves the durable offset, and what of it is confirmed, if it moved far enough or long enough ago.
     fn save_durable(&self) -> Next {
         let durable = if canary!("durable_ahead") {
