@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 /// How often a replica catches up.
 const ROUNDS: usize = 5;
 /// Pairs of bursts, and how long each takes, about.
-const BURSTS: usize = 21;
+const BURSTS: usize = 41;
 const BURST_SECS: f64 = 0.3;
 /// Puts of the first burst of each, which does not count.
 const WARM_UP: u64 = 500;

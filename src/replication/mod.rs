@@ -96,6 +96,11 @@ impl Epoch {
         Self(((self.0 >> OPENING_BITS) + 1) << OPENING_BITS)
     }
 
+    /// The epoch after this one. Nothing follows the last one: it is refused again.
+    pub(crate) const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
     /// Whether a term begins with it.
     pub const fn begins_term(self) -> bool {
         self.0.trailing_zeros() >= OPENING_BITS
@@ -239,7 +244,7 @@ impl fmt::Display for Refusal {
             Self::AnotherLog => f.write_str("what is to come is of another log than what is here"),
             Self::Stopped => f.write_str("the replicator is stopped"),
             Self::EpochFell { was, is } => {
-                write!(f, "the log knows epoch {}, so {} is too old", was.0, is.0)
+                write!(f, "the log knows epoch {}, or has promised it, so {} is too old", was.0, is.0)
             }
             Self::OutOfPlace { end, at } => {
                 write!(f, "physical offset {at} does not fit a log that ends at {end}")

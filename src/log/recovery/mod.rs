@@ -20,7 +20,7 @@ use crate::config::{LogConfig, RecoveryMode};
 use crate::disk::{Disk, DiskFile, OpenAccess, SyncMethod};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
 use crate::message::{RecordCheck, format};
-use crate::replication::{Epoch, EpochStart, NodeId, Role};
+use crate::replication::{Epoch, EpochStart, NodeId, Refusal, Role};
 use scan::Scan;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -130,7 +130,11 @@ pub(super) fn recover(
         }
         if role.is_none() && !epochs.starts().is_empty() && !is_nobodys {
             // What is put from now on is not part of what was replicated.
-            let epoch = Epoch(epochs.last().max(epochs.promised).0 + 1);
+            let was = epochs.last().max(epochs.promised);
+            let epoch = was.next();
+            if epoch == was {
+                return Err(Error::Refused(Refusal::EpochFell { was, is: epoch }));
+            }
             let record_crc = config.record_crc;
             epochs.begin(EpochStart { epoch, start: end, node: NodeId(0), record_crc });
             directory.save(disk, super::epochs::NAME, &epochs.encode())?;

@@ -154,7 +154,7 @@ impl Primary {
         let flushed = asked.and_then(|()| store.flush());
         let epoch = replicator.log().map(|log| {
             let newest = log.epochs().last().map_or(Epoch(0), |last| last.epoch);
-            Epoch(newest.0 + 1)
+            newest.next()
         });
         let closed = store.close();
         flushed.and(closed)?;

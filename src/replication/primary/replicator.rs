@@ -10,9 +10,7 @@ use crate::replication::net::Acceptor;
 use crate::replication::options::{Ack, PrimaryOptions, Protocol};
 use crate::replication::rocketmq::MasterSession;
 use crate::replication::secret::random;
-use crate::replication::{
-    Admission, Confirmation, Epoch, Refusal, ReplicatedLog, Replicator, StartPoint,
-};
+use crate::replication::{Admission, Confirmation, Refusal, ReplicatedLog, Replicator, StartPoint};
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,8 +21,8 @@ use std::time::Duration;
 const DRAIN_MAX: Duration = Duration::from_secs(1);
 
 /// How long a sender rests when nobody waits for it: to be woken for each put costs the producer more
-/// than the put.
-const REST: Duration = Duration::from_millis(1);
+/// than the put. Not longer, or what was put is no longer in the cache when it is sent.
+const REST: Duration = Duration::from_micros(250);
 
 /// The primary's side of the seam: it admits puts and wakes those who send them on.
 pub(crate) struct PrimaryReplicator {
@@ -83,7 +81,7 @@ impl Replicator for PrimaryReplicator {
                 return Err(Error::Refused(Refusal::TailInDoubt));
             }
             // Refused by the log if it has promised a newer one to someone.
-            None => Epoch(at.epoch.max(at.begun).0 + 1),
+            None => at.epoch.max(at.begun).next(),
         };
         let epoch = log.begin_epoch(epoch, node.node)?;
         let log_id = log.log_id().ok_or(Error::Closed)?;
