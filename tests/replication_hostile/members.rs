@@ -4,7 +4,6 @@ use crate::scene::{Attack, EPOCH, SEGMENT_SIZE, Scene, is_connection, is_protoco
 use crate::wire_peer::*;
 use duralog::replication::{NodeId, SessionError};
 use std::net::Shutdown;
-use std::time::Duration;
 
 /// The node that attacks.
 const NODE: u64 = 66;
@@ -344,14 +343,16 @@ fn half_a_frame_and_silence_is_given_up_at_every_stage() {
         }
     };
     let is = |error: &SessionError| matches!(error, SessionError::Silent);
-    withstands("silence", is, act);
+    let scene = Scene::impatient();
+    scene.withstands(&Attack { what: "silence", is, joins: false, act: Box::new(act) });
+    scene.close();
     let act = |scene: &Scene| {
         let mut peer = scene.connect();
         peer.follow(&Join::of(NODE, SEGMENT_SIZE));
         peer.send(&ack(EPOCH, 0, 0)[..20]);
         peer.kinds();
     };
-    let scene = Scene::with(|options| options.node.housekeeping_interval = Duration::from_secs(4));
+    let scene = Scene::impatient();
     scene.withstands(&Attack { what: "half an Ack", is, joins: true, act: Box::new(act) });
     scene.close();
 }

@@ -614,8 +614,9 @@ fn an_epoch_that_was_left_without_a_record_is_no_fence() {
 #[test]
 fn a_fence_is_over_when_its_term_is_someone_elses() {
     is_not_fenced_by(|listener, log, replica| {
-        let _before = Peer::accept(listener);
+        let before = Peer::accept(listener);
         replica.fence(Epoch(2 * EPOCH)).expect("it is newer");
+        drop(before);
         let mut peer = reigns(listener, log, 2 * EPOCH);
         // It does not have all that came before that term yet.
         peer.send(&data(log.epoch, log.end, 0, &log.next));

@@ -36,7 +36,7 @@ fn withstands(
     is_served: bool,
     act: impl Fn(&mut Peer, &Scene),
 ) {
-    let scene = Scene::with(|options| options.node.housekeeping_interval = Duration::from_secs(3));
+    let scene = Scene::impatient();
     let acceptor = TcpAcceptor::bind("127.0.0.1:0").expect("a port is free");
     let address = acceptor.address();
     scene.primary.serve_rocketmq(acceptor).expect("it listens");

@@ -165,6 +165,11 @@ impl Scene {
         Self::with(|_| {})
     }
 
+    /// One in which nobody may be silent for long.
+    pub fn impatient() -> Self {
+        Self::with(|options| options.node.housekeeping_interval = Duration::from_secs(2))
+    }
+
     pub fn with(change: impl FnOnce(&mut PrimaryOptions)) -> Self {
         let dir = TempDir::in_memory();
         let (heard, honest) = (Heard::default(), Heard::default());

@@ -249,5 +249,7 @@ fn half_a_frame_and_silence_is_given_up_after_a_while() {
         peers.iter_mut().for_each(|peer| learns_nothing(&peer.rest()));
     });
     let is = |error: &SessionError| matches!(error, SessionError::Silent);
-    withstands(&Attack { what: "silence", is, joins: false, act });
+    let scene = Scene::impatient();
+    scene.withstands(&Attack { what: "silence", is, joins: false, act });
+    scene.close();
 }
