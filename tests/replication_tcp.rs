@@ -323,6 +323,12 @@ fn a_primary_that_lost_its_tail_gets_it_back_from_a_replica() {
     let unreachable = ReplicaOptions::new(node(1), "127.0.0.1:1");
     let quiet = Replica::open_in(config_a.clone(), environment.clone(), unreachable);
     quiet.expect("it opens").close().expect("it closes");
+    let nobody = TcpAcceptor::bind("127.0.0.1:0").expect("a port is free");
+    let (config, env) = (config_a.clone(), environment.clone());
+    match Primary::recover_in(config, env, options(), nobody, 0, PATIENCE) {
+        Err(Error::Config { field: "replicas", .. }) => {}
+        other => panic!("{other:?}"),
+    }
     let acceptor = TcpAcceptor::bind(address).expect("the port is free again");
     let primary =
         Primary::recover_in(config_a, environment, options(), acceptor, 2, PATIENCE).expect("all");

@@ -273,7 +273,11 @@ fn check(field: &'static str, value: Duration) -> Result<()> {
     refused(field, format!("{value:?}"), "1 ms to 1 h")
 }
 
-fn refused<T>(field: &'static str, value: impl ToString, allowed: &'static str) -> Result<T> {
+pub(crate) fn refused<T>(
+    field: &'static str,
+    value: impl ToString,
+    allowed: &'static str,
+) -> Result<T> {
     Err(Error::Config { field, value: value.to_string(), allowed })
 }
 

@@ -17,7 +17,7 @@ pub(crate) use session::PrimarySession;
 
 use super::group::ReplicaStatus;
 use super::net::{Acceptor, TcpAcceptor};
-use super::options::{PrimaryOptions, Protocol, ReplicaOptions};
+use super::options::{PrimaryOptions, Protocol, ReplicaOptions, refused};
 use super::replica::{Replica, ReplicaReplicator};
 use super::secret::random;
 use super::session::SessionError;
@@ -120,7 +120,9 @@ impl Primary {
     /// return: [`listen`](Self::listen) or [`serve`](Self::serve) again.
     ///
     /// # Errors
-    /// As [`open`](Self::open); [`Refusal::NotEnoughReplicas`] after `patience`; [`Refusal::NotPrimary`]
+    /// As [`open`](Self::open), and [`Error::Config`] for no `replicas`: a new
+    /// [`PrimaryOptions::epoch`] is what gives up what only they have.
+    /// [`Refusal::NotEnoughReplicas`] after `patience`; [`Refusal::NotPrimary`]
     /// if a replica knows a newer epoch: then this node is to be opened as a [`Replica`]. The store is
     /// closed then, and its tail is still in doubt.
     pub fn recover(
@@ -146,6 +148,9 @@ impl Primary {
         patience: Duration,
     ) -> Result<Self> {
         options.validate()?;
+        if replicas == 0 {
+            return refused("replicas", replicas, "at least 1: to ask nobody, give a new epoch");
+        }
         let replicator = Arc::new(ReplicaReplicator::default());
         let store =
             Store::open_replicated(config.clone(), environment.clone(), replicator.clone())?;

@@ -2,7 +2,7 @@
 
 use super::bells::Bells;
 use crate::clock::Clock;
-use crate::error::{IoContext, IoOp, Result};
+use crate::error::{Error, IoContext, IoOp, Result};
 use crate::replication::events::{Event, host};
 use crate::replication::group::SessionId;
 use crate::replication::link::{Ended, Link};
@@ -125,9 +125,13 @@ impl Server {
             }
             Next::Now
         };
+        let mut listeners = self.listeners.lock();
+        if self.is_stopped() {
+            // The others were taken away, or are about to be: nobody would take this one.
+            return Err(Error::Closed);
+        }
         let worker = Worker::spawn(ACCEPT_THREAD, Doorbell::new(), step, |_| {});
-        let worker = worker.at(IoOp::Create, Path::new(ACCEPT_THREAD))?;
-        self.listeners.lock().push((acceptor, worker));
+        listeners.push((acceptor, worker.at(IoOp::Create, Path::new(ACCEPT_THREAD))?));
         Ok(())
     }
 
