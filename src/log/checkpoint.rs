@@ -259,7 +259,9 @@ impl CheckpointFile {
         timestamp: i64,
     ) -> Result<()> {
         let mut state = self.state.lock();
-        let before = std::mem::replace(&mut state.current.durable, durable);
+        let before = state.current.durable;
+        // Someone may have vouched for more meanwhile.
+        state.current.durable = before.max(durable);
         state.current.confirmed = state.current.confirmed.max(confirmed.min(durable));
         // Too young a timestamp does no harm if the write fails.
         state.current.last_timestamp = state.current.last_timestamp.max(timestamp);

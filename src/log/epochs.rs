@@ -11,7 +11,8 @@
 //! file, that the newest epoch is this node's own and what was acknowledged under it may be durable on
 //! replicas alone; flag 2, that some of that may have been lost here; flag 4, that whoever chooses the next
 //! primary has asked for the promise, and nobody has reigned by it yet; flag 8, that this node was the last
-//! to reign here, as far as it knows.
+//! to reign here, as far as it knows. Starts rise; only an epoch of node 0, of puts without replication, may
+//! begin where another one does, which has no byte then.
 
 use super::directory::read_small;
 use crate::disk::Disk;
@@ -164,7 +165,10 @@ impl Epochs {
             })
         });
         let starts: Vec<_> = starts.collect::<Option<_>>()?;
-        let ordered = starts.is_sorted_by(|a, b| a.epoch < b.epoch && a.start < b.start);
+        let follows = |a: &EpochStart, b: &EpochStart| {
+            a.start < b.start || a.start == b.start && b.node == NodeId(0)
+        };
+        let ordered = starts.is_sorted_by(|a, b| a.epoch < b.epoch && follows(a, b));
         let id = LogId::new(u64::from_be_bytes(*id));
         let promised = Epoch(u64::from_be_bytes(*promised));
         let flags = u32::from_be_bytes(*flags);
@@ -183,9 +187,12 @@ impl Epochs {
 
     /// Adds `start`. Epochs that would begin at or behind it have no byte in the log any more.
     pub(crate) fn begin(&mut self, start: EpochStart) {
-        self.cut(start.start);
-        if start.node != NodeId(0) {
-            // What is put without replication counts once there is something.
+        if start.node == NodeId(0) {
+            // What is put without replication counts once there is something: until then, one that begins at
+            // the same offset is only out of sight.
+            self.end_at(start.start);
+        } else {
+            self.cut(start.start);
             self.note_reign(start.epoch);
         }
         self.starts.push(start);
@@ -215,12 +222,22 @@ impl Epochs {
         self.starts.last().is_some_and(|last| last.node == node && last.start >= end)
     }
 
-    /// Forgets the newest epoch, as if it had never begun. Those that it took the place of had no byte, and
-    /// are not to be written under by anyone before them.
+    /// Forgets the newest epoch, as if it had never begun. Nobody before it is to write here any more.
     pub(crate) fn take_back(&mut self) {
         if let Some(last) = self.starts.pop() {
             self.raise(Epoch(last.epoch.0.saturating_sub(1)));
         }
+    }
+
+    /// Forgets epochs without a byte that something was put behind without replication.
+    pub(crate) fn forget_hidden(&mut self) {
+        self.starts.dedup_by(|next, one| {
+            let is_hidden = next.start == one.start;
+            if is_hidden {
+                *one = *next;
+            }
+            is_hidden
+        });
     }
 
     /// Forgets epochs that begin at or behind `end`.

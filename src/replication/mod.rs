@@ -469,7 +469,8 @@ pub trait ReplicatedLog: Send + Sync + fmt::Debug {
     fn epochs(&self) -> Vec<EpochStart>;
 
     /// Whether this node may lack something that it has vouched for: it was a primary under async flush,
-    /// was not closed in order, and has entered no newer epoch since.
+    /// was not closed in order, and has not come to the epoch of whoever it [follows](Self::follow) since, with
+    /// all that comes before durable here.
     fn in_doubt(&self) -> bool;
 
     /// The epoch that nobody may write before any more; see [`promise`](Self::promise).

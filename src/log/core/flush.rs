@@ -217,7 +217,12 @@ impl Core {
                 return Err(error);
             }
         }
+        let noted = self.note_first(self.agreed(), end);
         self.progress.set_durable(end, woken);
+        // And what was agreed before anyone could see that.
+        if let Err(error) = noted.and_then(|()| self.note_first(self.agreed(), end)) {
+            self.latch(error);
+        }
         if rolled {
             self.rolled_since_checkpoint.store(true, Ordering::Release);
             self.upkeep.ring();

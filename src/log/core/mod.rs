@@ -65,8 +65,10 @@ pub(crate) struct Core {
     epochs: KnownEpochs,
     /// Everything before is held by replicas and never taken back, as far as is known here.
     agreed: AtomicU64,
-    /// That something is confirmed survives a power cut.
-    knows_agreed: AtomicBool,
+    /// How much of it is known to survive a power cut.
+    noted_agreed: AtomicU64,
+    /// The epoch in which whoever brings the records reigns; none at first.
+    followed: AtomicU64,
     append: Mutex<Appender>,
     /// Rung when staging room or the next segment appears; paired with `append`.
     changed: Condvar,
@@ -134,7 +136,8 @@ impl Core {
             checksummed: RwLock::new(recovered.checkpoint.current().checksummed.into()),
             epochs: KnownEpochs::new(recovered.epochs),
             agreed: AtomicU64::new(recovered.checkpoint.confirmed()),
-            knows_agreed: AtomicBool::new(false),
+            noted_agreed: AtomicU64::new(recovered.checkpoint.confirmed()),
+            followed: AtomicU64::new(u64::MAX),
             checkpoint: recovered.checkpoint,
             append: Mutex::new(Appender::new(
                 end,

@@ -31,30 +31,41 @@ impl Core {
     /// come anywhere at all is durable on return: a node that knows of nothing that was confirmed may be told
     /// to give up its log for another one.
     pub(crate) fn agree(&self, end: u64) -> Result<()> {
-        let known = end.min(self.progress.durable());
-        if !self.knows_agreed.load(Ordering::Relaxed) && known > self.min_offset() {
-            if self.checkpoint.confirmed() <= self.min_offset() {
-                let _held = self.directory.hold()?;
-                self.checkpoint.update(true, |checkpoint| {
-                    checkpoint.confirmed = checkpoint.confirmed.max(known);
-                })?;
-            }
-            self.knows_agreed.store(true, Ordering::Relaxed);
-        }
+        self.note_first(end, self.progress.durable())?;
         if self.agreed.fetch_max(end, Ordering::SeqCst) < end {
+            // The disk may have got there meanwhile, and nobody else would note it then.
+            self.note_first(end, self.progress.durable())?;
             self.want_saving();
         }
+        Ok(())
+    }
+
+    /// Notes that something is agreed, where the log is durable before `durable`, unless that is noted. What
+    /// is agreed of a log that is not durable at all is noted when it is.
+    pub(super) fn note_first(&self, agreed: u64, durable: u64) -> Result<()> {
+        let (known, min) = (agreed.min(durable), self.min_offset());
+        if known <= min || self.noted_agreed.load(Ordering::SeqCst) > min {
+            return Ok(());
+        }
+        self.note_agreed(known)
+    }
+
+    fn note_agreed(&self, known: u64) -> Result<()> {
+        let _held = self.directory.hold()?;
+        self.checkpoint.update(true, |checkpoint| {
+            checkpoint.confirmed = checkpoint.confirmed.max(known);
+        })?;
+        self.noted_agreed.fetch_max(known, Ordering::SeqCst);
         Ok(())
     }
 
     /// Makes durable what is agreed, before the queues vouch for it.
     pub(crate) fn save_agreed(&self) -> Result<()> {
         let agreed = self.agreed().min(self.progress.durable());
-        if agreed <= self.checkpoint.current().confirmed {
+        if agreed <= self.noted_agreed.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let _held = self.directory.hold()?;
-        self.checkpoint.update(true, |checkpoint| checkpoint.confirmed = agreed)
+        self.note_agreed(agreed)
     }
 
     pub(crate) fn epochs(&self) -> Arc<Epochs> {
@@ -97,7 +108,7 @@ impl Core {
         let mut changed = Epochs::clone(&epochs);
         // No other opening, of whatever log, has this one's token.
         changed.id = changed.id.or_else(|| LogId::new(self.directory.token().max(1)));
-        changed.own = true;
+        (changed.own, changed.in_doubt) = (true, false);
         self.add_epoch(&mut epochs, changed, begun, lazy)?;
         Ok(begun)
     }
@@ -106,6 +117,7 @@ impl Core {
     pub(crate) fn follow(&self, id: Option<LogId>, primary: Epoch) -> Result<()> {
         let mut epochs = self.epochs.change();
         let mut changed = Epochs::clone(&epochs);
+        self.followed.store(primary.0, Ordering::Relaxed);
         if changed.id.is_some() && changed.id != id {
             if self.progress.appended() > self.min_offset() {
                 return Err(Error::Refused(Refusal::AnotherLog));
@@ -149,6 +161,12 @@ impl Core {
         if !changed.starts().is_empty() && start.epoch <= was {
             return Err(Error::Refused(Refusal::EpochFell { was, is: start.epoch }));
         }
+        if changed.in_doubt && start.epoch.0 >= self.followed.load(Ordering::Relaxed) {
+            // Whoever reigns has all that was confirmed, and so has this node: not only until the next power
+            // cut, or it would vouch again for what it lacks.
+            self.write()?;
+            changed.in_doubt = self.sync()? < end;
+        }
         self.add_epoch(&mut epochs, changed, start, false)?;
         self.note_checksummed(end, start)
     }
@@ -173,9 +191,14 @@ impl Core {
         start: EpochStart,
         lazy: bool,
     ) -> Result<()> {
+        let (was, is) = (changed.last(), start.epoch);
+        if is == is.next() {
+            // None could follow.
+            return Err(Error::Refused(Refusal::EpochFell { was, is }));
+        }
         changed.begin(start);
         changed.expire(self.min_offset());
-        (changed.lazy, changed.in_doubt) = (lazy, false);
+        changed.lazy = lazy;
         self.save_epochs(epochs, changed)
     }
 

@@ -102,7 +102,12 @@ impl Recovery<'_> {
         // Nor must an epoch come back that began behind the cut, once the log has grown again.
         let epochs = Epochs::read(self.disk, self.directory.duralog())?.unwrap_or_default();
         let mut kept = epochs.clone();
-        kept.leave(if cutting.restarts { 0 } else { at });
+        if cutting.restarts {
+            kept.leave(0);
+        } else {
+            // One that begins right there stays: this node has vouched in it for all that comes before.
+            kept.end_at(at);
+        }
         if kept != epochs {
             self.directory.save(self.disk, epochs::NAME, &kept.encode())?;
         }

@@ -123,9 +123,14 @@ pub(super) fn recover(
             recovery.extend_checksummed(end);
         }
         let is_nobodys = epochs.ends_with_nothing_of(NodeId(0), end);
+        let found = epochs.clone();
         if role.is_some() && is_nobodys {
             // Whoever had a look, without replication, has put nothing.
             epochs.take_back();
+        } else if role.is_some() {
+            epochs.forget_hidden();
+        }
+        if epochs != found {
             directory.save(disk, super::epochs::NAME, &epochs.encode())?;
         }
         if role.is_none() && !epochs.starts().is_empty() && !is_nobodys {

@@ -30,7 +30,7 @@ pub struct Standing {
     /// It lets nobody write under an epoch before this one any more.
     pub promised: Epoch,
     /// It has what it ever vouched for. Not so for a primary under async flush that was not closed in
-    /// order, until it has followed a newer one: it does not count among those that are fenced.
+    /// order, until it has come to the epoch of a newer one: it does not count among those that are fenced.
     pub vouches: bool,
 }
 
@@ -63,8 +63,8 @@ pub struct ReplicaState {
 /// was confirmed, and none of them helps the old primary any more. [`promote`](Self::promote) the one with
 /// the greatest [`Standing`]; open the others, and the old primary when it returns, as replicas of it.
 ///
-/// - A node that has lost something does not count among those `n - k` before it has followed a newer
-///   primary: one that does not [vouch](Standing::vouches) for its log, one with a new or emptied disk or
+/// - A node that has lost something does not count among those `n - k` before it has come to the epoch of a
+///   newer primary: one that does not [vouch](Standing::vouches) for its log, one with a new or emptied disk or
 ///   restored from a snapshot, one whose acks mean [`InMemory`](super::AckLevel::InMemory) after a power cut.
 /// - A node with a new or emptied disk, or one that was restored from a snapshot, has forgotten what it
 ///   promised: fence it with the newest term before it follows anyone.
