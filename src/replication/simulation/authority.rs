@@ -33,6 +33,8 @@ pub(super) struct Authority {
     failover: Option<[Option<(Epoch, u64)>; NODES]>,
     /// The newest epoch when a node lost what it had vouched for.
     lost: [Option<Epoch>; NODES],
+    /// The epoch of which a primary lost something, and has to say so.
+    doubted: [Option<Epoch>; NODES],
     /// Those that have a new disk, and have promised nothing yet.
     new: [bool; NODES],
 }
@@ -64,6 +66,11 @@ impl Simulation {
     pub(super) fn note_power_cut(&mut self, node: usize) {
         if self.nodes[node].fragile {
             self.note_loss(node);
+            let settings = &self.settings;
+            let waits = settings.ack == Ack::Sync && !settings.mixed && !settings.in_memory();
+            if waits && self.nodes[node].was_primary {
+                self.authority.doubted[node] = Some(self.nodes[node].reign);
+            }
             self.counts.add("power cuts after more was vouched for");
         }
     }
@@ -75,6 +82,7 @@ impl Simulation {
     /// To be told when a node gets a new disk.
     pub(super) fn note_new_disk(&mut self, node: usize) {
         self.note_loss(node);
+        self.authority.doubted[node] = None;
         self.authority.new[node] = true;
         if let Some(fenced) = &mut self.authority.failover {
             fenced[node] = None;
@@ -88,8 +96,15 @@ impl Simulation {
     /// Whether a node counts among those fenced.
     fn counts_in_failover(&mut self, node: usize) -> bool {
         let Some(running) = &self.nodes[node].running else { return false };
-        let newest = running.newest_epoch();
-        self.authority.lost[node].take_if(|lost| newest > *lost);
+        // All that comes before an epoch that it has entered is to be safe there, too.
+        let last = running.log.epochs().last().copied();
+        let last = last.filter(|last| last.start <= running.log.durable());
+        let has_come_to = |lost: Epoch| last.is_some_and(|last| last.epoch > lost);
+        self.authority.lost[node].take_if(|lost| has_come_to(*lost));
+        self.authority.doubted[node].take_if(|own| has_come_to(*own));
+        if self.authority.doubted[node].is_some() {
+            assert!(running.log.in_doubt(), "{node} vouches for what it has lost");
+        }
         running.is_replica() && self.authority.lost[node].is_none()
     }
 
@@ -227,6 +242,7 @@ impl Simulation {
             return if opened == Opened::Runs { Opened::Failed } else { opened };
         }
         let running = self.nodes[node].running.as_ref().expect("it was opened");
+        self.authority.doubted[node] = None;
         if epoch.is_some() || self.authority.primary == Some(node) {
             self.checker.holds_all(&*running.log);
             self.authority.primary = Some(node);

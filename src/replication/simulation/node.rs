@@ -111,6 +111,8 @@ pub(super) struct Node {
     pub(super) fragile: bool,
     /// It was opened as a primary last.
     pub(super) was_primary: bool,
+    /// Its newest epoch as a primary.
+    pub(super) reign: Epoch,
     pub(super) views: Vec<KeptView>,
     clock: Arc<ManualClock>,
 }
@@ -133,6 +135,7 @@ impl Node {
             failing: false,
             fragile: false,
             was_primary: false,
+            reign: Epoch(0),
             views: Vec::new(),
             clock,
         }
@@ -150,6 +153,7 @@ impl Node {
         let opened = self.open(primary.clone(), Part::Primary(primary), fragile);
         if let Some(running) = &mut self.running {
             running.shows_all = shows_all;
+            self.reign = running.newest_epoch();
         }
         opened
     }
