@@ -60,6 +60,8 @@ pub struct CommitLog {
     worker: Mutex<Option<Worker>>,
     report: RecoveryReport,
     closed: AtomicBool,
+    /// It was closed while a thread hung.
+    keeps_lock: AtomicBool,
     threads: Threads,
 }
 
@@ -96,8 +98,11 @@ impl CommitLog {
         let (core, report) = Core::open(config, environment, bell.clone(), role)?;
         let mut worker = None;
         if threads == Threads::Own && !core.config.read_only {
-            let (stepped, latched) = (core.clone(), core.clone());
-            let step = move || stepped.upkeep_step();
+            let (stepped, latched, running) = (core.clone(), core.clone(), core.running());
+            let step = move || {
+                let _running = &running;
+                stepped.upkeep_step()
+            };
             let panicked = move |error| {
                 latched.latch(error);
             };
@@ -112,6 +117,7 @@ impl CommitLog {
             worker: Mutex::new(worker),
             report,
             closed: AtomicBool::new(false),
+            keeps_lock: AtomicBool::new(false),
             threads,
         })
     }
@@ -235,7 +241,19 @@ impl CommitLog {
         let stopped = self.stop_upkeep(self.core.config.close_timeout);
         if !keep_lock && stopped.is_ok() {
             self.core.directory().unlock(self.core.config.close_timeout);
+        } else {
+            self.keeps_lock.store(true, Ordering::Release);
         }
+    }
+
+    /// Whether it was closed while a thread hung, and no thread is left now.
+    pub(crate) fn may_unlock(&self) -> bool {
+        self.keeps_lock.load(Ordering::Acquire) && !self.core.is_running()
+    }
+
+    /// Lets another store have what this one kept when it was closed.
+    pub(crate) fn unlock(&self) {
+        self.core.directory().unlock(Duration::ZERO);
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {

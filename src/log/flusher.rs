@@ -36,7 +36,11 @@ impl<P: Policy> Flusher<P> {
         let mut worker = None;
         if threads == Threads::Own {
             let (stepped, latched, policy) = (core.clone(), core.clone(), policy.clone());
-            let step = move || policy.lock().step(&stepped);
+            let running = core.running();
+            let step = move || {
+                let _running = &running;
+                policy.lock().step(&stepped)
+            };
             let panicked = move |error| {
                 latched.latch(error);
             };

@@ -131,11 +131,15 @@ impl Engine {
         &self,
         name: &str,
         doorbell: (Doorbell, Receiver<()>),
-        step: impl FnMut() -> Next + Send + 'static,
+        mut step: impl FnMut() -> Next + Send + 'static,
     ) -> Result<Worker> {
-        let latched = self.shared.core.clone();
+        let (latched, running) = (self.shared.core.clone(), self.shared.core.running());
         let panicked = move |error| {
             latched.latch(error);
+        };
+        let step = move || {
+            let _running = &running;
+            step()
         };
         let spawned = Worker::spawn(name, doorbell, step, panicked);
         spawned.at(IoOp::Create, Path::new(name))
@@ -160,7 +164,21 @@ impl Engine {
         if self.runs_here() {
             return self.close_apart();
         }
-        if self.shared.closed.swap(true, Ordering::AcqRel) { Ok(()) } else { self.end() }
+        if !self.shared.closed.swap(true, Ordering::AcqRel) {
+            return self.end();
+        }
+        self.let_go();
+        Ok(())
+    }
+
+    /// Lets another store have the directory, if closing could not because a thread hung that has ended since.
+    fn let_go(&self) {
+        if self.log.may_unlock()
+            && self.shared.offsets.seal(SEAL_TIME)
+            && self.shared.dispatcher.try_lock_for(SEAL_TIME).is_some()
+        {
+            self.log.unlock();
+        }
     }
 
     /// Closes in the background: a thread cannot wait for itself. If there is no other to be had, the next
@@ -221,7 +239,9 @@ impl Engine {
             // With many queues that would take longer: half of the time is theirs, and what is not
             // durable then is dispatched again by the next open.
             let queues_until = core.clock.now() + left() / 2;
+            let running = core.running();
             let finish = move || {
+                let _running = running;
                 let offsets = shared.offsets.finish().and_then(|()| shared.offsets.export());
                 let log = shared.finish_queues(queues_until);
                 log.and_then(|behind| shared.core.shut(behind)).and(offsets)

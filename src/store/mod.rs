@@ -264,7 +264,8 @@ impl Store {
 
     /// Refuses further puts, makes everything durable, stops the threads and marks the store clean.
     /// Takes about `close_timeout` at most. All clones are closed with it; a second call returns `Ok` at
-    /// once, even while the first one is still at work. Views that were handed out stay valid, and a
+    /// once, even while the first one is still at work, and lets others have the directory where the first one
+    /// could not, because a thread hung that has ended since. Views that were handed out stay valid, and a
     /// handle that is still there goes on reading what was dispatched by then; only
     /// [`wait_for`](Self::wait_for) fails. Files are closed with the last handle.
     ///

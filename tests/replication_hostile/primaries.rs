@@ -594,7 +594,7 @@ fn an_epoch_whose_records_were_cut_is_no_fence() {
         peer.prove();
         let next = EpochStart { epoch: 3 * EPOCH, ..log.newer() };
         peer.send(&welcome(log.id, next, 1, log.end));
-        stands(replica, (EPOCH, 2 * EPOCH), log.end);
+        stands(replica, (2 * EPOCH, 2 * EPOCH), log.end);
     });
 }
 

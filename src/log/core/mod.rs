@@ -67,6 +67,8 @@ pub(crate) struct Core {
     agreed: AtomicU64,
     /// How much of it is known to survive a power cut.
     noted_agreed: AtomicU64,
+    /// Held by each thread of the log and the store for as long as it runs: it may yet write.
+    threads: Arc<()>,
     /// The epoch in which whoever brings the records reigns; none at first.
     followed: AtomicU64,
     append: Mutex<Appender>,
@@ -104,6 +106,16 @@ impl fmt::Debug for Core {
 }
 
 impl Core {
+    /// To be held by a thread for as long as it runs.
+    pub(crate) fn running(&self) -> Arc<()> {
+        self.threads.clone()
+    }
+
+    /// Whether a thread of the log or its store runs.
+    pub(crate) fn is_running(&self) -> bool {
+        Arc::strong_count(&self.threads) > 1
+    }
+
     /// Recovers the log and readies it for the next record.
     pub(super) fn open(
         config: LogConfig,
@@ -137,6 +149,7 @@ impl Core {
             epochs: KnownEpochs::new(recovered.epochs),
             agreed: AtomicU64::new(recovered.checkpoint.confirmed()),
             noted_agreed: AtomicU64::new(recovered.checkpoint.confirmed()),
+            threads: Arc::default(),
             followed: AtomicU64::new(u64::MAX),
             checkpoint: recovered.checkpoint,
             append: Mutex::new(Appender::new(

@@ -35,6 +35,8 @@ struct Shared {
     options: ReplicaOptions,
     identity: Identity,
     state: Mutex<State>,
+    /// Held while the store is closed and opened again.
+    reopening: Mutex<()>,
     /// Held by whoever asks for a promise.
     fencing: Mutex<()>,
     stopped: AtomicBool,
@@ -95,6 +97,7 @@ impl Follower {
             options,
             identity,
             state: Mutex::new(state),
+            reopening: Mutex::new(()),
             fencing: Mutex::new(()),
             stopped: AtomicBool::new(false),
             connecting: AtomicBool::new(false),
@@ -126,6 +129,7 @@ impl Follower {
     }
 
     pub(super) fn store(&self) -> Store {
+        self.shared.settle();
         self.shared.state.lock().store.clone()
     }
 
@@ -145,6 +149,7 @@ impl Follower {
     }
 
     pub(super) fn standing(&self) -> Result<Standing> {
+        self.shared.settle();
         let state = self.shared.state.lock();
         let (store, log) = (state.store.clone(), state.log.clone());
         drop(state);
@@ -152,12 +157,14 @@ impl Follower {
     }
 
     pub(super) fn is_fenced(&self) -> bool {
+        self.shared.settle();
         let log = self.shared.state.lock().log.clone();
         log.is_fenced()
     }
 
     pub(super) fn fence(&self, epoch: Epoch) -> Result<Standing> {
         let _alone = self.shared.fencing.lock();
+        self.shared.settle();
         let state = self.shared.state.lock();
         let (store, log) = (state.store.clone(), state.log.clone());
         // The disk may hang; whoever asks for the store or the state does not wait for it.
@@ -393,12 +400,19 @@ impl Shared {
         Ok(Followed { link, reading, sender, greeted: false })
     }
 
+    /// Waits for a store that is being opened again, but not for a disk that hangs.
+    fn settle(&self) {
+        drop(self.reopening.try_lock_for(self.config.log.close_timeout));
+    }
+
     /// Cuts the log, or begins it anew: by order, which the next open carries out.
     fn carry_out(&self, order: Order) -> Result<(), SessionError> {
-        let mut state = self.state.lock();
-        order.give(&*state.log)?;
-        let reopened = self.reopen(&mut state);
-        drop(state);
+        let reopening = self.reopening.lock();
+        // Without the state, or who asks for it would wait for the disk.
+        let log = self.state.lock().log.clone();
+        order.give(&*log)?;
+        let reopened = self.reopen();
+        drop(reopening);
         // Whoever hears of it may ask.
         self.tell(&match order.change {
             Change::Truncate(to) => Event::Truncated { to },
@@ -408,17 +422,23 @@ impl Shared {
     }
 
     fn reopen_if_closed(&self) -> Result<()> {
-        let mut state = self.state.lock();
-        let usable = state.store.is_open() && state.store.health().latched.is_none();
-        if usable { Ok(()) } else { self.reopen(&mut state) }
+        let _reopening = self.reopening.lock();
+        let store = self.state.lock().store.clone();
+        let usable = store.is_open() && store.health().latched.is_none();
+        if usable { Ok(()) } else { self.reopen() }
     }
 
-    /// Nobody is given the store meanwhile.
-    fn reopen(&self, state: &mut State) -> Result<()> {
+    /// Opens the store again, for whoever has `reopening`.
+    fn reopen(&self) -> Result<()> {
+        let store = self.state.lock().store.clone();
         // It failed, or was ended by the order: what it says to that is known.
-        let _ = state.store.close();
+        let _ = store.close();
+        let opened = open(&self.config, &self.environment)?;
+        let mut state = self.state.lock();
         let last_error = state.last_error.take();
-        *state = State { last_error, ..open(&self.config, &self.environment)? };
+        let before = std::mem::replace(&mut *state, State { last_error, ..opened });
+        drop(state);
+        drop(before);
         Ok(())
     }
 }

@@ -35,6 +35,8 @@ pub(super) struct Authority {
     lost: [Option<Epoch>; NODES],
     /// The epoch of which a primary lost something, and has to say so.
     doubted: [Option<Epoch>; NODES],
+    /// It has not run since.
+    cut: [bool; NODES],
     /// Those that have a new disk, and have promised nothing yet.
     new: [bool; NODES],
 }
@@ -70,6 +72,7 @@ impl Simulation {
             let waits = settings.ack == Ack::Sync && !settings.mixed && !settings.in_memory();
             if waits && self.nodes[node].was_primary {
                 self.authority.doubted[node] = Some(self.nodes[node].reign);
+                self.authority.cut[node] = true;
             }
             self.counts.add("power cuts after more was vouched for");
         }
@@ -336,6 +339,12 @@ impl Simulation {
         match opened {
             Opened::Runs => {
                 let report = self.nodes[node].running.as_ref().map(|one| one.store.recovery());
+                if std::mem::take(&mut self.authority.cut[node])
+                    && report.as_ref().is_some_and(|report| !report.unclean)
+                {
+                    // The power went when all was closed.
+                    self.authority.doubted[node] = None;
+                }
                 let finished = report.is_some_and(|report| report.finished_cut.is_some());
                 self.counts.add_if(finished, "cuts carried out");
                 self.counts.add("opened");

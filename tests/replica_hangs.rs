@@ -1,0 +1,184 @@
+//! A replica whose disk hangs while its log is cut, and is well again later.
+
+#[path = "support/hooked.rs"]
+mod hooked;
+#[path = "support/temp.rs"]
+mod temp;
+
+use duralog::disk::{HostDisk, SimCall};
+use duralog::replication::{
+    Ack, Connector, Event, NodeId, NodeOptions, Primary, PrimaryOptions, Replica, ReplicaOptions,
+    SessionError, Stream, TcpConnector,
+};
+use duralog::{Environment, Error, Message, PutStatus, Store, StoreConfig};
+use hooked::{Hook, Hooked};
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+use temp::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < PATIENCE, "not so after {PATIENCE:?}: {what}");
+        thread::yield_now();
+    }
+}
+
+/// Holds up the thread that makes the queues durable, from its so many-th call of a kind on, while it is shut.
+#[derive(Debug)]
+struct Gate {
+    at: (SimCall, usize),
+    calls: AtomicUsize,
+    shut: Mutex<bool>,
+    moved: Condvar,
+    /// It has come to it.
+    reached: AtomicBool,
+}
+
+impl Gate {
+    fn set(&self, shut: bool) {
+        *self.shut.lock().expect("no panic") = shut;
+        self.moved.notify_all();
+    }
+}
+
+impl Hook for Gate {
+    fn before(&self, call: SimCall) -> io::Result<()> {
+        let (kind, nth) = self.at;
+        let concerned = thread::current().name() == Some("duralog-checkpoint") && call == kind;
+        let mut shut = self.shut.lock().expect("no panic");
+        if !concerned || !*shut || self.calls.fetch_add(1, Ordering::SeqCst) + 1 < nth {
+            return Ok(());
+        }
+        while *shut {
+            self.reached.store(true, Ordering::SeqCst);
+            shut = self.moved.wait(shut).expect("no panic");
+        }
+        Ok(())
+    }
+}
+
+/// Goes where it is told.
+#[derive(Debug, Clone, Default)]
+struct Turning(Arc<Mutex<String>>);
+
+impl Turning {
+    fn to(&self, address: impl ToString) {
+        *self.0.lock().expect("no panic") = address.to_string();
+    }
+}
+
+impl Connector for Turning {
+    fn connect(&self, limit: Duration, patience: Duration) -> io::Result<Stream> {
+        let address = self.0.lock().expect("no panic").clone();
+        TcpConnector::new(address).connect(limit, patience)
+    }
+}
+
+fn config(dir: &Path) -> StoreConfig {
+    let mut config = StoreConfig::new(dir).segment_size(64 << 10);
+    (config.index_slots, config.index_items) = (101, 1000);
+    config
+}
+
+fn put(store: &Store, topic: &str) -> PutStatus {
+    store.put(Message::new(topic, vec![7; 300])).expect("it is accepted").status
+}
+
+/// R is told to cut its log while its disk hangs `at` such a call. Waits for what comes of that,
+/// `meanwhile`; then the disk is well again, and R follows.
+fn is_cut_while_its_disk_hangs(at: (SimCall, usize), meanwhile: fn(&Arc<Replica>)) {
+    let dir = TempDir::new();
+    let [p_dir, q_dir, r_dir] = ["p", "q", "r"].map(|name| dir.path().join(name));
+    let mut p_config = config(&p_dir);
+    p_config.sync_replica_timeout = Duration::from_millis(200);
+    let node = |id| NodeOptions::new(NodeId(id));
+    let options = PrimaryOptions::new(node(1)).min_insync_replicas(2);
+    let p = Primary::open(p_config, options).expect("it opens");
+    let address = p.listen("127.0.0.1:0").expect("a port is free").to_string();
+    let q = Replica::open(config(&q_dir), ReplicaOptions::new(node(2), address.clone()));
+    let q = q.expect("it opens");
+
+    let (calls, reached) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (shut, moved) = (Mutex::new(false), Condvar::new());
+    let gate = Arc::new(Gate { at, calls, shut, moved, reached });
+    let environment = Environment::on(Hooked::over(HostDisk::shared(), gate.clone()));
+    let mut r_config = config(&r_dir);
+    r_config.queue_checkpoint_bytes = 4096;
+    r_config.log.close_timeout = Duration::from_millis(200);
+    let turning = Turning::default();
+    turning.to(address);
+    let mut r_options = ReplicaOptions::connecting(node(3), turning.clone());
+    r_options.retry_max = r_options.retry_min;
+    let r = Arc::new(Replica::open_in(r_config, environment, r_options).expect("it opens"));
+    p.wait_for_replicas(2, PATIENCE).expect("they connect");
+    eventually("puts go through", || put(p.store(), "t") == PutStatus::PutOk);
+    gate.set(true);
+    let mut topics = 0;
+    eventually("the thread hangs", || {
+        topics += 1;
+        put(p.store(), &format!("t{topics}"));
+        gate.reached.load(Ordering::SeqCst)
+    });
+    // A tail that Q lacks.
+    let term = p.epoch().next_term();
+    q.fence(term).expect("it promises");
+    eventually("Q has left", || p.replicas().iter().filter(|one| one.connected).count() == 1);
+    put(p.store(), "t");
+    let end = p.store().stats().watermarks.appended;
+    eventually("R has the tail", || r.state().durable == end);
+    p.close().expect("it closes");
+    drop(p);
+
+    let (told, hears) = mpsc::channel();
+    let observed = node(2).observe(move |event| {
+        if let Event::Ended { .. } = event {
+            // Nobody listens any more after the first.
+            let _ = told.send(());
+        }
+    });
+    let q = q.promote(PrimaryOptions::new(observed).ack(Ack::Async)).expect("it takes over");
+    turning.to(q.listen("127.0.0.1:0").expect("a port is free"));
+    hears.recv_timeout(PATIENCE).expect("R is told to cut its log");
+    meanwhile(&r);
+    gate.set(false);
+    eventually("R follows", || r.state().following);
+    assert_eq!(put(q.store(), "t"), PutStatus::PutOk);
+    let end = q.store().stats().watermarks.appended;
+    eventually("R has it", || r.state().durable == end);
+}
+
+#[test]
+fn a_replica_follows_again_once_a_call_that_outlasted_the_close_is_over() {
+    // What comes first is about what is confirmed, and the cut itself would wait for that.
+    is_cut_while_its_disk_hangs((SimCall::Sync, 3), |r| {
+        let is_locked =
+            |error: &SessionError| matches!(error, SessionError::Log(Error::Locked { .. }));
+        eventually("nobody else may have the directory", || {
+            r.state().last_error.as_ref().is_some_and(is_locked)
+        });
+    });
+}
+
+#[test]
+fn whoever_asks_how_a_replica_gets_on_does_not_wait_for_the_disk_that_it_cuts_its_log_on() {
+    is_cut_while_its_disk_hangs((SimCall::Create, 1), |r| {
+        let (asking, (answered, answers)) = (r.clone(), mpsc::channel());
+        thread::spawn(move || {
+            for _ in 0..1000 {
+                let _ = answered.send(asking.state());
+                thread::yield_now();
+            }
+        });
+        for _ in 0..1000 {
+            let state = answers.recv_timeout(PATIENCE).expect("it is not at the disk");
+            assert!(!state.following);
+        }
+    });
+}
