@@ -32,15 +32,28 @@ struct Copy {
     at: StartPoint,
 }
 
-fn open_copy(disk: &SimDisk, config: StoreConfig) -> duralog::Result<Copy> {
+fn open_copy_in(environment: Environment, config: StoreConfig) -> duralog::Result<Copy> {
     let replicator = Arc::new(Passive::default());
-    let environment = Environment::on(disk.shared()).stepped();
-    let store = Store::open_replicated(config, environment, replicator.clone())?;
+    let store = Store::open_replicated(config, environment.stepped(), replicator.clone())?;
     Ok(Copy { store, log: replicator.log(), at: replicator.start_point() })
+}
+
+fn open_copy(disk: &SimDisk, config: StoreConfig) -> duralog::Result<Copy> {
+    open_copy_in(Environment::on(disk.shared()), config)
 }
 
 fn copy_of(disk: &SimDisk, config: StoreConfig) -> Copy {
     open_copy(disk, config).expect("the copy opens")
+}
+
+fn manual_clock() -> Arc<ManualClock> {
+    Arc::new(ManualClock::new(1_700_000_000_000))
+}
+
+/// One for which no time passes but by `clock`.
+fn timed_copy_of(disk: &SimDisk, config: StoreConfig, clock: &Arc<ManualClock>) -> Copy {
+    let environment = Environment::on(disk.shared()).clock(clock.clone());
+    open_copy_in(environment, config).expect("the copy opens")
 }
 
 /// A log of some segments, and what lies in it up to its end.
@@ -699,6 +712,55 @@ fn a_log_that_is_cut_to_nothing_has_come_to_the_epoch_it_had_come_to() {
     assert_eq!((copy.at.end, copy.log.epochs()), (0, vec![FIRST]));
 }
 
+/// A log that ends where the second of its epochs begins, and the two.
+fn copy_in_an_epoch_without_records() -> (SimDisk, Copy, [EpochStart; 2]) {
+    let (_original, bytes) = original(5);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    take_over(&copy, &bytes, &[7000]);
+    let start = copy.log.end();
+    let newer = EpochStart { epoch: Epoch::term(3), start, node: NodeId(2), record_crc: true };
+    copy.log.enter_epoch(newer).expect("it begins here");
+    (disk, copy, [FIRST, newer])
+}
+
+/// The node has come to that epoch, and has vouched by that for all that comes before.
+#[test]
+fn a_cut_leaves_an_epoch_that_begins_there() {
+    let (disk, copy, epochs) = copy_in_an_epoch_without_records();
+    let start = epochs[1].start;
+    let (_original, longer) = original(8);
+    take_over(&copy, &longer, &[7000]);
+    assert!(copy.log.end() > start);
+    copy.log.truncate(start).expect("nothing is confirmed");
+    drop(copy);
+    let copy = copy_of(&disk, config());
+    assert_eq!((copy.at.end, copy.log.epochs()), (start, epochs.to_vec()));
+}
+
+#[test]
+fn a_look_leaves_an_epoch_without_records() {
+    let (disk, copy, epochs) = copy_in_an_epoch_without_records();
+    copy.store.close().expect("it closes");
+    // Without replication, by whoever only has a look.
+    open(&disk, config()).close().expect("it closes");
+    assert_eq!(copy_of(&disk, config()).log.epochs(), epochs);
+}
+
+#[test]
+fn an_epoch_that_none_could_follow_is_refused() {
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    let last = EpochStart { epoch: Epoch(u64::MAX), ..FIRST };
+    match copy.log.enter_epoch(last) {
+        Err(Error::Refused(Refusal::EpochFell { is: Epoch(u64::MAX), .. })) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(copy.log.epochs().is_empty());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+}
+
 #[test]
 fn a_store_that_leaves_replication_begins_an_epoch_of_its_own() {
     let (_original, bytes) = original(5);
@@ -809,14 +871,8 @@ fn a_closed_log_changes_nothing_for_whoever_has_the_directory_now() {
 #[test]
 fn that_something_is_confirmed_is_known_at_once_and_how_far_soon_after_whatever_else_happens() {
     let (_, bytes) = original(12);
-    let (disk, clock) = (disk(), Arc::new(ManualClock::new(1_700_000_000_000)));
-    let open = |disk: &SimDisk| {
-        let replicator = Arc::new(Passive::default());
-        let environment = Environment::on(disk.shared()).clock(clock.clone()).stepped();
-        let store = Store::open_replicated(config(), environment, replicator.clone());
-        let (store, log) = (store.expect("it opens"), replicator.log());
-        Copy { store, log, at: replicator.start_point() }
-    };
+    let (disk, clock) = (disk(), manual_clock());
+    let open = |disk: &SimDisk| timed_copy_of(disk, config(), &clock);
     let copy = open(&disk);
     copy.log.enter_epoch(FIRST).expect("it may");
     take_over(&copy, &bytes, &[4096]);
@@ -839,6 +895,62 @@ fn that_something_is_confirmed_is_known_at_once_and_how_far_soon_after_whatever_
     let copy = open(&next);
     assert_eq!(copy.at.confirmed, end);
     assert_eq!(copy.store.get(TOPIC, 0, 0, 99).expect("readable").messages.len(), 12);
+}
+
+/// Otherwise it passes for a log that nobody has ever followed, and is given up for another one.
+#[test]
+fn that_something_is_confirmed_is_durable_though_the_disk_was_behind_at_first() {
+    let (_, bytes) = original(40);
+    // At once, and after all that comes later.
+    for later in [false, true] {
+        let (disk, clock) = (disk(), manual_clock());
+        let copy = timed_copy_of(&disk, config(), &clock);
+        copy.log.enter_epoch(FIRST).expect("it may");
+        let end = copy.log.append(0, FIRST.epoch, &bytes).expect("records");
+        assert_eq!(copy.log.durable(), 0);
+        // Other replicas were faster.
+        copy.log.confirm(end / 2, FIRST.epoch).expect("that is the epoch");
+        copy.store.step(StoreWorker::Flush);
+        assert_eq!(copy.log.durable(), end);
+        let confirmed_later = (end / 2..=end).step_by(100).filter(|_| later);
+        for at in confirmed_later {
+            // What upkeep saves is not durable at once.
+            clock.advance(Duration::from_millis(250));
+            copy.store.step(StoreWorker::Upkeep);
+            copy.log.confirm(at, FIRST.epoch).expect("that is the epoch");
+        }
+        let next = disk.cut_power(Cut::losing_all());
+        drop(copy);
+        let copy = timed_copy_of(&next, config(), &clock);
+        assert_eq!(copy.at.end, end);
+        assert!(copy.at.confirmed > 0, "later: {later}");
+    }
+}
+
+#[test]
+fn the_queue_table_is_never_ahead_of_what_is_known_to_be_confirmed() {
+    let (_, bytes) = original(40);
+    let (disk, clock) = (disk(), manual_clock());
+    let mut config = config();
+    config.queue_checkpoint_bytes = 4096;
+    let copy = timed_copy_of(&disk, config.clone(), &clock);
+    copy.log.enter_epoch(FIRST).expect("it may");
+    let end = copy.log.append(0, FIRST.epoch, &bytes).expect("records");
+    copy.store.step(StoreWorker::Flush);
+    for confirmed in [end / 2, end] {
+        copy.log.confirm(confirmed, FIRST.epoch).expect("that is the epoch");
+    }
+    // Upkeep gets to it first, as it does where the table is saved later.
+    for _ in 0..2 {
+        clock.advance(Duration::from_millis(250));
+        copy.store.step(StoreWorker::Upkeep);
+    }
+    copy.store.step(StoreWorker::Dispatch);
+    copy.store.step(StoreWorker::Checkpoint);
+    let next = disk.cut_power(Cut::losing_all());
+    drop(copy);
+    let copy = timed_copy_of(&next, config, &clock);
+    assert_eq!(copy.store.recovery().queues_rebuilt, None);
 }
 
 #[test]
