@@ -1,6 +1,7 @@
 //! Consumers among messages and names that are meant to hurt, and faults where they hurt most.
 
 use duralog::clock::ManualClock;
+use duralog::delivery::dedup::Once;
 use duralog::delivery::{ConsumeFrom, Consumer, ConsumerBuilder, Event, Handled, Settled, Watch};
 use duralog::disk::{Cut, SimDisk};
 use duralog::replication::{ReplicaBehaviour, ScriptedReplica};
@@ -445,6 +446,39 @@ fn a_message_without_room_for_more_properties_is_set_aside_all_the_same() {
     let again = consumer.poll(NOW).unwrap();
     assert_eq!((again[0].topic(), again[0].unique_key()), ("orders", Some("id")));
     assert_eq!(store.dead_letters("billing").count(), 1);
+}
+
+#[test]
+fn a_dead_letter_without_room_for_more_properties_is_handled_when_it_is_sent_back() {
+    for fat in (32_500..32_740).step_by(10) {
+        let (_disk, _clock, store) = world();
+        put(&store, Message::new("orders", "x").unique_key("k").property("fat", "y".repeat(fat)));
+        let consumer = builder(&store).open().unwrap();
+        assert_eq!(consumer.poll(NOW).unwrap()[0].reject().unwrap(), Settled::Done);
+        drop(consumer);
+        let consumer = builder(&store).open().unwrap();
+        let dedup = consumer.deduplicator().open().unwrap();
+        assert_eq!(dedup.known_keys(), 1);
+        assert_eq!(store.dead_letters("billing").redrive_to_topic(1).unwrap(), 1);
+        let batch = consumer.poll(NOW).unwrap();
+        let once = dedup.handle(&batch[0], || Ok::<_, Error>(())).unwrap();
+        assert_eq!(once, Once::Ran(()), "{fat}");
+    }
+}
+
+#[test]
+fn a_message_that_leaves_no_room_to_say_where_it_comes_from_is_refused_and_not_taken_for_handled() {
+    for own in (32_600..32_740).step_by(10) {
+        let (_disk, _clock, store) = world();
+        put(&store, Message::new("orders", "x").unique_key("k".repeat(own)));
+        let consumer = builder(&store).open().unwrap();
+        match consumer.poll(NOW).unwrap()[0].reject() {
+            Err(Error::TooLarge { what: "properties", .. }) => continue,
+            rejected => assert_eq!(rejected.unwrap(), Settled::Done, "{own}"),
+        }
+        let [letter] = &store.dead_letters("billing").list(9).unwrap()[..] else { panic!("{own}") };
+        assert!(letter.record().properties().get("ORIGIN_MESSAGE_ID").is_some(), "{own}");
+    }
 }
 
 #[test]

@@ -146,8 +146,9 @@ impl Received {
     /// on, longer each time, up to 2 h. After `max_reconsume_times` it goes to the dead letters of the
     /// group.
     ///
-    /// Where the properties of a message leave no room for what RocketMQ adds to them, the copy lacks some: the
-    /// longest first; tags, keys and sharding key last.
+    /// Where the properties of a message leave no room for what RocketMQ adds to them, the copy lacks some: first
+    /// what it has only to show where a dead letter comes from, then the longest; tags, keys and sharding key last.
+    /// The unique key is kept, and so is what the copy takes to come again and to be told from what was handled.
     ///
     /// The message goes to the group's retry topic, as by RocketMQ, and is done with here once the copy
     /// is as safe as the store's settings ask. A group that consumes in order, or each consumer for

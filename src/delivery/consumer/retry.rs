@@ -45,10 +45,17 @@ pub(super) fn checked(delay: Duration) -> Result<Duration> {
 
 /// The message without what is missed least of its properties, if there is anything to do without.
 fn leaner(message: Message) -> Option<Message> {
-    // What it takes to come again, and to be known.
-    let needed =
-        [names::RETRY_TOPIC, names::DELAY, names::TIMER_DELAY_MS, names::WAIT, names::UNIQ_KEY];
-    let spare = [names::DLQ_ORIGIN_MESSAGE_ID, names::ORIGIN_MESSAGE_ID];
+    // What it takes to come again, to be known, and not to be taken for one that was handled.
+    let needed = [
+        names::RETRY_TOPIC,
+        names::DELAY,
+        names::TIMER_DELAY_MS,
+        names::WAIT,
+        names::UNIQ_KEY,
+        names::ORIGIN_MESSAGE_ID,
+    ];
+    // They say the same once more, to people.
+    let spare = [names::DLQ_ORIGIN_MESSAGE_ID, names::DLQ_ORIGIN_TOPIC];
     let last = [names::TAGS, names::KEYS, names::SHARDING_KEY];
     let properties = message.properties_ref();
     let rank = |name: &str| match name {
