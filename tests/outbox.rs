@@ -12,7 +12,7 @@ use duralog::delivery::outbox::{
     SendFailure, SqliteOutbox,
 };
 use duralog::delivery::{Event, Producer, Watch};
-use duralog::disk::SimDisk;
+use duralog::disk::{Fault, SimDisk, SyncFailure};
 use duralog::message::names;
 use duralog::replication::{ReplicaBehaviour, ScriptedReplica};
 use duralog::tables::TopicConfig;
@@ -61,9 +61,11 @@ impl Bench {
     }
 
     /// Another store, which goes by the same clock.
-    fn second(&self, config: StoreConfig) -> Store {
-        let environment = Environment::on(SimDisk::new(2).shared()).clock(self.clock.clone());
-        Store::open_in(config, environment.stepped()).unwrap()
+    fn second(&self, config: StoreConfig) -> (SimDisk, Store) {
+        let disk = SimDisk::new(2);
+        let environment = Environment::on(disk.shared()).clock(self.clock.clone());
+        let store = Store::open_in(config, environment.stepped()).unwrap();
+        (disk, store)
     }
 
     fn producer(&self) -> Producer {
@@ -752,7 +754,7 @@ fn what_a_second_store_holds_against_a_message_kills_none_while_the_first_is_onl
     let bench = Bench::new();
     let mut strict = config();
     strict.auto_create_topic = false;
-    let second = bench.second(strict);
+    let (_, second) = bench.second(strict);
     let outbox = full_beside(&bench, &second);
     bench.record(&Message::new("orders", "paid").queue(0));
     run(&outbox);
@@ -766,7 +768,7 @@ fn what_a_second_store_holds_against_a_message_kills_none_while_the_first_is_onl
 #[test]
 fn a_second_store_that_is_closed_halts_nothing_while_the_first_is_only_full() {
     let bench = Bench::new();
-    let second = bench.second(config());
+    let (_, second) = bench.second(config());
     let outbox = full_beside(&bench, &second);
     second.close().unwrap();
     bench.record(&Message::new("orders", "paid").queue(0));
@@ -775,6 +777,54 @@ fn a_second_store_that_is_closed_halts_nothing_while_the_first_is_only_full() {
     make_room(&bench.disk, &bench.store);
     run(&outbox);
     assert_eq!(outbox.counts().unwrap(), counts(0, 1, 0));
+}
+
+#[test]
+fn what_the_only_store_that_is_open_refuses_is_put_off_and_holds_up_nobody() {
+    let mut strict = config();
+    strict.auto_create_topic = false;
+    type End = fn(&SimDisk, &Store);
+    let ends: [End; 2] = [
+        |_, store| store.close().unwrap(),
+        |disk, store| {
+            disk.inject(Fault::sync(SyncFailure::KeepNew).path("commitlog"));
+            drop(store.try_submit(message("latches")).unwrap());
+            store.flush().unwrap_err();
+        },
+    ];
+    for ends in ends {
+        for first_ends in [false, true] {
+            let (first, second) = match first_ends {
+                true => (config(), strict.clone()),
+                false => (strict.clone(), config()),
+            };
+            let bench = Bench::with(first, None);
+            let (disk, second) = bench.second(second);
+            let stores = [(&bench.disk, &bench.store), (&disk, &second)];
+            let [(disk, over), (_, open)] =
+                if first_ends { stores } else { [stores[1], stores[0]] };
+            for store in [&bench.store, &second] {
+                store.create_topic("orders", TopicConfig::new(4)).unwrap();
+            }
+            let producer = bench.store.producer("g").retry_another_when_not_ok(second.clone());
+            let builder = Outbox::builder(producer.open().unwrap(), bench.table.clone());
+            let outbox = builder.max_attempts(2).start().unwrap();
+            ends(disk, over);
+            let bad = Message::new("unknown", "bad").queue(0).sharding_key("a");
+            for message in [bad, message("held").sharding_key("a"), message("good")] {
+                bench.record(&message);
+            }
+            for pause in [1, 2, 4, 8] {
+                let before = bench.unix_millis();
+                run(&outbox);
+                assert_eq!(outbox.counts().unwrap(), counts(2, 1, 0), "{first_ends}");
+                let due = bench.table.clone().due(before, 9).unwrap();
+                assert_eq!(due.next_ms, Some(before + pause * 1000), "{first_ends}");
+                bench.clock.advance(Duration::from_secs(pause as u64));
+            }
+            assert_eq!(bodies(open), ["good"]);
+        }
+    }
 }
 
 #[test]

@@ -29,7 +29,9 @@
 //!   and not sent again meanwhile. It does not die. While 64 messages wait for that, no others are sent. Where the
 //!   producer has a second store, it is not known which of them has it: it is tried again, as if there was no room.
 //! * *A store that is closed or latched*: nothing is held against the messages. [`Outbox::trouble`] tells; they
-//!   go on with an outbox on the store that is opened next, or with the producer's second store.
+//!   go on with an outbox on the store that is opened next, or with the producer's second store. One that the
+//!   other store, which is open, will not take is tried again after a pause that doubles, does not die of it, and
+//!   holds up those of its sharding key alone.
 //! * *The database*: tried again after `retry_pause`, and nothing is sent before what was sent is marked.
 //!
 //! # Delays

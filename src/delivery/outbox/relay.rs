@@ -262,8 +262,14 @@ impl Relay {
             Err(error) => error,
         };
         let attempts = pending.attempts.saturating_add(1);
+        let made = if let Error::SendFailed { attempts, .. } = &error { *attempts } else { 1 };
         let mut may_die = true;
         match error.cause() {
+            // Both were asked, and the one that goes on will not take this one: that holds up no other, and
+            // kills none that its own store may take when it is opened again.
+            cause if ends_the_store(cause) && made > 1 && self.producer.has_store_left() => {
+                may_die = false;
+            }
             cause if ends_the_store(cause) => {
                 round.end = Some(End::Halt(cause.clone()));
                 return;

@@ -274,10 +274,16 @@ impl Producer {
         self.inner.fallback.is_none()
     }
 
+    /// Whether it has a store that is neither closed nor latched.
+    pub(in crate::delivery) fn has_store_left(&self) -> bool {
+        let mut targets = self.inner.targets();
+        targets.any(|Target { store, .. }| store.is_open() && store.latched().is_none())
+    }
+
     /// Does what threads would do, where nobody but the caller drives a store: makes room, and what was
     /// put durable if `flush` says so.
     pub(in crate::delivery) fn drive(&self, flush: bool) {
-        for target in [Some(&self.inner.main), self.inner.fallback.as_ref()].into_iter().flatten() {
+        for target in self.inner.targets() {
             if !target.store.is_threaded() {
                 if flush {
                     // Whoever waits is told by the store.
@@ -306,6 +312,10 @@ impl Inner {
             (Place::Fallback, Some(fallback)) => fallback,
             _ => &self.main,
         }
+    }
+
+    fn targets(&self) -> impl Iterator<Item = &Target> {
+        [Some(&self.main), self.fallback.as_ref()].into_iter().flatten()
     }
 
     fn now(&self) -> Instant {
