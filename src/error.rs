@@ -176,6 +176,9 @@ pub enum InvalidMessage {
     },
     /// A half message asks for delivery to be delayed: a transaction cannot be.
     DelayedTransaction,
+    /// A message with a time of its own has the property `TIMER_DEL_UNIQKEY`: waiting, it would be one that cancels
+    /// another, and never come. [`Store::cancel_delayed`](crate::Store::cancel_delayed) cancels.
+    Cancellation,
     /// The queue has no offset left: a record of another program claims one near the largest there
     /// can be. Use another queue.
     QueueFull {
@@ -637,6 +640,10 @@ impl fmt::Display for InvalidMessage {
             }
             Self::DelayedTransaction => f.write_str(
                 "a half message cannot be delayed; remove DELAY and TIMER_* from its properties",
+            ),
+            Self::Cancellation => f.write_str(
+                "a message with a time of its own may not have TIMER_DEL_UNIQKEY, it would never come: cancel with \
+                 `cancel_delayed`",
             ),
             Self::QueueFull { queue_id } => {
                 write!(f, "queue {queue_id} has no offset left, use another queue")

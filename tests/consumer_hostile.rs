@@ -4,6 +4,7 @@ use duralog::clock::ManualClock;
 use duralog::delivery::dedup::Once;
 use duralog::delivery::{ConsumeFrom, Consumer, ConsumerBuilder, Event, Handled, Settled, Watch};
 use duralog::disk::{Cut, SimDisk};
+use duralog::message::names;
 use duralog::replication::{ReplicaBehaviour, ScriptedReplica};
 use duralog::{
     Environment, Error, FlushMode, InvalidMessage, Message, Next, Store, StoreConfig, StoreWorker,
@@ -427,6 +428,27 @@ fn no_delay_of_a_retry_panics_or_spins() {
         clock.advance(Duration::from_millis(1));
         deliver(&store);
         assert_eq!(body(&consumer).as_deref(), Some("x"), "{kind}");
+    }
+}
+
+#[test]
+fn a_message_that_says_how_it_was_delayed_or_what_it_cancels_comes_again_all_the_same() {
+    let levels = [(names::DELAY, "7"), (names::TIMER_DELAY_SEC, "7"), (names::TIMER_DELAY_MS, "7")];
+    let times = [(names::TIMER_DELIVER_MS, "7"), (names::TIMER_OUT_MS, "7")];
+    let cancels = [(names::TIMER_DELETE_UNIQUE_KEY, "orders+k")];
+    for (name, value) in levels.into_iter().chain(times).chain(cancels) {
+        for delay in [1000, 1500] {
+            let (_disk, clock, store) = world();
+            put(&store, Message::new("orders", "x").property(name, value));
+            let consumer = builder(&store).open().unwrap();
+            let delay = Duration::from_millis(delay);
+            assert_eq!(consumer.poll(NOW).unwrap()[0].retry_after(delay).unwrap(), Settled::Done);
+            for _ in 0..3 {
+                clock.advance(Duration::from_secs(1));
+                deliver(&store);
+            }
+            assert_eq!(body(&consumer).as_deref(), Some("x"), "{name}, {delay:?}");
+        }
     }
 }
 

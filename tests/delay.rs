@@ -638,6 +638,27 @@ fn what_could_not_be_delivered_is_refused() {
 }
 
 #[test]
+fn a_message_that_would_be_taken_for_a_cancellation_is_not_timed() {
+    let world = World::new();
+    let marked = || message("x").property(names::TIMER_DELETE_UNIQUE_KEY, "orders+k");
+    let delay = Duration::from_millis(5);
+    let producer = world.store().producer("g").open().unwrap();
+    let refused = [
+        world.store().submit_delayed(marked().delay(delay)).map(drop),
+        producer.send(marked().delay(delay)).map(drop),
+    ];
+    for refused in refused {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, Error::InvalidMessage(InvalidMessage::Cancellation)), "{error}");
+    }
+    // Elsewhere it means nothing.
+    world.send(marked().delay_level(1));
+    world.send(marked().deliver_at(START));
+    world.advance(1_000);
+    assert_eq!(world.bodies(), ["x", "x"]);
+}
+
+#[test]
 fn the_largest_message_that_may_wait_is_delivered() {
     let world = World::new();
     let topic = "t".repeat(127);

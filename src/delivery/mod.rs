@@ -81,7 +81,7 @@ impl Delivery {
     }
 
     fn routed(&self, store: &Store, message: Message) -> Result<Message> {
-        if delay::asks_to_wait(&message) { store.routed(message) } else { Ok(message) }
+        if delay::asks_to_wait(&message) { store.rerouted(message) } else { Ok(message) }
     }
 }
 

@@ -187,8 +187,9 @@ impl Group {
 
     /// The message, for one of the group's own topics, with what says where it came from at first.
     fn copy(&self, record: &RecordRef<'_>, topic: String) -> Message {
-        // How it was delayed before is done with.
+        // How it was delayed before is done with, and what waits may not pass for a cancellation.
         let gone = [
+            names::TIMER_DELETE_UNIQUE_KEY,
             names::DELAY,
             names::TIMER_DELAY_SEC,
             names::TIMER_DELAY_MS,

@@ -3,7 +3,7 @@
 use super::routing::routed;
 use super::timers::marker;
 use crate::delivery::Delivery;
-use crate::error::{Error, Result};
+use crate::error::{Error, InvalidMessage, Result};
 use crate::message::format::TIMER_TOPIC;
 use crate::message::{Message, PropertiesRef, names};
 use crate::store::{Store, Ticket};
@@ -123,8 +123,8 @@ impl Store {
     ///
     /// # Errors
     /// As [`put`](Self::put), for what the message is now and for what it will be: nothing is stored that
-    /// could not be delivered. [`InvalidMessage::DelayTooLong`](crate::InvalidMessage::DelayTooLong) and
-    /// [`InvalidMessage::DeliveryTime`](crate::InvalidMessage::DeliveryTime).
+    /// could not be delivered. [`InvalidMessage::DelayTooLong`], [`InvalidMessage::DeliveryTime`] and
+    /// [`InvalidMessage::Cancellation`].
     ///
     /// # Examples
     /// ```
@@ -166,8 +166,18 @@ impl Store {
         Delivery::of(self).map(drop)
     }
 
-    /// What is put in the place of a message that may be delayed; whoever puts it has it delivered.
+    /// What is put in the place of an application's message that may be delayed; whoever puts it has it
+    /// delivered.
     pub(crate) fn routed(&self, message: Message) -> Result<Message> {
+        let message = self.rerouted(message)?;
+        if message.topic() == TIMER_TOPIC && message.get(names::TIMER_DELETE_UNIQUE_KEY).is_some() {
+            return Err(Error::InvalidMessage(InvalidMessage::Cancellation));
+        }
+        Ok(message)
+    }
+
+    /// The same for a message that is in the store already, in whatever form.
+    pub(crate) fn rerouted(&self, message: Message) -> Result<Message> {
         // What waits must fit where it will go.
         self.check_message(&message, 0)?;
         let delivery = Delivery::of(self)?;

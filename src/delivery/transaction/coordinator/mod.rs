@@ -357,7 +357,7 @@ impl Coordinator {
                 let message = half::committed(&view.record(), state.origin)?;
                 // None that was begun here is, but a broker lets a commit be.
                 let is_delayed = delay::asks_to_wait(&message);
-                let message = if is_delayed { store.routed(message)? } else { message };
+                let message = if is_delayed { store.rerouted(message)? } else { message };
                 let key = message.get(names::UNIQ_KEY).unwrap_or_default();
                 state.latest = Some(Arc::new(store.lay(&message)?));
                 self.decide(half, state, Fate::Committed(None));
