@@ -398,6 +398,29 @@ fn a_retry_is_handled_though_the_group_is_done_with_the_message_that_it_stands_f
 }
 
 #[test]
+fn the_retry_of_a_message_without_an_id_has_none_and_is_known_as_a_copy_of_it() {
+    for delay in [1000, 1500] {
+        let bench = Bench::new();
+        put(&bench.store, Message::new("orders", "x")).unwrap();
+        let consumer = subscribed(&bench.store).consume_timeout(Duration::from_secs(10));
+        let consumer = consumer.open().unwrap();
+        let dedup = consumer.deduplicator().open().unwrap();
+        let slow = consumer.poll(NOW).unwrap();
+        bench.clock.advance(Duration::from_secs(11));
+        // Somebody else gets it, and cannot handle it now; the slow one succeeds nonetheless.
+        let delay = Duration::from_millis(delay);
+        consumer.poll(NOW).unwrap()[0].retry_after(delay).unwrap();
+        assert_eq!(dedup.handle(&slow[0], || Ok::<_, Error>(())).unwrap(), Once::Ran(()));
+        bench.clock.advance(delay);
+        deliver(&bench.store);
+        let again = consumer.poll(NOW).unwrap();
+        assert_eq!((again.len(), again[0].unique_key()), (1, None));
+        let once = dedup.handle(&again[0], || Ok::<_, Error>(())).unwrap();
+        assert_eq!(once, Once::AlreadyDone, "{delay:?}");
+    }
+}
+
+#[test]
 fn a_dead_letter_that_is_sent_back_is_handled() {
     for to_topic in [false, true] {
         let bench = Bench::new();

@@ -86,8 +86,8 @@ impl Received {
     }
 
     /// The producer's own id of the message: the same, however often it comes. `None` if it was put without one:
-    /// a [`Producer`](crate::delivery::Producer) and an outbox give one, [`Store::put`](crate::Store::put) does
-    /// not.
+    /// a [`Producer`](crate::delivery::Producer), an outbox and
+    /// [`Store::submit_delayed`](crate::Store::submit_delayed) give one, [`Store::put`](crate::Store::put) does not.
     pub fn unique_key(&self) -> Option<&str> {
         self.view.record().unique_key()
     }

@@ -169,15 +169,6 @@ impl Store {
     /// What is put in the place of an application's message that may be delayed; whoever puts it has it
     /// delivered.
     pub(crate) fn routed(&self, message: Message) -> Result<Message> {
-        let message = self.rerouted(message)?;
-        if message.topic() == TIMER_TOPIC && message.get(names::TIMER_DELETE_UNIQUE_KEY).is_some() {
-            return Err(Error::InvalidMessage(InvalidMessage::Cancellation));
-        }
-        Ok(message)
-    }
-
-    /// The same for a message that is in the store already, in whatever form.
-    pub(crate) fn rerouted(&self, message: Message) -> Result<Message> {
         // What waits must fit where it will go.
         self.check_message(&message, 0)?;
         let delivery = Delivery::of(self)?;
@@ -186,6 +177,17 @@ impl Store {
             Some(_) => message,
             None => message.unique_key(delivery.ids.next(self.clock(), self.now()).id()),
         };
+        let message = routed(message, self.clock().unix_millis())?;
+        if message.topic() == TIMER_TOPIC && message.get(names::TIMER_DELETE_UNIQUE_KEY).is_some() {
+            return Err(Error::InvalidMessage(InvalidMessage::Cancellation));
+        }
+        Ok(message)
+    }
+
+    /// The same for a message that is in the store already, in whatever form: with an id that is new it would
+    /// be taken for another one.
+    pub(crate) fn rerouted(&self, message: Message) -> Result<Message> {
+        self.check_message(&message, 0)?;
         routed(message, self.clock().unix_millis())
     }
 
