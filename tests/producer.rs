@@ -794,6 +794,38 @@ fn bodies_are_compressed_from_the_size_that_was_asked_for_also_in_batches() {
 }
 
 #[test]
+fn each_of_two_stores_goes_by_its_own_limit_whether_or_not_bodies_are_compressed() {
+    let open = |disk: &SimDisk, max| {
+        let mut config = config();
+        config.log.max_message_size = max;
+        open_with(disk, config)
+    };
+    for compresses in [false, true] {
+        for way in WAYS {
+            let stores = [open(&SimDisk::new(1), 20_000), open(&SimDisk::new(2), 40_000)];
+            let producer = |first: usize| {
+                let producer = stores[first].producer("g").compress_over(5000);
+                let producer = producer.retry_another_when_not_ok(stores[1 - first].clone());
+                let compressed = producer.clone().compress(Compression::Zlib);
+                (if compresses { compressed } else { producer }).open().unwrap()
+            };
+            let sent = way(&producer(0), message(text(30_000))).unwrap();
+            assert_eq!((sent.fell_back, sent.attempts), (true, 2));
+            let found = read(&stores[1], TOPIC);
+            assert_eq!(found[0].sys_flag.compression().is_some(), compresses);
+            let (first, last) = (producer(0), producer(1));
+            let refused = way(&first, message(text(40_001)));
+            assert!(matches!(refused, Err(Error::TooLarge { what: "body", max: 40_000, .. })));
+            stores[1].close().unwrap();
+            assert_eq!(way(&last, message(text(20_000))).unwrap().attempts, 2);
+            let (attempts, error) = failure(way(&last, message(text(30_000))));
+            assert!(attempts == 2 && matches!(error, Error::Closed), "{error}");
+            assert_eq!(read(&stores[0], TOPIC).len(), 1);
+        }
+    }
+}
+
+#[test]
 fn bodies_that_clients_of_rocketmq_compressed_are_read() {
     let mut found = 0;
     for case in ["4.9.8/basic", "4.9.8/restarted", "5.3.3/basic"] {

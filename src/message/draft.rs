@@ -69,7 +69,7 @@ impl<'a> Draft<'a> {
         check_queue_id(message.queue_id())?;
         let tail = tail(message, layout);
         if !message.body_is_known() {
-            check_len("body", message.body().len(), layout.max_message_size)?;
+            check_len("body", message.counted_len(), layout.max_message_size)?;
         }
         check_len("properties", tail.properties_len(), PROPERTIES_LEN_MAX)?;
         let (born_host, store_host) = (born_host(message, layout), store_host(message, layout));

@@ -33,6 +33,8 @@ pub struct Message {
     waits: bool,
     /// Its body was in the log before, where the limit for bodies may have been higher.
     body_is_known: bool,
+    /// How long the body was before a producer compressed it, otherwise 0.
+    plain_len: usize,
     /// The application's own number; stored, never looked at.
     pub flag: i32,
     /// How the body is encoded and the message's part in a transaction. The bits that tell the
@@ -64,6 +66,7 @@ impl Message {
             invalid: None,
             waits: true,
             body_is_known: false,
+            plain_len: 0,
             flag: 0,
             sys_flag: SysFlag::default(),
             born_timestamp: 0,
@@ -319,6 +322,12 @@ impl Message {
         self.body_is_known
     }
 
+    /// What counts as the length of the body where that has a limit: what comes out for a handler must be what
+    /// could have been put as it is.
+    pub(crate) fn counted_len(&self) -> usize {
+        self.body.len().max(self.plain_len)
+    }
+
     /// The queue, if anyone has chosen it.
     pub(crate) fn chosen_queue(&self) -> Option<i32> {
         self.queue_chosen.then_some(self.queue_id)
@@ -336,6 +345,7 @@ impl Message {
 
     /// Replaces the body by what it is when compressed.
     pub(crate) fn set_compressed(&mut self, body: Vec<u8>, bits: SysFlag) {
+        self.plain_len = self.body.len();
         self.body = body;
         self.sys_flag = self.sys_flag.with(bits);
     }

@@ -105,8 +105,9 @@ impl ProducerBuilder {
 
     /// Compresses large bodies, where that makes them smaller. Consumers of this crate and of RocketMQ 5
     /// decompress them; who reads the store itself asks [`MessageView::decoded_body`]. RocketMQ 4.9 knows
-    /// [`Compression::Zlib`] alone, see [`zlib_only`](crate::StoreConfig::zlib_only). Default: none is
-    /// compressed.
+    /// [`Compression::Zlib`] alone, see [`zlib_only`](crate::StoreConfig::zlib_only). A store still takes only
+    /// what it would take as it is: its `max_message_size` counts for the body before it is compressed.
+    /// Default: none is compressed.
     ///
     /// [`MessageView::decoded_body`]: crate::MessageView::decoded_body
     pub fn compress(mut self, compression: Compression) -> Self {
