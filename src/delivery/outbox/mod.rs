@@ -24,7 +24,8 @@
 //!   is dead after [`max_attempts`](OutboxBuilder::max_attempts). Until something is sent again, one message
 //!   per `retry_pause` is tried, so that a long outage does not kill all of them.
 //! * *A message that the store will not take* (too large, an unknown topic, a damaged row), nor the second one
-//!   where the producer has two: it is dead at once.
+//!   where the producer has two: it is dead at once. To ask the second one is a
+//!   [retry](super::ProducerBuilder::retry_times_when_send_async_failed): a producer without any asks the first alone.
 //! * *Stored, but not as safe as asked* (slow disk, replicas that are away): it is marked when it has become so,
 //!   and not sent again meanwhile. It does not die. While 64 messages wait for that, no others are sent. Where the
 //!   producer has a second store, it is not known which of them has it: it is tried again, as if there was no room.
