@@ -157,8 +157,9 @@ impl Received {
     /// # Errors
     /// Those of [`Store::put`](crate::Store::put), and [`Error::NotOk`](crate::Error::NotOk) if the copy
     /// is not known to be as safe as asked; [`Error::TooLarge`](crate::Error::TooLarge) for a message that
-    /// leaves no room in a segment for what its copy says of it: that one can only be acknowledged, and holds up
-    /// the group's offset until then. The message stays on lease then, and the call may be made
+    /// leaves no room for what its copy says of it, in a segment or beside those of its properties that are not
+    /// left out, a unique key of 32,700 bytes or a property as long that is not UTF-8: that one can only be
+    /// acknowledged, and holds up the group's offset until then. The message stays on lease then, and the call may be made
     /// again: it waits once more for the copy that is there. Only a crash in between, or another wish, such
     /// as [`reject`](Self::reject) after this, makes another one, and the message may come twice then.
     /// [`Error::Refused`](crate::Error::Refused) on a replica, see [`Consumer`](super::Consumer).
