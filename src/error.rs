@@ -390,7 +390,8 @@ pub enum Error {
         /// The id of the message, the first one's for a batch; [`Store::query`](crate::Store::query)
         /// finds it by that.
         unique_key: String,
-        /// Why: what the last attempt met, or the first one that may have left a copy.
+        /// Why: what the first attempt met that may have left a copy, or else the last one; of two stores, the
+        /// one that leaves more to be hoped for, such as a full disk rather than an unknown topic.
         error: Arc<Error>,
     },
     /// The half message was decided before, the other way. Nothing was stored.

@@ -155,13 +155,17 @@ impl Received {
     /// itself, makes no copy: the message stays, and in order it holds up its queue, for 1 s each time.
     ///
     /// # Errors
-    /// Those of [`Store::put`](crate::Store::put), and [`Error::NotOk`](crate::Error::NotOk) if the copy
-    /// is not known to be as safe as asked; [`Error::TooLarge`](crate::Error::TooLarge) for a message that
-    /// leaves no room for what its copy says of it, in a segment or beside those of its properties that are not
-    /// left out, a unique key of 32,700 bytes or a property as long that is not UTF-8: that one can only be
-    /// acknowledged, and holds up the group's offset until then. The message stays on lease then, and the call may be made
-    /// again: it waits once more for the copy that is there. Only a crash in between, or another wish, such
-    /// as [`reject`](Self::reject) after this, makes another one, and the message may come twice then.
+    /// Those of [`Store::put`](crate::Store::put); [`Error::NotOk`](crate::Error::NotOk) if the copy is not known to
+    /// be as safe as asked, and [`Error::FlushTimeout`](crate::Error::FlushTimeout) if it is not durable in time,
+    /// which it has to be under async flush, too. The message stays on lease then, and the call may be made again:
+    /// it waits once more for the copy that is there. Only a crash in between, the end of the group's last consumer,
+    /// or another wish, such as [`reject`](Self::reject) after this, makes another one, and the message may come
+    /// twice then.
+    ///
+    /// [`Error::TooLarge`](crate::Error::TooLarge) for a message that leaves no room for what its copy says of it,
+    /// in a segment or in its properties, as with a unique key of nearly 32 KiB, or another property as long that
+    /// is not UTF-8: that one can only be acknowledged, and holds up the group's offset until then.
+    ///
     /// [`Error::Refused`](crate::Error::Refused) on a replica, see [`Consumer`](super::Consumer).
     pub fn retry_later(&self) -> Result<Settled> {
         self.set_aside(retry::Fate::Later)
