@@ -137,7 +137,7 @@ pub enum SessionError {
         /// The replica's, in bytes.
         replica: u64,
     },
-    /// Another replica with the same id is connected.
+    /// Another replica with the same id is connected, or it is the primary's own.
     DuplicateNode {
         /// The id.
         node: NodeId,
@@ -288,7 +288,7 @@ impl fmt::Display for SessionError {
                  replica the same `segment_size` and an empty directory"
             ),
             Self::DuplicateNode { node } => {
-                write!(f, "a replica with the id {} is connected already", node.0)
+                write!(f, "the id {} is the primary's, or of a replica that is connected already", node.0)
             }
             Self::AnotherLog { primary, replica } => write!(
                 f,

@@ -95,8 +95,9 @@ fn whoever_does_not_belong_here_is_refused() {
         |error: &SessionError| matches!(error, SessionError::SegmentSize { replica: 4096, .. });
     refused("other segments", is, |join| join.segment_size = 4096, (3, SEGMENT_SIZE, 4096));
     let is =
-        |error: &SessionError| matches!(error, SessionError::DuplicateNode { node: NodeId(2) });
+        |error: &SessionError| matches!(error, SessionError::DuplicateNode { node: NodeId(1 | 2) });
     refused("a node id that is taken", is, |join| join.node = 2, (4, 2, 0));
+    refused("the primary's own id", is, |join| join.node = 1, (4, 1, 0));
 }
 
 #[test]

@@ -114,7 +114,8 @@ impl Primary {
     /// Opens a store of which [`open`](Self::open) said [`Refusal::TailInDoubt`]: serves `acceptor` until
     /// `replicas` different ones have been heard, takes over what the one that holds most has and this
     /// node lost, and opens the store as a primary. Of `n` replicas, one of any `n - min_insync_replicas
-    /// + 1` holds whatever was confirmed: that is how many are to be heard.
+    /// + 1` holds whatever was confirmed: that is how many are to be heard, and none of them with a new or emptied
+    /// disk, nor one whose acks mean [`InMemory`](super::AckLevel::InMemory) after a power cut.
     ///
     /// One that holds records of another [log](LogId) is refused, and does not count. `acceptor` is closed on
     /// return: [`listen`](Self::listen) or [`serve`](Self::serve) again.

@@ -313,6 +313,9 @@ impl PrimarySession {
             return Err(SessionError::AnotherLog { primary: hub.log_id, replica });
         }
         hub.check_epochs(join)?;
+        if join.node == hub.epoch.node {
+            return Err(SessionError::DuplicateNode { node: join.node });
+        }
         let (primary, replica) = (hub.log.segment_size(), join.segment_size);
         if primary != replica {
             return Err(SessionError::SegmentSize { primary, replica });
