@@ -682,6 +682,25 @@ fn lag_says_how_far_a_group_is_behind() {
     assert!(world.store.lag("shipping").is_empty());
 }
 
+#[test]
+fn what_is_sent_back_to_everyone_is_in_the_lag_of_each_and_the_dead_letters_in_that_of_the_group() {
+    let world = World::new();
+    world.fill(1);
+    let builder = world.store.consumer("billing").subscribe("orders", TagFilter::any());
+    let one = builder.broadcast("one").open().unwrap();
+    let lag = |group: &str| -> Vec<_> {
+        let lag = world.store.lag(group).into_iter().filter(|queue| queue.messages() > 0);
+        lag.map(|queue| queue.topic).collect()
+    };
+    let lags = || (lag("billing"), lag("billing%BROADCAST%one"));
+    one.poll(NOW).unwrap()[0].reject().unwrap();
+    assert_eq!(lags(), (vec!["%DLQ%billing".to_owned()], vec![]));
+    world.store.dead_letters("billing").redrive(1).unwrap();
+    assert_eq!(lags(), (vec![], vec!["%RETRY%billing".to_owned()]));
+    assert_eq!(one.poll(NOW).unwrap().ack().unwrap(), 1);
+    assert_eq!(lags(), (vec![], vec![]));
+}
+
 /// A store with threads and a clock that runs.
 fn running() -> (SimDisk, Store) {
     let disk = SimDisk::new(1);

@@ -485,3 +485,20 @@ fn retries_stay_for_their_group_and_so_do_dead_letters() {
     store.dead_letters("billing").discard(1).expect("committed");
     consumer.poll(Duration::ZERO).expect("readable").ack().expect("committed");
 }
+
+#[test]
+fn what_was_sent_back_to_everyone_pins_nothing_once_everyone_has_it() {
+    let retention = Retention::max_total_bytes(4 * SEGMENT).pin_by_groups(true);
+    let (store, clock) = stepped(&disk(), keeping(retention));
+    let builder = store.consumer("billing").subscribe("payments", TagFilter::any());
+    let consumer = builder.broadcast("one").open().expect("it opens");
+    order(&store, 0, "x");
+    consumer.poll(Duration::ZERO).expect("readable")[0].reject().expect("stored");
+    assert_eq!(store.dead_letters("billing").redrive(1).expect("sent back"), 1);
+    assert_eq!(kept(&store, &consumer), (vec![b"x".to_vec()], 0), "it stays until then");
+    assert_eq!(consumer.poll(Duration::ZERO).expect("readable").ack().expect("committed"), 1);
+    clock.advance(HOUR);
+    expire(&store);
+    let stats = store.stats().retention;
+    assert_eq!((stats.pinned_by, stats.segments > 0), (Vec::new(), true));
+}

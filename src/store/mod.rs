@@ -20,6 +20,7 @@ mod verify;
 #[cfg(feature = "sql92")]
 pub use filter::SqlFilter;
 pub use filter::{Filter, TagFilter};
+pub(crate) use offsets::{group_of, wanted_topics};
 pub use read::{FetchStatus, Fetched};
 pub use result::{Acknowledged, PutResult, PutStatus};
 pub use retention::{Pinned, RetentionStats};

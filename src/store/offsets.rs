@@ -6,11 +6,15 @@ use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::log::directory::Directory;
 use crate::log::{GroupOffset, GroupOffsets, RecoveryReport, check_offset_names};
-use crate::message::format::{DELAY_GROUP, SCHEDULE_TOPIC, TRANSACTION_GROUP};
+use crate::message::format::{
+    BROADCAST, DEAD_LETTER_TOPIC_PREFIX, DELAY_GROUP, RETRY_TOPIC_PREFIX, SCHEDULE_TOPIC,
+    TRANSACTION_GROUP,
+};
 use crate::replication::Role;
 use crate::tables::{ConsumerOffsets, DelayOffsets, Source, Tables};
 use crate::worker::{Alarm, Next};
 use parking_lot::{Condvar, Mutex};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,6 +40,31 @@ pub(super) struct Offsets {
     due: Mutex<Option<Instant>>,
     /// Rung after each sync.
     synced: Condvar,
+}
+
+/// The group that commits offsets under a name: one of several where all its consumers get everything.
+pub(crate) fn group_of(name: &str) -> &str {
+    name.split_once(BROADCAST).map_or(name, |(group, _)| group)
+}
+
+/// The topics of which groups want the messages, each behind the name under which their offsets in it are
+/// committed, by the offsets that are known: the topics that they consume, their retries and dead letters.
+pub(crate) fn wanted_topics<'a>(
+    known: impl Iterator<Item = (&'a str, &'a str)>,
+) -> BTreeSet<(String, String)> {
+    let mut topics = BTreeSet::new();
+    for (name, topic) in known {
+        topics.insert((name.to_owned(), topic.to_owned()));
+        let group = group_of(name);
+        let dead_letters = format!("{DEAD_LETTER_TOPIC_PREFIX}{group}");
+        // Where all get everything, the group itself comes to something in those alone, and each consumer reads
+        // what is sent back under a name of its own.
+        if topic != dead_letters {
+            topics.insert((name.to_owned(), format!("{RETRY_TOPIC_PREFIX}{group}")));
+        }
+        topics.insert((group.to_owned(), dead_letters));
+    }
+    topics
 }
 
 impl Offsets {

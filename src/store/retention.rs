@@ -1,6 +1,7 @@
 //! Deleting what has expired: whole segments, oldest first, and what queues and index say of them.
 
 use super::Shared;
+use super::offsets::wanted_topics;
 use super::stats::QueueWork;
 use crate::clock::local_millis;
 use crate::config::{Retention, Threshold};
@@ -8,13 +9,12 @@ use crate::disk::DiskSpace;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::log::ConsumeQueue;
 use crate::message::format::{
-    BROADCAST, CHECKED_IN_VAIN_TOPIC, DEAD_LETTER_TOPIC_PREFIX, DELAY_GROUP, HALF_TOPIC,
-    RETRY_TOPIC_PREFIX, SCHEDULE_TOPIC, TIMER_TOPIC, TRANSACTION_GROUP,
+    CHECKED_IN_VAIN_TOPIC, DELAY_GROUP, HALF_TOPIC, SCHEDULE_TOPIC, TIMER_TOPIC, TRANSACTION_GROUP,
 };
 use crate::tables::{ConsumerOffsets, QueueProgress};
 use crate::worker::Next;
 use parking_lot::{Mutex, MutexGuard};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -162,18 +162,17 @@ impl Shared {
     /// consume, of their retries and dead letters, and of what waits to be delivered.
     fn wanted(&self) -> Result<ConsumerOffsets> {
         let mut offsets = self.offsets.known()?;
-        let mut topics = BTreeSet::from([
-            (DELAY_GROUP.to_owned(), SCHEDULE_TOPIC.to_owned()),
-            (DELAY_GROUP.to_owned(), TIMER_TOPIC.to_owned()),
-            (TRANSACTION_GROUP.to_owned(), HALF_TOPIC.to_owned()),
-            (TRANSACTION_GROUP.to_owned(), CHECKED_IN_VAIN_TOPIC.to_owned()),
-        ]);
-        for QueueProgress { group, topic, .. } in offsets.iter() {
-            topics.insert((group.to_owned(), topic.to_owned()));
-            let name = group.split_once(BROADCAST).map_or(group, |(name, _)| name);
-            topics.insert((group.to_owned(), format!("{RETRY_TOPIC_PREFIX}{name}")));
-            topics.insert((name.to_owned(), format!("{DEAD_LETTER_TOPIC_PREFIX}{name}")));
-        }
+        let known = offsets.iter().map(|QueueProgress { group, topic, .. }| (group, topic));
+        let mut topics = wanted_topics(known);
+        topics.extend(
+            [
+                (DELAY_GROUP, SCHEDULE_TOPIC),
+                (DELAY_GROUP, TIMER_TOPIC),
+                (TRANSACTION_GROUP, HALF_TOPIC),
+                (TRANSACTION_GROUP, CHECKED_IN_VAIN_TOPIC),
+            ]
+            .map(|(group, topic)| (group.to_owned(), topic.to_owned())),
+        );
         for (group, topic) in topics {
             for queue_id in self.queues.ids(&topic) {
                 if offsets.get(&topic, &group, queue_id).is_none() {

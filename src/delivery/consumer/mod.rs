@@ -17,10 +17,10 @@ use super::Event;
 use crate::error::{Error, Result};
 use crate::log::GroupOffset;
 use crate::message::format::{BROADCAST, is_system_topic};
-use crate::store::{Filter, Store};
+use crate::store::{Filter, Store, group_of, wanted_topics};
 use group::{Agreement, Group, Mode, Taken, Terms, dead_letter_topic, retry_topic};
 use in_flight::Owner;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,17 +76,10 @@ impl QueueLag {
 
 /// How far groups that have come to this are behind, by group, topic and queue.
 pub(super) fn lags(store: &Store, offsets: Vec<GroupOffset>) -> Vec<(String, QueueLag)> {
-    let mut topics = BTreeSet::new();
-    let mut known = BTreeMap::new();
-    for GroupOffset { group, topic, queue_id, next } in offsets {
-        if !is_system_topic(&topic) {
-            topics.extend(
-                [retry_topic(&group), dead_letter_topic(&group)].map(|own| (group.clone(), own)),
-            );
-        }
-        topics.insert((group.clone(), topic.clone()));
-        known.insert((group, topic, queue_id), next);
-    }
+    let topics = wanted_topics(offsets.iter().map(|one| (one.group.as_str(), one.topic.as_str())));
+    let known = offsets.into_iter();
+    let known = known.map(|one| ((one.group, one.topic, one.queue_id), one.next));
+    let mut known: BTreeMap<_, _> = known.collect();
     let mut lags = Vec::new();
     for (group, topic) in topics {
         // In those that have come since, it is where it begins.
@@ -153,11 +146,14 @@ impl Store {
 
     /// How far a group is behind, by topic and queue, in all queues of the topics that it has an offset of: its
     /// retries and dead letters are among them where there are any, but not those that wait for their delay. A
-    /// consumer that gets [everything for itself](ConsumerBuilder::broadcast) is a group of its own, `group%BROADCAST%instance`.
+    /// consumer that gets [everything for itself](ConsumerBuilder::broadcast) is a group of its own,
+    /// `group%BROADCAST%instance`, whose dead letters are those of `group`.
     pub fn lag(&self, group: &str) -> Vec<QueueLag> {
         let mut offsets = self.committed_offsets();
-        offsets.retain(|known| known.group == group);
-        lags(self, offsets).into_iter().map(|(_, queue)| queue).collect()
+        // Those of its instances tell that it has dead letters.
+        offsets.retain(|known| group_of(&known.group) == group_of(group));
+        let lags = lags(self, offsets).into_iter().filter(|(name, _)| name == group);
+        lags.map(|(_, queue)| queue).collect()
     }
 
     /// The dead letters of a group: what its consumers rejected, or failed to handle too often.
