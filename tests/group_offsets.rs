@@ -170,25 +170,38 @@ fn a_group_is_taken_back_to_the_end_that_a_power_cut_left_and_stays_there() {
     assert_eq!(committed(&open(&disk)), Some(2));
 }
 
+fn eventually_told(disk: &SimDisk, next: Option<i64>) {
+    let patience = Instant::now() + Duration::from_secs(60);
+    while exported(disk).get("orders", "billing", 0) != next {
+        assert!(Instant::now() < patience, "it is not told");
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn brokers_are_told_where_a_group_was_taken_back_to_though_nobody_commits() {
     let disk = SimDisk::new(1);
     let store = ahead_of_the_log(&disk);
     while store.step(StoreWorker::Offsets) == Next::Now {}
-    let told = |disk: &SimDisk, next: i64| {
-        let tables = Tables::new_in(DIR, Environment::on(disk.shared()));
-        let offsets = tables.load::<ConsumerOffsets>().unwrap().table;
-        offsets.get("orders", "billing", 0) == Some(next)
-    };
-    assert!(told(&disk, 5));
+    eventually_told(&disk, Some(5));
     let disk = disk.cut_power(Cut::losing_all());
-    assert!(told(&disk, 5));
+    eventually_told(&disk, Some(5));
     let store = Store::open_in(config(FlushMode::sync()), Environment::on(disk.shared())).unwrap();
-    let patience = Instant::now() + Duration::from_secs(60);
-    while !told(&disk, 2) {
-        assert!(Instant::now() < patience, "it is not told");
-        std::thread::yield_now();
-    }
+    eventually_told(&disk, Some(2));
+    store.close().unwrap();
+}
+
+#[test]
+fn brokers_are_told_that_a_group_was_forgotten_though_nobody_commits() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk);
+    fill(&store, 1);
+    store.commit_offset("billing", "orders", 0, 1).unwrap();
+    store.close().unwrap();
+    let store = Store::open_in(config(FlushMode::sync()), Environment::on(disk.shared())).unwrap();
+    eventually_told(&disk, Some(1));
+    assert!(store.forget_offsets("billing", "orders").unwrap());
+    eventually_told(&disk, None);
     store.close().unwrap();
 }
 

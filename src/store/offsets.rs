@@ -360,13 +360,19 @@ impl Store {
     }
 
     /// Forgets where a group was in the queues of a topic; whether that was known. Durable when this
-    /// returns.
+    /// returns; [`pin_by_groups`](crate::config::Retention::pin_by_groups) waits some seconds longer for the
+    /// group.
     ///
     /// # Errors
     /// As [`commit_offset`](Self::commit_offset).
     pub fn forget_offsets(&self, group: &str, topic: &str) -> Result<bool> {
-        self.shared().check_open()?;
-        self.shared().offsets.table.forget(group, topic)
+        let shared = self.shared();
+        shared.check_open()?;
+        self.inner.engine.start_offsets()?;
+        let known = shared.offsets.table.forget(group, topic);
+        // Brokers are told, and what expires waits for those of whom they know.
+        shared.offsets.alarm.ring();
+        known
     }
 
     /// Has all offsets committed so far made durable, and does not wait: whether they are, is asked of
@@ -461,6 +467,7 @@ mod tests {
     use crate::StoreConfig;
     use crate::disk::SimDisk;
     use crate::message::Message;
+    use crate::worker::Doorbell;
 
     #[test]
     fn who_found_the_store_open_and_comes_too_late_writes_nothing() {
@@ -478,5 +485,19 @@ mod tests {
         }
         assert!(before[512..] == disk.bytes("/s/duralog/offsets").unwrap()[512..]);
         store.close().unwrap();
+    }
+
+    #[test]
+    fn whoever_has_a_group_forgotten_wakes_the_one_who_tells_brokers() {
+        let environment = Environment::on(SimDisk::new(1).shared()).stepped();
+        let store = Store::open_in(StoreConfig::new("/s"), environment).unwrap();
+        store.commit_offset("known", "t", 0, 0).unwrap();
+        store.flush_offsets().unwrap();
+        let (bell, heard) = Doorbell::new();
+        assert!(store.shared().offsets.alarm.connect(bell));
+        while store.shared().offsets_step() == Next::Now {}
+        assert!(store.shared().offsets.is_exported() && heard.try_recv().is_err());
+        assert!(store.forget_offsets("known", "t").unwrap());
+        assert!(heard.try_recv().is_ok());
     }
 }
