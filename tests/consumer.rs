@@ -550,6 +550,28 @@ fn a_new_group_begins_where_it_says_and_remembers_that() {
 }
 
 #[test]
+fn an_instance_that_wants_another_topic_keeps_its_place_in_what_was_sent_back() {
+    for (handled, rest) in [(0, &["0", "1"][..]), (1, &["1"])] {
+        let world = World::new();
+        let open = |topic: &str| {
+            let builder = world.store.consumer("billing").subscribe(topic, TagFilter::any());
+            builder.broadcast("one").from(ConsumeFrom::Last).open().unwrap()
+        };
+        let one = open("orders");
+        world.fill(2);
+        for message in one.poll(NOW).unwrap() {
+            message.reject().unwrap();
+        }
+        let letters = world.store.dead_letters("billing");
+        assert_eq!(letters.redrive(handled).unwrap(), handled);
+        assert_eq!(one.poll(NOW).unwrap().ack().unwrap(), handled);
+        drop(one);
+        letters.redrive(2).unwrap();
+        assert_eq!(bodies(&open("refunds").poll(NOW).unwrap()), rest);
+    }
+}
+
+#[test]
 fn a_group_that_came_before_its_topic_gets_everything() {
     let mut world = World::new();
     let builder = world.store.consumer("billing").subscribe("orders", TagFilter::any());

@@ -263,20 +263,37 @@ impl Group {
 
     /// Finds out where a group begins that is new, durably.
     fn start(&self, from: ConsumeFrom) -> Result<()> {
-        let (mut placed, mut is_new) = (false, true);
+        let mut placed = false;
         let recovery = self.store.recovery();
         // A group that is not known may be one whose offset was damaged, or is on another node.
         let may_be_lost = recovery.damaged_offsets > 0
             || recovery.offsets_not_imported.is_some()
             || self.store.has_changed_hands();
         let from = if may_be_lost { ConsumeFrom::First } else { from };
+        let place = |topic: &str, id| {
+            let offset = self.offset_from(topic, id, from)?;
+            match self.commit(topic, id, offset) {
+                // It begins there in any case.
+                Err(Error::DiskFull { .. }) if from == ConsumeFrom::First => Ok(()),
+                committed => committed,
+            }
+        };
+        // What comes through it to one that gets everything was sent back for all of them, and waits for those
+        // that have come to anything, whatever they want now. Before the others: it is new until one is placed.
+        if matches!(self.agreement.mode, Mode::Broadcast { .. })
+            && let Some((topic, _)) = self.topics.last()
+            && self.store.max_offset(topic, 0).is_some_and(|end| end > 0)
+            && !self.is_known()
+        {
+            place(topic, 0)?;
+            placed = true;
+        }
         // Its own retries are nothing that it could want to pass over.
         for (topic, _) in &self.agreement.subscriptions {
             let ids = self.store.queue_ids(topic);
             let known =
                 ids.iter().chain(&[0]).find_map(|id| Some((*id, self.committed(topic, *id)?)));
             if let Some((id, next)) = known {
-                is_new = false;
                 // Queues that it does not know have come since. On a replica it goes on by itself from here:
                 // where the primary's consumers go on from now on is not where these are.
                 if self.store.is_replica() {
@@ -288,25 +305,17 @@ impl Group {
             // Where there is no queue yet, whatever comes is new to the group.
             let ids = if ids.is_empty() { vec![0] } else { ids };
             for id in ids {
-                let offset = self.offset_from(topic, id, from)?;
-                match self.commit(topic, id, offset) {
-                    // It begins there in any case.
-                    Err(Error::DiskFull { .. }) if from == ConsumeFrom::First => {}
-                    committed => committed?,
-                }
+                place(topic, id)?;
             }
             placed = true;
         }
-        // What comes through it to one that gets everything was sent back for all of them.
-        let own =
-            self.topics.last().filter(|_| matches!(self.agreement.mode, Mode::Broadcast { .. }));
-        if let Some((topic, _)) = own.filter(|_| is_new)
-            && self.store.max_offset(topic, 0).is_some_and(|end| end > 0)
-        {
-            self.commit(topic, 0, self.offset_from(topic, 0, from)?)?;
-        }
         // If a power cut could take it back, the next start might begin behind what was put meanwhile.
         if placed { self.store.flush_offsets() } else { Ok(()) }
+    }
+
+    /// Whether it has come to anything, of whatever topic.
+    fn is_known(&self) -> bool {
+        self.store.committed_offsets().iter().any(|known| known.group == self.offsets_name)
     }
 
     fn offset_from(&self, topic: &str, id: i32, from: ConsumeFrom) -> Result<u64> {
