@@ -218,8 +218,8 @@ impl Clock for Alarm {
     }
 }
 
-#[test]
-fn a_poll_that_meets_the_end_of_its_consumer_keeps_nothing() {
+/// A store that is stepped, of so many messages.
+fn alarmed(messages: usize) -> (Arc<Alarm>, Store) {
     let clock = Arc::new(Alarm {
         clock: ManualClock::new(1_700_000_000_000),
         left: AtomicI64::new(0),
@@ -227,9 +227,17 @@ fn a_poll_that_meets_the_end_of_its_consumer_keeps_nothing() {
     });
     let environment = Environment::on(SimDisk::new(1).shared()).clock(clock.clone()).stepped();
     let store = Store::open_in(config(), environment).unwrap();
-    let ticket = store.submit(Message::new("orders", "x")).unwrap();
-    store.flush().unwrap();
-    ticket.wait().unwrap().ok().unwrap();
+    for n in 0..messages {
+        let ticket = store.submit(Message::new("orders", n.to_string())).unwrap();
+        store.flush().unwrap();
+        ticket.wait().unwrap().ok().unwrap();
+    }
+    (clock, store)
+}
+
+#[test]
+fn a_poll_that_meets_the_end_of_its_consumer_keeps_nothing() {
+    let (clock, store) = alarmed(1);
     let (ann, bob) = (consumer(&store), consumer(&store));
     // The queues are known, and what is there is read.
     drop(bob.poll(NOW).unwrap());
@@ -243,6 +251,27 @@ fn a_poll_that_meets_the_end_of_its_consumer_keeps_nothing() {
     assert_eq!(got.len(), 1);
     assert_eq!(got[0].reconsume_times(), 0);
     assert!(matches!(polled, Err(Error::Closed)));
+}
+
+#[test]
+fn a_poll_that_meets_the_end_of_the_last_consumer_has_no_say_in_where_the_next_ones_are() {
+    let (clock, store) = alarmed(3);
+    let open = |store: &Store| {
+        let builder = store.consumer("billing").subscribe("orders", TagFilter::any());
+        builder.max_reconsume_times(0).ordered().open().unwrap()
+    };
+    let ann = open(&store);
+    ann.poll_max(1, NOW).unwrap()[0].retry_later().unwrap();
+    clock.clock.advance(LONG);
+    let (ending, other) = (ann.clone(), store.clone());
+    clock.set(2, move || {
+        ending.close();
+        assert_eq!(open(&other).poll(NOW).unwrap().ack().unwrap(), 3);
+    });
+    drop(ann.poll(NOW));
+    assert!(clock.then.lock().unwrap().is_none(), "it was closed");
+    assert_eq!(store.dead_letters("billing").count(), 1, "it had failed once too often");
+    assert_eq!(committed(&store), Some(3));
 }
 
 #[test]

@@ -150,7 +150,7 @@ impl Groups {
         let delivery = Delivery::of(store)?;
         let offsets_name = agreement.mode.offsets_name(name);
         let mut live = delivery.groups.live.lock();
-        live.retain(|_, group| group.upgrade().is_some_and(|group| !group.is_retired()));
+        live.retain(|_, group| group.upgrade().is_some_and(|group| !group.is_over()));
         for group in live.values().filter_map(Weak::upgrade).filter(|group| group.name == name) {
             agreement.check(&group.agreement)?;
         }
@@ -249,6 +249,13 @@ impl Group {
 
     fn is_retired(&self) -> bool {
         self.retired.load(SeqCst)
+    }
+
+    /// Whether others may begin: it commits nothing any more.
+    fn is_over(&self) -> bool {
+        // Whoever retires it waits for the last commit.
+        let _members = self.members.lock();
+        self.is_retired()
     }
 
     /// The shortest lease of any consumer.
@@ -469,8 +476,7 @@ impl Group {
         if let (Ok(Taken::Nothing), true) = (&taken, hopeless.is_empty()) {
             taken = self.fetch_new(queue, &mut state, owner, terms, max);
         }
-        // Whoever still looks for its last consumer has no say in where the next ones are.
-        let noted = if self.is_retired() { Ok(()) } else { self.note(queue, &state, floor) };
+        let noted = self.note(queue, &state, floor);
         self.publish(queue, &state);
         // What is not handed out goes back, which takes the lock; a put may take its time, and a stranger's
         // code may do anything.
@@ -531,6 +537,8 @@ impl Group {
     /// Commits the floor if it is not `before` any more.
     fn note(&self, queue: &Queue, state: &InFlight, before: u64) -> Result<()> {
         match self.topic(queue) {
+            // Whoever is still at work for its last consumer has no say in where the next ones are.
+            _ if self.is_retired() => Ok(()),
             // Under the lock: a lower floor must not be written after a higher one.
             Some((topic, _)) if state.floor() != before => {
                 self.commit(topic, queue.id, state.floor())
@@ -619,6 +627,9 @@ impl Group {
         // Nobody can settle anything by then: what was settled before counts, and is committed.
         if members.present.is_empty() {
             self.retired.store(true, SeqCst);
+            // Whoever saw that it was not commits first. Queues that are found from now on see it.
+            let queues = self.queues.read().queues.clone();
+            queues.iter().for_each(|queue| drop(queue.state.lock()));
         }
         drop(members);
         self.changed();
