@@ -735,6 +735,38 @@ fn put(store: &Store, queue: i32, body: &str) {
 }
 
 #[test]
+fn what_was_not_durable_in_time_is_so_when_the_next_call_returns() {
+    type Act<'a> = &'a dyn Fn() -> duralog::Result<()>;
+    let disk = SimDisk::new(1);
+    let mut config = config();
+    config.log.close_timeout = Duration::from_millis(200);
+    let store = Store::open_in(config, Environment::on(disk.shared())).unwrap();
+    put(&store, 0, "x");
+    let builder = |group| store.consumer(group).subscribe("orders", TagFilter::any());
+    let consumer = builder("billing").open().unwrap();
+    consumer.poll(LONG).unwrap()[0].reject().unwrap();
+    let letters = store.dead_letters("billing");
+    let discard = || letters.discard(1).map(drop);
+    let begin = || builder("other").from(ConsumeFrom::Last).open().map(drop);
+    // Its topics are noted from now on.
+    while begin().is_err() {}
+    store.forget_offsets("other", "orders").unwrap();
+    for act in [&discard as Act<'_>, &begin] {
+        while store.flush_offsets().is_err() {}
+        disk.hang_syncs(true);
+        for _ in 0..2 {
+            assert!(matches!(act(), Err(Error::OffsetsNotDurable)));
+        }
+        disk.hang_syncs(false);
+        while act().is_err() {}
+    }
+    let clock = Arc::new(ManualClock::new(1_700_000_000_000));
+    let store = World::open(&disk.cut_power(Cut::losing_all()), &clock);
+    assert_eq!(store.dead_letters("billing").count(), 0);
+    assert_eq!(store.committed_offset("other", "orders", 0), Some(1));
+}
+
+#[test]
 fn a_waiting_consumer_is_woken_by_new_messages_new_queues_and_what_goes_back() {
     let (_disk, store) = running();
     let open = || store.consumer("billing").subscribe("orders", TagFilter::any()).open().unwrap();

@@ -270,7 +270,6 @@ impl Group {
 
     /// Finds out where a group begins that is new, durably.
     fn start(&self, from: ConsumeFrom) -> Result<()> {
-        let mut placed = false;
         let recovery = self.store.recovery();
         // A group that is not known may be one whose offset was damaged, or is on another node.
         let may_be_lost = recovery.damaged_offsets > 0
@@ -293,7 +292,6 @@ impl Group {
             && !self.is_known()
         {
             place(topic, 0)?;
-            placed = true;
         }
         // Its own retries are nothing that it could want to pass over.
         for (topic, _) in &self.agreement.subscriptions {
@@ -305,7 +303,6 @@ impl Group {
                 // where the primary's consumers go on from now on is not where these are.
                 if self.store.is_replica() {
                     self.commit(topic, id, next)?;
-                    placed = true;
                 }
                 continue;
             }
@@ -314,10 +311,10 @@ impl Group {
             for id in ids {
                 place(topic, id)?;
             }
-            placed = true;
         }
-        // If a power cut could take it back, the next start might begin behind what was put meanwhile.
-        if placed { self.store.flush_offsets() } else { Ok(()) }
+        // If a power cut could take it back, the next start might begin behind what was put meanwhile. Also where
+        // it was known: whoever noted it may have given up waiting.
+        self.store.flush_offsets()
     }
 
     /// Whether it has come to anything, of whatever topic.

@@ -257,7 +257,8 @@ impl ConsumerBuilder {
     /// [`Error::InvalidMessage`] and [`Error::TooLarge`] for one that cannot be part of the topics of its
     /// retries and dead letters, which has at most 122 bytes, of a topic's characters; [`Error::UnknownTopic`]
     /// where topics must be created first; [`Error::ReadOnly`]; [`Error::Closed`]; and what
-    /// [`Store::commit_offset`](crate::Store::commit_offset) says.
+    /// [`Store::commit_offset`](crate::Store::commit_offset) and
+    /// [`Store::flush_offsets`](crate::Store::flush_offsets) say.
     pub fn open(self) -> Result<Consumer> {
         let Self { store, group, subscriptions, mode, from, .. } = self;
         if store.config().log.read_only {
