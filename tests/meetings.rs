@@ -14,7 +14,7 @@ use duralog::clock::{Clock, ManualClock};
 use duralog::config::Retention;
 use duralog::delivery::{HalfMessageView, Settled, TransactionState};
 use duralog::disk::{SimCall, SimDisk};
-use duralog::message::format::CHECKED_IN_VAIN_TOPIC;
+use duralog::message::format::{CHECKED_IN_VAIN_TOPIC, HALF_DONE_TOPIC};
 use duralog::message::{Draft, Stamp, names};
 use duralog::{Environment, Message, Next, Store, StoreConfig, StoreWorker, TagFilter};
 use expiry::*;
@@ -73,6 +73,31 @@ fn what_a_broker_has_parked_stays_where_groups_are_waited_for() {
     assert_eq!(store.min_offset(CHECKED_IN_VAIN_TOPIC, 0), Some(0));
     assert_eq!(store.max_offset(CHECKED_IN_VAIN_TOPIC, 0), Some(1));
     assert_eq!(store.transactions().unwrap().parked().len(), 1);
+}
+
+#[test]
+fn transactions_that_are_decided_keep_nothing_for_a_life_that_has_none() {
+    let disk = disk();
+    let clock = Arc::new(ManualClock::new(MIDNIGHT));
+    let store = open_with(&disk, pinned(), clock.clone());
+    let check = |_: &HalfMessageView| TransactionState::Unknown;
+    let producer = store.transactional_producer("service", check).open().unwrap();
+    for pause in [5 * SEC, Duration::ZERO] {
+        let half = producer.begin(Message::new("orders2", "x").queue(0)).unwrap();
+        half.rollback().unwrap();
+        clock.advance(pause);
+        work(&store);
+        clock.advance(pause);
+        work(&store);
+    }
+    assert_eq!(store.committed_offset("CID_RMQ_SYS_TRANS", HALF_DONE_TOPIC, 0), Some(1));
+    drop(producer);
+    store.close().unwrap();
+    let store = open_with(&disk, pinned(), clock);
+    fill(&store, 0, 12);
+    expire(&store);
+    assert_eq!(store.stats().retention.pinned_by, []);
+    assert_eq!(store.transactions().unwrap().stats().open, 0);
 }
 
 #[test]

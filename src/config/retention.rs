@@ -86,8 +86,10 @@ pub struct Retention {
     pub delete_batch_max: usize,
     /// Whether a segment stays while a known consumer group has not consumed its messages: those of every
     /// topic that it has begun with, and its retries; or while a dead letter of the group in it was neither
-    /// sent back nor [discarded](crate::delivery::DeadLetters::discard). The disk may fill up then.
-    /// Default false.
+    /// sent back nor [discarded](crate::delivery::DeadLetters::discard). Delayed messages stay until they are
+    /// delivered, and half messages until they are decided: those that were shortly before a crash until
+    /// somebody asks for [transactions](crate::Store::transactions) again. The disk may fill up then. Default
+    /// false.
     pub pin_by_groups: bool,
     /// Whether a segment stays while a replica lacks it that has connected since the store was opened, a RocketMQ
     /// slave that is connected now, and is not farther behind than `PrimaryOptions::max_replica_lag`: one that

@@ -112,6 +112,7 @@ impl Upper for Delivery {
 
     fn end(&self, ending: &Ending<'_>) {
         self.delay.end(ending, &self.alarm);
+        self.transactions.end(ending);
     }
 
     fn let_go(&self) {

@@ -9,7 +9,8 @@ use crate::disk::DiskSpace;
 use crate::error::{Error, IoContext, IoOp, Result};
 use crate::log::ConsumeQueue;
 use crate::message::format::{
-    CHECKED_IN_VAIN_TOPIC, DELAY_GROUP, HALF_TOPIC, SCHEDULE_TOPIC, TIMER_TOPIC, TRANSACTION_GROUP,
+    CHECKED_IN_VAIN_TOPIC, DELAY_GROUP, HALF_DONE_TOPIC, HALF_TOPIC, SCHEDULE_TOPIC, TIMER_TOPIC,
+    TRANSACTION_GROUP,
 };
 use crate::tables::{ConsumerOffsets, QueueProgress};
 use crate::worker::Next;
@@ -180,6 +181,10 @@ impl Shared {
                     let _ = offsets.set(&topic, &group, queue_id, 0);
                 }
             }
+        }
+        // Entries are wanted for the half messages before them in the log, which are waited for.
+        for (topic, queue_id) in [(HALF_DONE_TOPIC, 0), (CHECKED_IN_VAIN_TOPIC, 1)] {
+            let _ = offsets.set(topic, TRANSACTION_GROUP, queue_id, i64::MAX);
         }
         Ok(offsets)
     }

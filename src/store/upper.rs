@@ -93,6 +93,21 @@ impl Ending<'_> {
         self.shared.core.progress.durable() >= end
     }
 
+    /// As [`Store::log_end`].
+    pub(crate) fn log_end(&self) -> u64 {
+        self.shared.log_end()
+    }
+
+    /// As [`Store::safe_end`].
+    pub(crate) fn safe_end(&self) -> u64 {
+        self.shared.safe_end()
+    }
+
+    /// As [`Store::takes_puts`].
+    pub(crate) fn takes_puts(&self) -> bool {
+        self.shared.takes_puts()
+    }
+
     /// The last things to be put.
     pub(crate) fn submit(&self, message: &Message) -> Result<Ticket> {
         let pending = self.shared.place_at_once(message)?;
@@ -251,13 +266,12 @@ impl Store {
 
     /// Physical offset behind everything that was put.
     pub(crate) fn log_end(&self) -> u64 {
-        self.shared().core.progress.appended()
+        self.shared().log_end()
     }
 
     /// Physical offset before which nothing is lost, neither by a power cut nor to another primary.
     pub(crate) fn safe_end(&self) -> u64 {
-        let progress = &self.shared().core.progress;
-        progress.durable().min(progress.visible())
+        self.shared().safe_end()
     }
 
     /// Whether the key index is there, and knows what lies in the log.
@@ -297,8 +311,7 @@ impl Store {
 
     /// Whether this process may put: not to a store that is only read, nor to another node's log.
     pub(crate) fn takes_puts(&self) -> bool {
-        let shared = self.shared();
-        !shared.config.log.read_only && shared.role != Role::Replica
+        self.shared().takes_puts()
     }
 
     /// Whether the log is another node's.
@@ -332,6 +345,18 @@ impl Store {
 }
 
 impl Shared {
+    fn log_end(&self) -> u64 {
+        self.core.progress.appended()
+    }
+
+    fn safe_end(&self) -> u64 {
+        self.core.progress.durable().min(self.core.progress.visible())
+    }
+
+    fn takes_puts(&self) -> bool {
+        !self.config.log.read_only && self.role != Role::Replica
+    }
+
     fn broker_tables(&self) -> Tables {
         let core = &self.core;
         let threads = if self.threaded { Threads::Own } else { Threads::Stepped };

@@ -10,7 +10,7 @@ pub use half::HalfMessageView;
 use super::Delivery;
 use crate::error::{Error, Result};
 use crate::message::{Message, names};
-use crate::store::{Acknowledged, Store};
+use crate::store::{Acknowledged, Ending, Store};
 use crate::worker::{Next, Worker};
 use checker::Checker;
 use coordinator::{Coordinator, Half};
@@ -487,6 +487,12 @@ impl Slot {
         let coordinator = self.made.get_or_init(|| coordinator).clone();
         delivery.alarm.ring();
         Ok(coordinator)
+    }
+
+    pub(super) fn end(&self, ending: &Ending<'_>) {
+        if let Some(coordinator) = self.made.get() {
+            coordinator.end(ending);
+        }
     }
 
     pub(super) fn let_go(&self) {

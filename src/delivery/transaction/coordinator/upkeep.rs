@@ -3,7 +3,7 @@
 use super::super::ledger::{Fronts, Ledger};
 use super::{Coordinator, Fate, Found, GROUP, Half, HalfState, Pace, Queue, find};
 use crate::error::Error;
-use crate::store::Store;
+use crate::store::{Ending, Store};
 use crate::worker::Next;
 use std::mem;
 use std::sync::Arc;
@@ -145,6 +145,32 @@ impl Coordinator {
         }
         advance.wanted = None;
         if self.is_dirty.load(Ordering::SeqCst) { later } else { Next::Idle }
+    }
+
+    /// Moves the offsets of the messages a last time: the next life may have no transactions, and what groups
+    /// have not consumed may be kept for this one, too. Those of the entries stay, see [`Advance`].
+    pub(crate) fn end(&self, ending: &Ending<'_>) {
+        let left = ending.until.saturating_duration_since(ending.clock().now());
+        let Some(mut advance) = self.advance.try_lock_for(left) else { return };
+        let is_moved = advance.wanted.is_none() && !self.is_dirty.load(Ordering::SeqCst);
+        if is_moved || !ending.takes_puts() {
+            return;
+        }
+        let fronts = self.book.lock().ledgers.each_mut().map(Ledger::fronts);
+        let end = ending.log_end();
+        ending.flush();
+        if ending.safe_end() < end {
+            return;
+        }
+        // Nobody takes them back to where they were to go before.
+        advance.wanted = None;
+        for (queue, fronts) in Queue::ALL.into_iter().zip(fronts) {
+            if fronts.messages > 0
+                && let Err(error) = ending.commit_offset(GROUP, queue.topic(), 0, fronts.messages)
+            {
+                self.note_error(error);
+            }
+        }
     }
 
     fn is_advanced(
