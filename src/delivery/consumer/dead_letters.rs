@@ -79,9 +79,9 @@ impl DeadLetters {
     /// durable when this returns; a crash in between sends some of them twice.
     ///
     /// # Errors
-    /// Those of [`Store::get`], [`Store::put`] and [`Store::commit_offset`];
-    /// [`Error::NotOk`](crate::Error::NotOk) if a copy is not known to be safe: the next call sends that one
-    /// again. Those before were sent.
+    /// Those of [`Store::get`], [`Store::put`], [`Store::commit_offset`] and [`Store::flush_offsets`];
+    /// [`Error::NotOk`] if a copy is not known to be safe, and [`Error::FlushTimeout`] if it is not durable in
+    /// time, also under async flush: the next call sends that one again. Those before were sent.
     pub fn redrive(&self, max: usize) -> Result<usize> {
         self.send(max, |record| {
             let first = origin(record).to_owned();

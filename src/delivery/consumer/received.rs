@@ -97,8 +97,8 @@ impl Received {
         self.view.record().properties().get(name)
     }
 
-    /// How often the group has failed to handle it, as far as is known: retries survive a crash, leases
-    /// that ran out do not.
+    /// How often the group has failed to handle it, as far as is known: retries survive a crash, but not those
+    /// in order or where every consumer gets everything, nor do leases that ran out.
     pub fn reconsume_times(&self) -> u32 {
         self.lent.group.retried(&self.view.record()).saturating_add(self.failures)
     }
