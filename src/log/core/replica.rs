@@ -384,15 +384,16 @@ impl Core {
     /// it takes nothing more. `restarts`: what lies before `to` goes, too.
     pub(crate) fn order_cut(&self, to: u64, restarts: bool) -> Result<()> {
         let confirmed = self.check_cut(to, restarts)?;
+        let deadline = self.clock.now() + self.config.close_timeout;
+        let hangs = |what: &str| Error::CloseTimeout { thread: what.to_owned() };
+        // First, for whoever syncs may have to note what is confirmed.
+        let synced = self.syncing.try_lock_until(deadline);
+        let _synced = synced.ok_or_else(|| hangs("that syncs the log"))?;
         let _held = self.directory.hold()?;
         // Nobody else writes the checkpoint from here on.
         let _upkeep = self.upkeeping.lock();
         self.latch(Error::Retired { cut: to });
         // Nobody writes or syncs any more, or maps anew what is about to change.
-        let deadline = self.clock.now() + self.config.close_timeout;
-        let hangs = |what: &str| Error::CloseTimeout { thread: what.to_owned() };
-        let synced = self.syncing.try_lock_until(deadline);
-        let _synced = synced.ok_or_else(|| hangs("that syncs the log"))?;
         let written = self.written.try_lock_until(deadline);
         let _written = written.ok_or_else(|| hangs("that writes the log"))?;
         let mut append = self.append.lock();
