@@ -4,9 +4,9 @@
 //! frame:  kind u8, zero u8, zero u16, length u32, crc32 u32, then `length` bytes
 //! ```
 //!
-//! The checksum covers everything of the frame but itself; of `Data`, not the bytes of the log where the
-//! epoch's records carry `__CRC32#`: whoever appends them verifies that. All integers are big endian. A
-//! length is checked against what the state of the session allows before a byte of it is read.
+//! The checksum covers everything of the frame but itself, and but for the bytes of the log in `Records`:
+//! whoever appends them verifies the checksums that they carry. All integers are big endian. A length is checked
+//! against what the state of the session allows before a byte of it is read.
 //!
 //! | kind | from | bytes |
 //! |---|---|---|
@@ -23,6 +23,7 @@
 //! | 11 `Lend` | primary | from u64: it asks for `Data` of what it lost itself |
 //! | 12 `Queues` | primary | left u32, then per queue: topic length u8, topic, queue id i32, queue offset u64 |
 //! | 13 `Offsets` | primary | end u64, whole u32, left u32, then per queue of a group: topic length u8, group length u8, queue id i32, queue offset u64, topic, group |
+//! | 14 `Records` | as `Data` | as `Data`, where the epoch's records carry `__CRC32#` and there is nothing else |
 //!
 //! Where the plan is to begin anew, `Queues` follow the `Welcome`: where each queue goes on there, but for
 //! those that go on with 0; `left` queues come in further frames.
@@ -44,6 +45,8 @@ pub(crate) const VERSION: u32 = 1;
 const HEAD: usize = 12;
 const EPOCH: usize = 28;
 const DATA_FIELDS: usize = EPOCH + 16;
+const DATA: u8 = 9;
+const RECORDS: u8 = 14;
 /// Most bytes of the log in one frame.
 pub(crate) const DATA_MAX: u64 = 1 << 20;
 /// Most bytes of a frame from someone who has proved nothing.
@@ -71,19 +74,56 @@ pub(crate) type Proof = [u8; 32];
 /// One frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Frame<'a> {
-    Hello { version: u32, nonce: Nonce },
-    Challenge { nonce: Nonce },
+    Hello {
+        version: u32,
+        nonce: Nonce,
+    },
+    Challenge {
+        nonce: Nonce,
+    },
     Proof(Proof),
     Proven(Proof),
     Join(Join),
-    Welcome { log: LogId, epoch: EpochStart, plan: Plan },
-    Refuse { code: u32, details: [u64; 2] },
-    Begin { from: u64, len: u64, crc: u32 },
-    Data { epoch: EpochStart, offset: u64, confirmed: u64, bytes: &'a [u8] },
-    Ack { epoch: Epoch, written: u64, durable: u64 },
-    Lend { from: u64 },
-    Queues { left: u32, queues: Vec<QueueStart> },
-    Offsets { end: u64, whole: bool, left: u32, offsets: Vec<GroupOffset> },
+    Welcome {
+        log: LogId,
+        epoch: EpochStart,
+        plan: Plan,
+    },
+    Refuse {
+        code: u32,
+        details: [u64; 2],
+    },
+    Begin {
+        from: u64,
+        len: u64,
+        crc: u32,
+    },
+    /// `are_records`: of the bytes, each lies in a record that carries a checksum of its own.
+    Data {
+        epoch: EpochStart,
+        offset: u64,
+        confirmed: u64,
+        bytes: &'a [u8],
+        are_records: bool,
+    },
+    Ack {
+        epoch: Epoch,
+        written: u64,
+        durable: u64,
+    },
+    Lend {
+        from: u64,
+    },
+    Queues {
+        left: u32,
+        queues: Vec<QueueStart>,
+    },
+    Offsets {
+        end: u64,
+        whole: bool,
+        left: u32,
+        offsets: Vec<GroupOffset>,
+    },
 }
 
 /// Who a replica is, and what it holds.
@@ -145,17 +185,13 @@ impl Frame<'_> {
             Self::Welcome { .. } => "Welcome",
             Self::Refuse { .. } => "Refuse",
             Self::Begin { .. } => "Begin",
-            Self::Data { .. } => "Data",
+            Self::Data { are_records: false, .. } => "Data",
+            Self::Data { are_records: true, .. } => "Records",
             Self::Ack { .. } => "Ack",
             Self::Lend { .. } => "Lend",
             Self::Queues { .. } => "Queues",
             Self::Offsets { .. } => "Offsets",
         }
-    }
-
-    /// Whether the bytes of the log in it need no checksum of the frame's.
-    fn verifies_itself(&self) -> bool {
-        matches!(self, Self::Data { epoch, .. } if epoch.record_crc)
     }
 
     /// The frame without the bytes of the log, which follow it as they are.
@@ -215,11 +251,11 @@ impl Frame<'_> {
                 out.u32(*crc);
                 (8, &[])
             }
-            Self::Data { epoch, offset, confirmed, bytes } => {
+            Self::Data { epoch, offset, confirmed, bytes, are_records } => {
                 out.epoch(epoch);
                 out.u64(*offset);
                 out.u64(*confirmed);
-                (9, bytes)
+                (if *are_records { RECORDS } else { DATA }, bytes)
             }
             Self::Ack { epoch, written, durable } => {
                 [epoch.0, *written, *durable].iter().for_each(|field| out.u64(*field));
@@ -247,7 +283,7 @@ impl Frame<'_> {
         if let Some((head, fields)) = frame.split_first_chunk_mut::<HEAD>() {
             head[0] = kind;
             head[4..8].copy_from_slice(&len.to_be_bytes());
-            let crc = checksum(head, fields, if self.verifies_itself() { &[] } else { body });
+            let crc = checksum(head, fields, if kind == RECORDS { &[] } else { body });
             head[8..].copy_from_slice(&crc.to_be_bytes());
         }
         frame
@@ -360,9 +396,11 @@ fn decode(kind: u8, payload: &[u8]) -> Option<Frame<'_>> {
         }
         7 => Frame::Refuse { code: fields.u32()?, details: [fields.u64()?, fields.u64()?] },
         8 => Frame::Begin { from: fields.u64()?, len: fields.u64()?, crc: fields.u32()? },
-        9 => {
-            let (epoch, offset, confirmed) = (fields.epoch()?, fields.u64()?, fields.u64()?);
-            Frame::Data { epoch, offset, confirmed, bytes: fields.rest() }
+        DATA | RECORDS => {
+            let are_records = kind == RECORDS;
+            let epoch = fields.epoch().filter(|epoch| epoch.record_crc || !are_records)?;
+            let (offset, confirmed) = (fields.u64()?, fields.u64()?);
+            Frame::Data { epoch, offset, confirmed, bytes: fields.rest(), are_records }
         }
         10 => {
             let (epoch, written, durable) = (fields.reign()?, fields.u64()?, fields.u64()?);
@@ -423,16 +461,14 @@ pub(crate) fn next_frame(inbox: &mut Inbox, max: u32) -> Result<Option<Frame<'_>
     }
     let Some(frame) = inbox.take(HEAD + len as usize) else { return Ok(None) };
     let Some((head, payload)) = frame.split_first_chunk::<HEAD>() else { return Ok(None) };
-    let decoded = decode(kind, payload);
-    // A flag that came by damage is itself under the checksum.
-    let covered = match &decoded {
-        Some(frame) if frame.verifies_itself() => payload.get(..DATA_FIELDS).unwrap_or_default(),
+    let covered = match payload.get(..DATA_FIELDS) {
+        Some(fields) if kind == RECORDS => fields,
         _ => payload,
     };
     if checksum(head, covered, &[]) != crc {
         return Err(WireError::Checksum);
     }
-    decoded.map(Some).ok_or(WireError::Malformed)
+    decode(kind, payload).map(Some).ok_or(WireError::Malformed)
 }
 
 impl fmt::Display for WireError {
@@ -504,7 +540,8 @@ mod tests {
             any::<(u64, u64, u32)>().prop_map(|(from, len, crc)| Frame::Begin { from, len, crc }),
             (epoch, any::<(u64, u64)>(), 0usize..300).prop_map(
                 |(epoch, (offset, confirmed), len)| {
-                    Frame::Data { epoch, offset, confirmed, bytes: &[7; 300][..len] }
+                    let (bytes, are_records) = (&[7; 300][..len], epoch.record_crc && len > 9);
+                    Frame::Data { epoch, offset, confirmed, bytes, are_records }
                 }
             ),
             any::<(u64, u64, u64)>().prop_map(|(epoch, written, durable)| {
@@ -569,7 +606,7 @@ mod tests {
         #[test]
         fn a_flipped_bit_is_never_a_frame(sent in frames(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
             let mut bytes = sent.encode();
-            let verified = if sent.verifies_itself() { HEAD + DATA_FIELDS } else { bytes.len() };
+            let verified = if bytes[0] == RECORDS { HEAD + DATA_FIELDS } else { bytes.len() };
             let at = at.index(verified);
             bytes[at] ^= 1u8 << bit;
             let (mut inbox, mut from) = (Inbox::default(), &bytes[..]);

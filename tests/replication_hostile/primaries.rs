@@ -477,6 +477,26 @@ fn records_that_are_damaged_are_not_taken() {
 }
 
 #[test]
+fn records_that_are_damaged_on_the_way_are_not_taken() {
+    fn flipped(log: &Log, at: usize) -> Vec<u8> {
+        let mut bytes = log.next.clone();
+        bytes[at] ^= 1;
+        data_of(RECORDS, log.epoch, log.end, 0, &bytes)
+    }
+    sends("a flipped bit of a queue offset", is_corrupt, |log| flipped(log, 27));
+    sends("a flipped bit of a body", is_corrupt, |log| flipped(log, 120));
+    sends("a flipped bit of what is no record's", is_protocol, |log| {
+        let mut frame = data_of(RECORDS, log.epoch, log.end, 0, &log.next);
+        frame[12 + 30] ^= 1;
+        frame
+    });
+    sends("records that carry no checksums", is_protocol, |log| {
+        let epoch = EpochStart { flags: 0, ..log.epoch };
+        data_of(RECORDS, epoch, log.end, 0, &log.next)
+    });
+}
+
+#[test]
 fn two_replicas_with_one_id_are_told_so_and_the_first_stays() {
     let (scene, dir) = (Scene::new(), TempDir::in_memory());
     let heard = Heard::default();

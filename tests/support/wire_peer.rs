@@ -26,6 +26,7 @@ pub const ACK: u8 = 10;
 pub const LEND: u8 = 11;
 pub const QUEUES: u8 = 12;
 pub const OFFSETS: u8 = 13;
+pub const RECORDS: u8 = 14;
 
 pub const NOTHING: [u8; 0] = [];
 
@@ -45,12 +46,9 @@ pub fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
 pub fn frame_of(kind: u8, zero: u8, len: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![kind, zero, 0, 0];
     bytes.extend_from_slice(&len.to_be_bytes());
-    // Records that carry checksums, as the epoch's flag says, are not covered by this one.
-    let verified = match payload.get(24..28) {
-        Some([0, 0, 0, 1]) if kind == DATA => &payload[..44],
-        _ => payload,
-    };
-    let crc = crc32(&[&bytes[..], verified].concat());
+    // What lies in records has checksums of its own.
+    let covered = payload.get(..44).filter(|_| kind == RECORDS).unwrap_or(payload);
+    let crc = crc32(&[&bytes[..], covered].concat());
     bytes.extend_from_slice(&crc.to_be_bytes());
     bytes.extend_from_slice(payload);
     bytes
@@ -199,7 +197,12 @@ pub fn refuse(code: u32, first: u64, second: u64) -> Vec<u8> {
 }
 
 pub fn data(epoch: EpochStart, offset: u64, confirmed: u64, bytes: &[u8]) -> Vec<u8> {
-    frame(DATA, &[&epoch.bytes()[..], &u64s(&[offset, confirmed]), bytes].concat())
+    data_of(DATA, epoch, offset, confirmed, bytes)
+}
+
+/// Of a kind that says what is to be verified.
+pub fn data_of(kind: u8, epoch: EpochStart, offset: u64, confirmed: u64, bytes: &[u8]) -> Vec<u8> {
+    frame(kind, &[&epoch.bytes()[..], &u64s(&[offset, confirmed]), bytes].concat())
 }
 
 /// The number at `at`.
@@ -247,7 +250,7 @@ impl Peer {
     }
 
     /// The next frame, or none when the other has closed the connection. What is said of consumer groups now
-    /// and then is passed over.
+    /// and then is passed over, and data is data, whatever is to be verified of it.
     pub fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
         loop {
             let mut head = [0; HEAD];
@@ -256,8 +259,10 @@ impl Peer {
             let mut payload = vec![0; len as usize];
             self.fill(&mut payload)?;
             assert_eq!(head, frame(head[0], &payload)[..HEAD], "a node sends sound frames");
-            if head[0] != OFFSETS {
-                return Some((head[0], payload));
+            match head[0] {
+                OFFSETS => {}
+                RECORDS => return Some((DATA, payload)),
+                kind => return Some((kind, payload)),
             }
         }
     }

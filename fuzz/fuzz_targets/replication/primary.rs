@@ -137,7 +137,8 @@ pub fn frames(mut said: &[u8]) -> Vec<(u8, Vec<u8>)> {
         let len = u32::from_be_bytes(said[4..8].try_into().expect("4 bytes")) as usize;
         let (whole, rest) = said.split_at(12 + len);
         assert_eq!(whole, frame(whole[0], &whole[12..]));
-        found.push((whole[0], whole[12..].to_vec()));
+        let kind = if whole[0] == RECORDS { DATA } else { whole[0] };
+        found.push((kind, whole[12..].to_vec()));
         said = rest;
     }
     found

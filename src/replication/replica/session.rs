@@ -151,7 +151,7 @@ impl ReplicaSession {
                 let epochs = std::mem::take(epochs);
                 self.state = State::Lending { epochs, next: from, end: *end };
             }
-            (State::Following(following), Frame::Data { epoch, offset, confirmed, bytes }) => {
+            (State::Following(following), Frame::Data { epoch, offset, confirmed, bytes, .. }) => {
                 following.take_over(&*self.log, epoch, offset, bytes)?;
                 let confirmed = confirmed.min(following.tail.end());
                 self.log.confirm(confirmed, following.entered)?;
