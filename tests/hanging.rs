@@ -1,5 +1,7 @@
 //! Disks that hang elsewhere than in a sync, and handles that outlive their store.
 
+#[path = "support/gate.rs"]
+mod gate;
 #[path = "support/hooked.rs"]
 mod hooked;
 #[path = "support/sim.rs"]
@@ -12,46 +14,18 @@ use duralog::tables::TopicConfig;
 use duralog::{
     Environment, Error, FlushMode, Message, PutStatus, Reached, Store, StoreWorker, WriteMode,
 };
+use gate::Gate;
 use hooked::{Hook, Hooked};
 use sim::*;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-/// Holds up whoever prepares blocks, while it is shut.
-#[derive(Debug, Default)]
-struct Gate {
-    shut: Mutex<bool>,
-    moved: Condvar,
-    /// Somebody has come to it.
-    reached: AtomicBool,
-}
-
-impl Gate {
-    fn set(&self, shut: bool) {
-        *self.shut.lock().expect("nobody panics") = shut;
-        self.moved.notify_all();
-    }
-}
-
-impl Hook for Gate {
-    fn before(&self, call: SimCall) -> io::Result<()> {
-        // The first piece of a segment is prepared before anything is put into it.
-        let upkeep = thread::current().name() == Some("duralog-upkeep");
-        let mut shut = self.shut.lock().expect("nobody panics");
-        while upkeep && call == SimCall::Prewrite && *shut {
-            self.reached.store(true, Ordering::SeqCst);
-            shut = self.moved.wait(shut).expect("nobody panics");
-        }
-        Ok(())
-    }
-}
-
 /// Puts that do not wait for the disk are answered though upkeep hangs in the blocks they need.
 fn puts_are_answered_beside_upkeep_that_hangs(flush: FlushMode) {
-    let (disk, gate) = (disk(), Arc::new(Gate::default()));
+    // The first piece of a segment is prepared before anything is put into it, by another thread.
+    let (disk, gate) = (disk(), Gate::new("duralog-upkeep", (SimCall::Prewrite, 1)));
     let hooked = Hooked::over(disk.shared(), gate.clone());
     let mut config =
         config().segment_size(16 << 20).flush_mode(flush).write_mode(WriteMode::Pwrite);
@@ -59,7 +33,7 @@ fn puts_are_answered_beside_upkeep_that_hangs(flush: FlushMode) {
     gate.set(true);
     let store = Store::open_in(config, Environment::on(hooked)).expect("the store opens");
     // Beside large groups it would not even begin.
-    eventually("upkeep hangs", || gate.reached.load(Ordering::SeqCst));
+    eventually("upkeep hangs", || gate.is_reached());
     let (answers, answered) = mpsc::channel();
     let putting = store.clone();
     let producer = thread::spawn(move || {

@@ -1,5 +1,7 @@
 //! A replica whose disk hangs while its log is cut, and is well again later.
 
+#[path = "support/gate.rs"]
+mod gate;
 #[path = "support/hooked.rs"]
 mod hooked;
 #[path = "support/temp.rs"]
@@ -11,11 +13,11 @@ use duralog::replication::{
     SessionError, Stream, TcpConnector,
 };
 use duralog::{Environment, Error, Message, PutStatus, Store, StoreConfig};
-use hooked::{Hook, Hooked};
+use gate::Gate;
+use hooked::Hooked;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 use temp::TempDir;
@@ -27,40 +29,6 @@ fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     while !done() {
         assert!(started.elapsed() < PATIENCE, "not so after {PATIENCE:?}: {what}");
         thread::yield_now();
-    }
-}
-
-/// Holds up the thread that makes the queues durable, from its so many-th call of a kind on, while it is shut.
-#[derive(Debug)]
-struct Gate {
-    at: (SimCall, usize),
-    calls: AtomicUsize,
-    shut: Mutex<bool>,
-    moved: Condvar,
-    /// It has come to it.
-    reached: AtomicBool,
-}
-
-impl Gate {
-    fn set(&self, shut: bool) {
-        *self.shut.lock().expect("no panic") = shut;
-        self.moved.notify_all();
-    }
-}
-
-impl Hook for Gate {
-    fn before(&self, call: SimCall) -> io::Result<()> {
-        let (kind, nth) = self.at;
-        let concerned = thread::current().name() == Some("duralog-checkpoint") && call == kind;
-        let mut shut = self.shut.lock().expect("no panic");
-        if !concerned || !*shut || self.calls.fetch_add(1, Ordering::SeqCst) + 1 < nth {
-            return Ok(());
-        }
-        while *shut {
-            self.reached.store(true, Ordering::SeqCst);
-            shut = self.moved.wait(shut).expect("no panic");
-        }
-        Ok(())
     }
 }
 
@@ -91,8 +59,8 @@ fn put(store: &Store, topic: &str) -> PutStatus {
     store.put(Message::new(topic, vec![7; 300])).expect("it is accepted").status
 }
 
-/// R is told to cut its log while its disk hangs `at` such a call. Waits for what comes of that,
-/// `meanwhile`; then the disk is well again, and R follows.
+/// R is told to cut its log while the thread that makes its queues durable hangs `at` such a call. Waits
+/// for what comes of that, `meanwhile`; then the disk is well again, and R follows.
 fn is_cut_while_its_disk_hangs(at: (SimCall, usize), meanwhile: fn(&Arc<Replica>)) {
     let dir = TempDir::new();
     let [p_dir, q_dir, r_dir] = ["p", "q", "r"].map(|name| dir.path().join(name));
@@ -105,9 +73,7 @@ fn is_cut_while_its_disk_hangs(at: (SimCall, usize), meanwhile: fn(&Arc<Replica>
     let q = Replica::open(config(&q_dir), ReplicaOptions::new(node(2), address.clone()));
     let q = q.expect("it opens");
 
-    let (calls, reached) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let (shut, moved) = (Mutex::new(false), Condvar::new());
-    let gate = Arc::new(Gate { at, calls, shut, moved, reached });
+    let gate = Gate::new("duralog-checkpoint", at);
     let environment = Environment::on(Hooked::over(HostDisk::shared(), gate.clone()));
     let mut r_config = config(&r_dir);
     r_config.queue_checkpoint_bytes = 4096;
@@ -124,7 +90,7 @@ fn is_cut_while_its_disk_hangs(at: (SimCall, usize), meanwhile: fn(&Arc<Replica>
     eventually("the thread hangs", || {
         topics += 1;
         put(p.store(), &format!("t{topics}"));
-        gate.reached.load(Ordering::SeqCst)
+        gate.is_reached()
     });
     // A tail that Q lacks.
     let term = p.epoch().next_term();

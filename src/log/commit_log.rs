@@ -12,12 +12,13 @@ use super::recovery::RecoveryReport;
 use super::view::MessageView;
 use crate::config::LogConfig;
 use crate::environment::{Environment, Threads};
-use crate::error::{Error, IoOp, Result};
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
 use crate::message::{Draft, RecordLayout};
 use crate::replication::Role;
 use crate::worker::{Doorbell, Next, Worker, run_bounded};
 use parking_lot::Mutex;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -98,18 +99,9 @@ impl CommitLog {
         let (core, report) = Core::open(config, environment, bell.clone(), role)?;
         let mut worker = None;
         if threads == Threads::Own && !core.config.read_only {
-            let (stepped, latched, running) = (core.clone(), core.clone(), core.running());
-            let step = move || {
-                let _running = &running;
-                stepped.upkeep_step()
-            };
-            let panicked = move |error| {
-                latched.latch(error);
-            };
-            let spawned = Worker::spawn(UPKEEP_THREAD, (bell.clone(), heard), step, panicked);
-            worker = Some(
-                spawned.map_err(|e| Error::io(IoOp::Create, Path::new(UPKEEP_THREAD), None, e))?,
-            );
+            let stepped = core.clone();
+            let step = move || stepped.upkeep_step();
+            worker = Some(core.spawn(UPKEEP_THREAD, (bell.clone(), heard), step)?);
             bell.ring();
         }
         Ok(Self {

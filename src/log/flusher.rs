@@ -3,10 +3,9 @@
 use super::commit_log::CommitLog;
 use super::core::Core;
 use crate::environment::Threads;
-use crate::error::{Error, IoContext, IoOp, Result};
+use crate::error::{Error, Result};
 use crate::worker::{Doorbell, Next, Worker};
 use parking_lot::Mutex;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,17 +34,9 @@ impl<P: Policy> Flusher<P> {
         let policy = Arc::new(Mutex::new(policy));
         let mut worker = None;
         if threads == Threads::Own {
-            let (stepped, latched, policy) = (core.clone(), core.clone(), policy.clone());
-            let running = core.running();
-            let step = move || {
-                let _running = &running;
-                policy.lock().step(&stepped)
-            };
-            let panicked = move |error| {
-                latched.latch(error);
-            };
-            let spawned = Worker::spawn(name, (bell, heard), step, panicked);
-            worker = Some(spawned.at(IoOp::Create, Path::new(name))?);
+            let (stepped, policy) = (core.clone(), policy.clone());
+            let step = move || policy.lock().step(&stepped);
+            worker = Some(core.spawn(name, (bell, heard), step)?);
         }
         Ok(Self { core, policy, worker: Mutex::new(worker) })
     }

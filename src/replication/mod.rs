@@ -602,25 +602,22 @@ pub struct LogSlice {
     region: Option<Region>,
     range: Range<u64>,
     offset: u64,
-    are_records: bool,
 }
 
 impl LogSlice {
-    pub(crate) fn new(region: Region, range: Range<u64>, offset: u64, are_records: bool) -> Self {
-        Self { region: Some(region), range, offset, are_records }
+    pub(crate) fn new(region: Region, range: Range<u64>, offset: u64) -> Self {
+        Self { region: Some(region), range, offset }
     }
 
     pub(crate) fn empty(offset: u64) -> Self {
-        Self { region: None, range: 0..0, offset, are_records: false }
+        Self { region: None, range: 0..0, offset }
     }
 
-    /// Whether each byte is known to lie in a record.
-    #[cfg_attr(
-        not(feature = "replication"),
-        allow(dead_code, reason = "what is sent depends on it")
-    )]
+    /// Whether each byte is known to lie in a record: only where a segment has ended is there a blank, and
+    /// whatever lies behind it.
+    #[cfg(feature = "replication")]
     pub(crate) fn are_records(&self) -> bool {
-        self.are_records
+        self.region.as_ref().is_some_and(|region| region.published() < region.len())
     }
 
     /// Physical offset of the first byte.

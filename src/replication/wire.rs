@@ -538,9 +538,9 @@ mod tests {
                 .prop_map(|(log, epoch, plan)| Frame::Welcome { log: LogId(log), epoch, plan }),
             any::<(u32, [u64; 2])>().prop_map(|(code, details)| Frame::Refuse { code, details }),
             any::<(u64, u64, u32)>().prop_map(|(from, len, crc)| Frame::Begin { from, len, crc }),
-            (epoch, any::<(u64, u64)>(), 0usize..300).prop_map(
-                |(epoch, (offset, confirmed), len)| {
-                    let (bytes, are_records) = (&[7; 300][..len], epoch.record_crc && len > 9);
+            (epoch, any::<(u64, u64, bool)>(), 0usize..300).prop_map(
+                |(epoch, (offset, confirmed, are_records), len)| {
+                    let (bytes, are_records) = (&[7; 300][..len], epoch.record_crc && are_records);
                     Frame::Data { epoch, offset, confirmed, bytes, are_records }
                 }
             ),

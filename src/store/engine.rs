@@ -109,7 +109,7 @@ impl Engine {
         self.shared.check_open()?;
         let (bell, heard) = Doorbell::new();
         if alarm.bell().is_none() {
-            workers.push(self.spawn_with(name, (bell.clone(), heard), step)?);
+            workers.push(self.shared.core.spawn(name, (bell.clone(), heard), step)?);
             alarm.connect(bell.clone());
             // It may have gone to sleep before, and whoever rang then found no bell.
             bell.ring();
@@ -124,25 +124,7 @@ impl Engine {
         step: fn(&Shared) -> Next,
     ) -> Result<Worker> {
         let shared = self.shared.clone();
-        self.spawn_with(name, doorbell, move || step(&shared))
-    }
-
-    fn spawn_with(
-        &self,
-        name: &str,
-        doorbell: (Doorbell, Receiver<()>),
-        mut step: impl FnMut() -> Next + Send + 'static,
-    ) -> Result<Worker> {
-        let (latched, running) = (self.shared.core.clone(), self.shared.core.running());
-        let panicked = move |error| {
-            latched.latch(error);
-        };
-        let step = move || {
-            let _running = &running;
-            step()
-        };
-        let spawned = Worker::spawn(name, doorbell, step, panicked);
-        spawned.at(IoOp::Create, Path::new(name))
+        self.shared.core.spawn(name, doorbell, move || step(&shared))
     }
 
     pub(super) fn flush_all(&self) -> Result<()> {

@@ -26,13 +26,14 @@ use crate::error::{Error, IoContext, IoOp, Result};
 use crate::message::RecordLayout;
 use crate::message::format::BLANK_SIZE;
 use crate::replication::{Replicator, Role};
-use crate::worker::{Alarm, Doorbell};
+use crate::sync::Receiver;
+use crate::worker::{Alarm, Doorbell, Next, Worker};
 use append::{Appender, NextSegment};
 use flush::{Covered, Written};
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::fmt;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -106,6 +107,24 @@ impl fmt::Debug for Core {
 }
 
 impl Core {
+    /// Starts a thread of the log or its store: a panic there latches the log.
+    pub(crate) fn spawn(
+        self: &Arc<Self>,
+        name: &str,
+        doorbell: (Doorbell, Receiver<()>),
+        mut step: impl FnMut() -> Next + Send + 'static,
+    ) -> Result<Worker> {
+        let (latched, running) = (self.clone(), self.running());
+        let panicked = move |error| {
+            latched.latch(error);
+        };
+        let step = move || {
+            let _running = &running;
+            step()
+        };
+        Worker::spawn(name, doorbell, step, panicked).at(IoOp::Create, Path::new(name))
+    }
+
     /// To be held by a thread for as long as it runs.
     pub(crate) fn running(&self) -> Arc<()> {
         self.threads.clone()

@@ -225,9 +225,7 @@ impl Core {
         // More is published while a group is being written: its write may yet fail.
         let readable = region.published().min(written - segment.base_offset());
         let to = readable.min(at.saturating_add(max));
-        // Where a segment has ended there is a blank, and whatever lies behind it.
-        let are_records = readable < self.segment_size;
-        Ok(LogSlice::new(region, at..to.max(at), from, are_records))
+        Ok(LogSlice::new(region, at..to.max(at), from))
     }
 
     pub(crate) fn records(&self, from: u64, until: u64) -> Records<'_> {
