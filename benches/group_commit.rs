@@ -110,7 +110,7 @@ fn submit_all(store: &Store, size: usize, count: u64) -> Duration {
     in_flight.into_iter().for_each(wait);
     let took = started.elapsed();
     assert_eq!(queue_len(store, 0), before + count, "messages are missing");
-    check_samples(store, 0, size);
+    check_samples(store, 0, size, before);
     took
 }
 

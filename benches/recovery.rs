@@ -135,7 +135,7 @@ fn clean(suite: &mut Suite, label: &str, bytes: u64) {
 
 fn check(store: &Store, messages: u64) {
     assert_eq!(store.max_offset(TOPIC, 0), Some(messages), "messages are missing");
-    check_samples(store, 0, SIZE);
+    check_samples(store, 0, SIZE, 0);
 }
 
 /// Copies the files of a store whose log ends at `end`. What lies behind that is allocated but was

@@ -5,12 +5,17 @@
 //! the primary without a replica gets no more of. The disk, the memory and the kernel's side of the
 //! network are one. Both of a pair are measured straight after each other, since the machine's mood
 //! changes; a ratio is the median of many pairs, and half of them lie in the range beside it.
+//!
+//! Puts that wait for no disk and for no replica take less of a processor than the kernel takes to send
+//! them. What it takes at least is measured, too: the limit is the ratio of puts beside a thread that sends
+//! as many bytes over a socket to a process that throws them away.
 
 mod common;
 
 use common::{KIB, MIB, Scratch, is_smoke_test, put_all};
+use duralog::config::Retention;
 use duralog::replication::{
-    Ack, NodeId, NodeOptions, Primary, PrimaryOptions, Replica, ReplicaOptions,
+    Ack, NodeId, NodeOptions, Primary, PrimaryOptions, Replica, ReplicaOptions, ReplicaStatus,
 };
 use duralog::{FlushMode, Store, StoreConfig};
 use std::fs::File;
@@ -18,6 +23,7 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// How often a replica catches up.
@@ -25,20 +31,29 @@ const ROUNDS: usize = 5;
 /// Pairs of bursts, and how long each takes, about.
 const BURSTS: usize = 41;
 const BURST_SECS: f64 = 0.3;
+/// What a store keeps, in segments of an eighth of it: memory that is used again and again, as in a store
+/// that has run for long. New memory can cost a virtual machine more than everything else.
+const KEPT: u64 = 2048 * MIB;
+/// How often the bare sender looks for something to send, as the sender of a primary does.
+const REST: Duration = Duration::from_micros(250);
 /// Puts of the first burst of each, which does not count.
 const WARM_UP: u64 = 500;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Puts in flight while a store is filled that is to be caught up with.
 const FILL_THREADS: usize = 2;
 
-/// What this program is told when it is to be one of the two.
+/// What this program is told when it is to be one part of a pair.
 const PRIMARY: &str = "--primary";
 const REPLICA: &str = "--replica";
+const SYNC_REPLICA: &str = "--sync-replica";
+const SINK: &str = "--sink";
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [REPLICA, address, dir] => follow(address, Path::new(dir)),
+        [REPLICA, address, dir] => follow(address, Path::new(dir), FlushMode::async_default()),
+        [SYNC_REPLICA, address, dir] => follow(address, Path::new(dir), FlushMode::sync()),
+        [SINK, address] => throw_away(address),
         [PRIMARY, cpus, ..] => measure(cpus, &args[2..]),
         _ => {
             let (here, there) = halves();
@@ -76,25 +91,45 @@ fn this_program(cpus: &str) -> Command {
     taskset
 }
 
+/// A store that forgets.
+fn config(dir: &Path, flush: FlushMode) -> StoreConfig {
+    let retention = Retention::max_total_bytes(KEPT).pin_by_replicas(true);
+    let retention = retention.check_interval(Duration::from_millis(20));
+    StoreConfig::new(dir).segment_size(KEPT / 8).retention(retention).flush_mode(flush)
+}
+
 /// The replica's process: it follows until nobody wants it any more.
-fn follow(address: &str, dir: &Path) {
-    // What it acknowledges is durable: it had better make it so at once.
-    let config = StoreConfig::new(dir).flush_mode(FlushMode::sync());
+fn follow(address: &str, dir: &Path, flush: FlushMode) {
+    let config = config(dir, flush);
     let options = ReplicaOptions::new(NodeOptions::new(NodeId(2)), address);
     let replica = Replica::open(config, options).expect("opens");
     io::stdin().read_to_end(&mut Vec::new()).expect("readable");
     replica.close().expect("closes");
 }
 
-/// A replica in a process of its own.
-struct Follower(Child);
+/// A process that wants nothing of what it is sent.
+fn throw_away(address: &str) {
+    let mut socket = TcpStream::connect(address).expect("it listens");
+    let mut bytes = vec![0; MIB as usize];
+    while socket.read(&mut bytes).expect("readable") > 0 {}
+}
 
-impl Follower {
-    fn start(cpus: &str, primary: &Primary, dir: &Path) -> Self {
+/// A process at the other end.
+struct Other(Child);
+
+impl Other {
+    fn replica(role: &str, cpus: &str, primary: &Primary, dir: &Path) -> Self {
         let address = primary.listen("127.0.0.1:0").expect("a port is free").to_string();
         let mut command = this_program(cpus);
-        command.args([REPLICA, &address]).arg(dir).stdin(Stdio::piped());
+        command.args([role, &address]).arg(dir).stdin(Stdio::piped());
         Self(command.spawn().expect("it starts"))
+    }
+
+    fn sink(cpus: &str) -> (Self, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let child = this_program(cpus).args([SINK, &address]).spawn().expect("it starts");
+        (Self(child), listener.accept().expect("it connects").0)
     }
 
     fn stop(mut self) {
@@ -105,11 +140,26 @@ impl Follower {
 }
 
 /// Waits until the replica has said that it holds everything.
-fn wait_for_all(primary: &Primary) {
+fn wait_for_all(primary: &Primary, held: fn(&ReplicaStatus) -> u64) {
     let (started, end) = (Instant::now(), primary.store().stats().watermarks.appended);
-    while !primary.replicas().iter().any(|replica| replica.durable == end) {
+    while !primary.replicas().iter().any(|replica| held(replica) == end) {
         assert!(started.elapsed() < PATIENCE, "the replica does not get there");
         std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Sends as many bytes as are put until the other end is gone.
+fn pour(mut socket: &TcpStream, store: &Store, until: Receiver<()>) {
+    let bytes = vec![7; MIB as usize];
+    let mut sent = store.stats().watermarks.appended;
+    while until.recv_timeout(REST) == Err(RecvTimeoutError::Timeout) {
+        let mut left = (store.stats().watermarks.appended - sent) as usize;
+        sent += left as u64;
+        while left > 0 {
+            let piece = &bytes[..left.min(bytes.len())];
+            socket.write_all(piece).expect("the peer reads");
+            left -= piece.len();
+        }
     }
 }
 
@@ -117,11 +167,15 @@ fn measure(cpus: &str, args: &[String]) {
     let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     let is_wanted =
         |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(&**part));
-    println!("{:<34} {:>12} {:>12} {:>7}", "replication", "with", "without", "ratio");
+    println!(
+        "{:<34} {:>12} {:>12} {:>7} {:>16} {:>6}",
+        "replication", "with", "without", "ratio", "", "limit"
+    );
     for (flush, ack, threads) in [
         (FlushMode::sync(), Ack::Sync, 1),
         (FlushMode::sync(), Ack::Sync, 16),
         (FlushMode::sync(), Ack::Sync, 64),
+        (FlushMode::sync(), Ack::Async, 1),
         (FlushMode::sync(), Ack::Async, 64),
         (FlushMode::async_default(), Ack::Async, 1),
         (FlushMode::async_default(), Ack::Async, 4),
@@ -141,83 +195,125 @@ fn measure(cpus: &str, args: &[String]) {
     }
 }
 
-fn print_row(name: &str, unit: &str, mut pairs: Vec<(f64, f64)>) {
-    let ratio = |pair: &(f64, f64)| pair.0 / pair.1;
-    pairs.sort_by(|a, b| ratio(a).total_cmp(&ratio(b)));
-    let (with, without) = pairs[pairs.len() / 2];
-    let quarter = pairs.len() / 4;
-    let (least, most) = (ratio(&pairs[quarter]), ratio(&pairs[pairs.len() - 1 - quarter]));
+/// Rates of one round.
+struct Round {
+    with: f64,
+    without: f64,
+    /// Beside a bare sender, where that is the limit.
+    limit: Option<f64>,
+}
+
+impl Round {
+    fn ratio(&self) -> f64 {
+        self.with / self.without
+    }
+}
+
+fn print_row(name: &str, unit: &str, mut rounds: Vec<Round>) {
+    let mut limits: Vec<f64> =
+        rounds.iter().filter_map(|round| Some(round.limit? / round.without)).collect();
+    limits.sort_by(f64::total_cmp);
+    let limit = limits.get(limits.len() / 2).map(|limit| format!("{limit:.2}"));
+    rounds.sort_by(|a, b| a.ratio().total_cmp(&b.ratio()));
+    let (middle, quarter) = (&rounds[rounds.len() / 2], rounds.len() / 4);
+    let (least, most) = (rounds[quarter].ratio(), rounds[rounds.len() - 1 - quarter].ratio());
     println!(
-        "{name:<34} {with:>7.1} {unit:<4} {without:>7.1} {unit:<4} {:>7.2}  ({least:.2} to {most:.2})",
-        with / without
+        "{name:<34} {:>7.1} {unit:<4} {:>7.1} {unit:<4} {:>7.2}  ({least:.2} to {most:.2}) {:>6}",
+        middle.with,
+        middle.without,
+        middle.ratio(),
+        limit.unwrap_or_default()
     );
 }
 
 /// Thousands of puts a second with a replica, and without: bursts into two open stores in turn, so that
 /// both meet the same weather.
-fn puts(cpus: &str, flush: FlushMode, ack: Ack, threads: usize) -> Vec<(f64, f64)> {
+fn puts(cpus: &str, flush: FlushMode, ack: Ack, threads: usize) -> Vec<Round> {
+    let is_waited_for = ack == Ack::Sync || matches!(flush, FlushMode::Sync { .. });
     let scratch = Scratch::new("replication");
-    let config = |name: &str| StoreConfig::new(scratch.path().join(name)).flush_mode(flush);
-    let alone = Store::open(config("alone")).expect("opens");
+    let alone = Store::open(config(&scratch.path().join("alone"), flush)).expect("opens");
     let options = PrimaryOptions::new(NodeOptions::new(NodeId(1))).ack(ack);
-    let primary = Primary::open(config("primary"), options).expect("opens");
-    let replica = Follower::start(cpus, &primary, &scratch.path().join("replica"));
+    let primary = config(&scratch.path().join("primary"), flush);
+    let primary = Primary::open(primary, options).expect("opens");
+    // What a replica acknowledges is durable: if someone waits, it had better make it so at once.
+    let role = if is_waited_for { SYNC_REPLICA } else { REPLICA };
+    let replica = Other::replica(role, cpus, &primary, &scratch.path().join("replica"));
     primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+    let (sink, socket) = Other::sink(cpus);
+    let rate = |store: &Store, count: u64| {
+        count as f64 / put_all(store, threads, KIB, count).as_secs_f64() / 1e3
+    };
     let burst = |store: &Store, count: u64| {
-        let rate = count as f64 / put_all(store, threads, KIB, count).as_secs_f64() / 1e3;
-        wait_for_all(&primary);
+        let rate = rate(store, count);
+        wait_for_all(&primary, |replica| replica.written);
         rate
     };
-    let mut pairs = Vec::new();
+    let poured = |count: u64| {
+        std::thread::scope(|scope| {
+            let (_until_here, gone) = channel();
+            scope.spawn(|| pour(&socket, &alone, gone));
+            rate(&alone, count)
+        })
+    };
+    let mut rounds = Vec::new();
     let (mut with, mut without) = (WARM_UP, WARM_UP);
-    let rounds = if is_smoke_test() { 1 } else { BURSTS };
-    for round in 0..=rounds {
-        let pair = if round % 2 == 0 {
-            let with = burst(primary.store(), with);
-            (with, burst(&alone, without))
-        } else {
-            let without = burst(&alone, without);
-            (burst(primary.store(), with), without)
-        };
-        if round > 0 {
-            pairs.push(pair);
+    let count = if is_smoke_test() { 1 } else { BURSTS };
+    for round in 0..=count {
+        let mut both = Round { with: 0.0, without: 0.0, limit: None };
+        // Each is the first in turn.
+        for turn in round..round + 3 {
+            match turn % 3 {
+                0 => both.with = burst(primary.store(), with),
+                1 => both.without = burst(&alone, without),
+                _ => both.limit = (!is_waited_for).then(|| poured(without)),
+            }
         }
-        (with, without) = ((pair.0 * 1e3 * BURST_SECS) as u64, (pair.1 * 1e3 * BURST_SECS) as u64);
+        let next = |rate: f64| (rate * 1e3 * BURST_SECS) as u64;
+        (with, without) = (next(both.with), next(both.without));
+        if round > 0 {
+            rounds.push(both);
+        }
     }
     replica.stop();
+    drop(socket);
+    sink.stop();
     primary.close().expect("closes");
     alone.close().expect("closes");
-    pairs
+    rounds
 }
 
 /// Megabytes a second of a replica that catches up, and of a plain copy.
-fn catch_up(cpus: &str) -> (f64, f64) {
-    let bytes = if is_smoke_test() { MIB } else { 512 * MIB };
+fn catch_up(cpus: &str) -> Round {
+    let bytes = if is_smoke_test() { MIB } else { KEPT / 4 };
     let scratch = Scratch::new("catch-up");
-    let config = |name: &str| StoreConfig::new(scratch.path().join(name));
-    let here = config("primary").flush_mode(FlushMode::async_default());
+    let primary = config(&scratch.path().join("primary"), FlushMode::async_default());
     let options = PrimaryOptions::new(NodeOptions::new(NodeId(1))).ack(Ack::Async);
-    let primary = Primary::open(here, options).expect("opens");
+    let primary = Primary::open(primary, options).expect("opens");
     put_all(primary.store(), FILL_THREADS, KIB, bytes / KIB as u64);
     primary.store().flush().expect("flushes");
     let end = primary.store().stats().watermarks.appended;
-    let log = scratch.path().join("primary/commitlog/00000000000000000000");
-    let copied = copy(&log, &scratch.path().join("copy"), end);
+    let copied = copy(&scratch.path().join("primary/commitlog"), &scratch.path().join("copy"), end);
     let started = Instant::now();
-    let replica = Follower::start(cpus, &primary, &scratch.path().join("replica"));
-    wait_for_all(&primary);
+    let replica = Other::replica(SYNC_REPLICA, cpus, &primary, &scratch.path().join("replica"));
+    wait_for_all(&primary, |replica| replica.durable);
     let caught_up = started.elapsed();
     replica.stop();
     primary.close().expect("closes");
     let rate = |took: Duration| end as f64 / took.as_secs_f64() / 1e6;
-    (rate(caught_up), rate(copied))
+    Round { with: rate(caught_up), without: rate(copied), limit: None }
 }
 
-/// Sends the first `len` bytes of a file over a socket into another file, and syncs that.
+/// Sends the first `len` bytes of a log over a socket into a file, and syncs that.
 fn copy(from: &Path, to: &Path, len: u64) -> Duration {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
-    let mut source = File::open(from).expect("readable").take(len);
+    let names =
+        std::fs::read_dir(from).expect("readable").map(|entry| entry.expect("readable").path());
+    let mut segments: Vec<_> = names.collect();
+    segments.sort();
+    let segments = segments.into_iter().map(|segment| File::open(segment).expect("readable"));
+    let nothing: Box<dyn Read + Send> = Box::new(io::empty());
+    let mut source = segments.fold(nothing, |log, segment| Box::new(log.chain(segment))).take(len);
     let mut target = File::create(to).expect("writable");
     let started = Instant::now();
     std::thread::scope(|scope| {
