@@ -8,7 +8,9 @@
 //!
 //! Puts that wait for no disk and for no replica take less of a processor than the kernel takes to send
 //! them. What it takes at least is measured, too: the limit is the ratio of puts beside a thread that sends
-//! as many bytes over a socket to a process that throws them away.
+//! as many bytes over a socket to a process that throws them away. Sockets have the congestion control that is
+//! the kernel's own default, if the system allows it: another one may spread what is sent by timers, which
+//! tells more of that than of us.
 
 mod common;
 
@@ -16,8 +18,10 @@ use common::{KIB, MIB, Scratch, is_smoke_test, put_all};
 use duralog::config::Retention;
 use duralog::replication::{
     Ack, NodeId, NodeOptions, Primary, PrimaryOptions, Replica, ReplicaOptions, ReplicaStatus,
+    TcpAcceptor,
 };
 use duralog::{FlushMode, Store, StoreConfig};
+use socket2::SockRef;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -36,6 +40,7 @@ const BURST_SECS: f64 = 0.3;
 const KEPT: u64 = 2048 * MIB;
 /// How often the bare sender looks for something to send, as the sender of a primary does.
 const REST: Duration = Duration::from_micros(250);
+const CONGESTION_CONTROL: &[u8] = b"cubic";
 /// Puts of the first burst of each, which does not count.
 const WARM_UP: u64 = 500;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -114,19 +119,29 @@ fn throw_away(address: &str) {
     while socket.read(&mut bytes).expect("readable") > 0 {}
 }
 
+/// A listener on loopback. What it is set to, connections inherit.
+fn listener() -> TcpListener {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    // The system's choice stays where it allows no other; which one it is stands above the figures.
+    let _ = SockRef::from(&listener).set_tcp_congestion(CONGESTION_CONTROL);
+    listener
+}
+
 /// A process at the other end.
 struct Other(Child);
 
 impl Other {
     fn replica(role: &str, cpus: &str, primary: &Primary, dir: &Path) -> Self {
-        let address = primary.listen("127.0.0.1:0").expect("a port is free").to_string();
+        let acceptor = TcpAcceptor::over(listener()).expect("it is bound");
+        let address = acceptor.address().to_string();
+        primary.serve(acceptor).expect("it has a thread");
         let mut command = this_program(cpus);
         command.args([role, &address]).arg(dir).stdin(Stdio::piped());
         Self(command.spawn().expect("it starts"))
     }
 
     fn sink(cpus: &str) -> (Self, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let listener = listener();
         let address = listener.local_addr().expect("it is bound").to_string();
         let child = this_program(cpus).args([SINK, &address]).spawn().expect("it starts");
         (Self(child), listener.accept().expect("it connects").0)
@@ -167,6 +182,8 @@ fn measure(cpus: &str, args: &[String]) {
     let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     let is_wanted =
         |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(&**part));
+    let control = SockRef::from(&listener()).tcp_congestion().expect("every socket has one");
+    println!("congestion control: {}", String::from_utf8_lossy(&control).trim_end_matches('\0'));
     println!(
         "{:<34} {:>12} {:>12} {:>7} {:>16} {:>6}",
         "replication", "with", "without", "ratio", "", "limit"
@@ -305,7 +322,7 @@ fn catch_up(cpus: &str) -> Round {
 
 /// Sends the first `len` bytes of a log over a socket into a file, and syncs that.
 fn copy(from: &Path, to: &Path, len: u64) -> Duration {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let listener = listener();
     let address = listener.local_addr().expect("it is bound");
     let names =
         std::fs::read_dir(from).expect("readable").map(|entry| entry.expect("readable").path());

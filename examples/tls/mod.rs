@@ -4,7 +4,7 @@
 //! a lock that nobody holds while waiting for the network.
 #![allow(dead_code, reason = "tests use all of it")]
 
-use duralog::replication::{Acceptor, Connector, Stream, TcpAcceptor, TcpConnector};
+use duralog::replication::{Acceptor, Connector, Stream, StreamWriter, TcpAcceptor, TcpConnector};
 use parking_lot::Mutex;
 use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
@@ -74,14 +74,15 @@ fn over(stream: Stream, tls: Connection) -> Stream {
     let Stream { reader, writer, hang_up, peer } = stream;
     let session = Arc::new(Session { tls: Mutex::new(tls), out: Mutex::new(writer) });
     let reader = Reader { session: session.clone(), below: reader, came: Vec::new() };
-    Stream { reader: Box::new(reader), writer: Box::new(Writer(session)), hang_up, peer }
+    let (reader, writer) = (Box::new(reader), StreamWriter::other(Writer(session)));
+    Stream { reader, writer, hang_up, peer }
 }
 
 struct Session {
     tls: Mutex<Connection>,
     /// Held from when records are made until they are sent, so that they go in their order. Whoever
     /// needs both locks takes this one first.
-    out: Mutex<Box<dyn Write + Send>>,
+    out: Mutex<StreamWriter>,
 }
 
 impl Session {
@@ -118,7 +119,7 @@ impl Read for Reader {
             }
             if tls.wants_write() {
                 drop(tls);
-                self.session.send(&mut **self.session.out.lock())?;
+                self.session.send(&mut *self.session.out.lock())?;
                 continue;
             }
             if self.came.is_empty() {
@@ -137,7 +138,7 @@ impl Read for Reader {
             if let Err(error) = tls.process_new_packets() {
                 drop(tls);
                 // It may have gone without being told why.
-                let _ = self.session.send(&mut **self.session.out.lock());
+                let _ = self.session.send(&mut *self.session.out.lock());
                 return Err(io::Error::new(ErrorKind::InvalidData, error));
             }
         }
@@ -150,7 +151,7 @@ impl Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut out = self.0.out.lock();
         let written = self.0.tls.lock().writer().write(bytes)?;
-        self.0.send(&mut **out)?;
+        self.0.send(&mut *out)?;
         Ok(written)
     }
 

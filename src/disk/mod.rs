@@ -23,6 +23,7 @@ use std::any::Any;
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -208,6 +209,15 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// The first offset at or after `offset` that may hold a byte other than zero; `None` if there
     /// is none. An optimisation: it may name offsets that hold zeros, never skip one that does not.
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>>;
+
+    /// Sends a part of `range`, its beginning, to a socket, straight from the page cache; how many bytes, one
+    /// at least. The system may read them no sooner than the peer takes them: they are not to change.
+    ///
+    /// `Unsupported` unless it is implemented; whoever calls this sends a copy then.
+    fn send(&self, range: Range<u64>, socket: BorrowedFd<'_>) -> io::Result<u64> {
+        let _ = (range, socket);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Maps the whole file. Once per open file.
     fn map(&self, access: MapAccess) -> io::Result<Region>;

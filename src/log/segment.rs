@@ -87,6 +87,11 @@ impl Segment {
         self.open_in(disk, &mut self.file.lock())
     }
 
+    /// The file, unless every byte of it is durable.
+    pub(crate) fn open_file(&self) -> Option<Arc<dyn DiskFile>> {
+        self.file.lock().clone()
+    }
+
     fn open_in(
         &self,
         disk: &dyn Disk,
@@ -141,8 +146,7 @@ impl Segment {
     }
 
     pub(crate) fn sync(&self, method: SyncMethod) -> Result<()> {
-        let file = self.file.lock().clone();
-        match file {
+        match self.open_file() {
             Some(file) => file.sync(method).at(IoOp::Sync, &self.path),
             // Closed only after a sync that covered the whole segment.
             None => Ok(()),

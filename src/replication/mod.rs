@@ -51,7 +51,7 @@ pub use events::{Event, Observer};
 #[cfg(feature = "replication")]
 pub use group::{AckLevel, ReplicaStatus};
 #[cfg(feature = "replication")]
-pub use net::{Acceptor, Connector, Stream, TcpAcceptor, TcpConnector};
+pub use net::{Acceptor, Connector, Stream, StreamWriter, TcpAcceptor, TcpConnector};
 #[cfg(feature = "replication")]
 pub use options::{Ack, NodeOptions, PrimaryOptions, Protocol, ReplicaOptions};
 #[cfg(feature = "replication")]
@@ -66,13 +66,15 @@ pub use session::SessionError;
 #[cfg(feature = "sim")]
 pub use scripted::{ReplicaBehaviour, ScriptedReplica};
 
-use crate::disk::Region;
+use crate::disk::{DiskFile, Region};
 use crate::error::Result;
 use crate::log::GroupOffset;
 use std::fmt;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
+#[cfg(feature = "replication")]
+use std::{io, os::fd::BorrowedFd};
 
 /// The reign of a primary. It never falls; what is said under an older one is refused.
 ///
@@ -600,17 +602,43 @@ pub trait ReplicatedLog: Send + Sync + fmt::Debug {
 #[derive(Debug, Clone)]
 pub struct LogSlice {
     region: Option<Region>,
+    /// What `region` is mapped from, where it is open.
+    #[cfg_attr(not(feature = "replication"), allow(dead_code, reason = "nobody else sends it"))]
+    file: Option<Arc<dyn DiskFile>>,
     range: Range<u64>,
     offset: u64,
 }
 
 impl LogSlice {
-    pub(crate) fn new(region: Region, range: Range<u64>, offset: u64) -> Self {
-        Self { region: Some(region), range, offset }
+    pub(crate) fn new(
+        region: Region,
+        file: Option<Arc<dyn DiskFile>>,
+        range: Range<u64>,
+        offset: u64,
+    ) -> Self {
+        Self { region: Some(region), file, range, offset }
     }
 
     pub(crate) fn empty(offset: u64) -> Self {
-        Self { region: None, range: 0..0, offset }
+        Self { region: None, file: None, range: 0..0, offset }
+    }
+
+    /// Sends the bytes from where they lie, as far as the system can do that; how many it has sent.
+    ///
+    /// It may read them only when the peer takes them, long after this. No cut changes them until then: one
+    /// that was ordered gives the segment another file, and a recovery takes only what it could not read.
+    #[cfg(feature = "replication")]
+    pub(crate) fn send(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        let mut rest = self.range.clone();
+        while let Some(file) = self.file.as_ref().filter(|_| !rest.is_empty()) {
+            match file.send(rest.clone(), socket) {
+                Ok(sent) => rest.start += sent,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((rest.start - self.range.start) as usize)
     }
 
     /// Whether each byte is known to lie in a record: only where a segment has ended is there a blank, and

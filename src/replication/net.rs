@@ -3,7 +3,7 @@
 use crate::sync::AtomicBool;
 use std::fmt;
 use std::io::ErrorKind::{ConnectionAborted, Interrupted, InvalidInput, NotConnected};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::ToSocketAddrs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub struct Stream {
     /// [`Connector`] or [`Acceptor`] was told fails with `WouldBlock` or `TimedOut`.
     pub reader: Box<dyn Read + Send>,
     /// What goes to the peer. A write that does not get on for so long fails likewise.
-    pub writer: Box<dyn Write + Send>,
+    pub writer: StreamWriter,
     /// Ends both halves, from any thread: reads and writes under way, and all later ones, end at once.
     pub hang_up: Box<dyn Fn() + Send + Sync>,
     /// Who is at the other end: an address, with or without a port. It is for messages, and for RocketMQ
@@ -54,10 +54,56 @@ impl Stream {
         };
         Ok(Self {
             reader: Box::new(reader),
-            writer: Box::new(socket),
+            writer: StreamWriter::Tcp(socket),
             hang_up: Box::new(hang_up),
             peer: peer.to_string(),
         })
+    }
+}
+
+/// Where what goes to the peer is written.
+pub enum StreamWriter {
+    /// A socket that takes the bytes as they are: those of the log go there from the page cache, without a
+    /// copy, where the system can do that.
+    Tcp(TcpStream),
+    /// Whatever makes something else of them, or takes them elsewhere.
+    Other(Box<dyn Write + Send>),
+}
+
+impl StreamWriter {
+    /// What writes into anything.
+    pub fn other(writer: impl Write + Send + 'static) -> Self {
+        Self::Other(Box::new(writer))
+    }
+
+    fn inner(&mut self) -> &mut dyn Write {
+        match self {
+            Self::Tcp(socket) => socket,
+            Self::Other(writer) => writer,
+        }
+    }
+}
+
+impl Write for StreamWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.inner().write(bytes)
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.inner().write_vectored(parts)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner().flush()
+    }
+}
+
+impl fmt::Debug for StreamWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(socket) => f.debug_tuple("Tcp").field(socket).finish(),
+            Self::Other(_) => f.debug_tuple("Other").finish_non_exhaustive(),
+        }
     }
 }
 
@@ -127,7 +173,16 @@ impl TcpAcceptor {
     /// # Errors
     /// What the system says, above all that the port is taken.
     pub fn bind(address: impl ToSocketAddrs) -> io::Result<Self> {
-        let listener = TcpListener::bind(address)?;
+        Self::over(TcpListener::bind(address)?)
+    }
+
+    /// Takes over a listener with the settings that it has: connections inherit them, such as the size of the
+    /// buffers, or the congestion control. The one called `bbr` spreads what is sent by timers, which can take
+    /// the processor more than all else that sending does.
+    ///
+    /// # Errors
+    /// What the system says to the question where it listens.
+    pub fn over(listener: TcpListener) -> io::Result<Self> {
         let address = listener.local_addr()?;
         Ok(Self { listener, address, closed: AtomicBool::new(false) })
     }

@@ -225,7 +225,7 @@ impl Core {
         // More is published while a group is being written: its write may yet fail.
         let readable = region.published().min(written - segment.base_offset());
         let to = readable.min(at.saturating_add(max));
-        Ok(LogSlice::new(region, at..to.max(at), from))
+        Ok(LogSlice::new(region, segment.open_file(), at..to.max(at), from))
     }
 
     pub(crate) fn records(&self, from: u64, until: u64) -> Records<'_> {
