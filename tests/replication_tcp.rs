@@ -587,14 +587,17 @@ fn primary_that_keeps_from(from: u64, dir: &Path) -> Primary {
     config.retention = Some(retention);
     let options = PrimaryOptions::new(open_node(1)).ack(Ack::Async);
     let primary = Primary::open(config, options).expect("it opens");
-    let store = primary.store();
+    put_until_it_keeps_from(from, primary.store());
+    primary
+}
+
+fn put_until_it_keeps_from(from: u64, store: &Store) {
     eventually("what comes first is gone", || {
         assert_eq!(put(store, &"x".repeat(1000)).status, PutStatus::PutOk);
         let oldest = store.min_offset("t", 0).expect("the queue is there");
         let kept = store.get("t", 0, oldest, 1).expect("it can be read").messages;
         kept.first().is_some_and(|first| first.physical_offset as u64 >= from)
     });
-    primary
 }
 
 #[test]
@@ -653,6 +656,32 @@ fn a_replica_that_is_pointed_at_another_cluster_says_so_and_keeps_its_log() {
     assert_eq!(put(own.store(), "and one more").status, PutStatus::PutOk);
     let wanted = [wanted, vec!["and one more".to_owned()]].concat();
     eventually("the replica shows all", || bodies(&replica.store()) == wanted);
+}
+
+#[test]
+fn a_log_of_which_all_that_was_confirmed_has_expired_is_kept_from_another_cluster() {
+    let dir = TempDir::new();
+    let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
+    let follow = |dir: &Path, address: SocketAddr| {
+        let options = ReplicaOptions::new(open_node(2), address.to_string());
+        Replica::open(config(dir), options).expect("it opens")
+    };
+    let own = primary_that_keeps_from(0, &a);
+    let replica = follow(&b, own.listen("127.0.0.1:0").expect("a port is free"));
+    eventually("something is confirmed", || replica.state().confirmed > 0);
+    drop(replica);
+    // It goes on alone.
+    put_until_it_keeps_from(own.store().stats().watermarks.appended, own.store());
+    let kept = own.store().stats().watermarks.appended;
+    own.close().expect("it closes");
+    drop(own);
+
+    let stranger = primary_that_keeps_from(kept, &c);
+    let replica = follow(&a, stranger.listen("127.0.0.1:0").expect("a port is free"));
+    let is_refused = || matches!(replica.state().last_error, Some(SessionError::AnotherLog { .. }));
+    eventually("it is refused, or follows", || is_refused() || replica.state().following);
+    assert!(is_refused(), "it gives up its log for that of another cluster");
+    assert_eq!(replica.state().durable, kept);
 }
 
 #[test]

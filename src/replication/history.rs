@@ -52,9 +52,9 @@ impl History {
             // The bytes are compared before any are taken.
             Plan::Follow(_) => self.id.is_none() || id.is_none(),
             // A first primary whom nobody followed gives up all that it has: its cluster has begun without
-            // it, in another log. Whoever knows of something that is confirmed is no such node, but one of
-            // another cluster.
-            Plan::Truncate(_) => self.id.is_some() && self.is_told() && self.confirmed <= self.min,
+            // it, in another log. Whoever knows of something that was ever confirmed is no such node, but one of
+            // another cluster, even if that has expired since.
+            Plan::Truncate(_) => self.id.is_some() && self.is_told() && self.confirmed == 0,
             Plan::Restart(_) => false,
             Plan::Diverged => true,
         }
@@ -255,6 +255,8 @@ mod tests {
             assert_eq!(primary.plan_for(&other), Plan::Truncate(0));
             let known = History { confirmed: 1, ..other };
             assert_eq!(primary.plan_for(&known), Plan::Diverged);
+            let expired = History { min: 50, ..known };
+            assert_eq!(primary.plan_for(&expired), Plan::Diverged);
         }
         // What was there before is not its own.
         let primary = history(&[(2, 0)], 0, 300);

@@ -43,8 +43,8 @@ impl Core {
     /// Notes that something is agreed, where the log is durable before `durable`, unless that is noted. What
     /// is agreed of a log that is not durable at all is noted when it is.
     pub(super) fn note_first(&self, agreed: u64, durable: u64) -> Result<()> {
-        let (known, min) = (agreed.min(durable), self.min_offset());
-        if known <= min || self.noted_agreed.load(Ordering::SeqCst) > min {
+        let known = agreed.min(durable);
+        if known == 0 || self.noted_agreed.load(Ordering::SeqCst) > 0 {
             return Ok(());
         }
         self.note_agreed(known)
