@@ -1,4 +1,4 @@
-//! A replica whose disk hangs while its log is cut, and is well again later.
+//! A replica whose disk hangs while its log is cut, or while it closes, and is well again later.
 
 #[path = "support/gate.rs"]
 mod gate;
@@ -147,4 +147,55 @@ fn whoever_asks_how_a_replica_gets_on_does_not_wait_for_the_disk_that_it_cuts_it
             assert!(!state.following);
         }
     });
+}
+
+/// A replica that is not waited for for long, with its primary.
+fn impatient(dir: &TempDir, gate: &Arc<Gate>) -> (Primary, Replica, StoreConfig) {
+    let node = |id| NodeOptions::new(NodeId(id));
+    let options = PrimaryOptions::new(node(1)).ack(Ack::Async);
+    let primary = Primary::open(config(&dir.path().join("p")), options).expect("it opens");
+    let address = primary.listen("127.0.0.1:0").expect("a port is free").to_string();
+    let environment = Environment::on(Hooked::over(HostDisk::shared(), gate.clone()));
+    let mut config = config(&dir.path().join("r"));
+    config.log.close_timeout = Duration::from_millis(200);
+    let mut options = ReplicaOptions::new(node(2), address);
+    options.retry_max = options.retry_min;
+    let replica = Replica::open_in(config.clone(), environment, options).expect("it opens");
+    assert_eq!(put(primary.store(), "t"), PutStatus::PutOk);
+    let end = primary.store().stats().watermarks.appended;
+    eventually("it follows", || replica.state().durable == end);
+    (primary, replica, config)
+}
+
+#[test]
+fn a_replica_that_is_closed_again_lets_others_have_the_directory_once_no_thread_hangs() {
+    let (dir, gate) = (TempDir::new(), Gate::new("duralog-sync", (SimCall::Sync, 1)));
+    let (primary, replica, config) = impatient(&dir, &gate);
+    gate.set(true);
+    assert_eq!(put(primary.store(), "t"), PutStatus::PutOk);
+    eventually("the sync hangs", || gate.is_reached());
+    assert!(matches!(replica.close(), Err(Error::CloseTimeout { .. })));
+    gate.set(false);
+    eventually("the directory is free", || {
+        replica.close().expect("it is closed");
+        Store::open(config.clone()).is_ok()
+    });
+}
+
+#[test]
+fn a_replica_that_is_closed_while_it_opens_its_store_again_stays_closed() {
+    let (dir, gate) = (TempDir::new(), Gate::new("duralog-replica", (SimCall::Rename, 1)));
+    let (primary, replica, config) = impatient(&dir, &gate);
+    gate.set(true);
+    // As it is when a write has failed.
+    replica.store().close().expect("it closes");
+    primary.close().expect("it closes");
+    eventually("it opens its store again", || gate.is_reached());
+    assert!(matches!(replica.close(), Err(Error::CloseTimeout { .. })));
+    gate.set(false);
+    eventually("the directory is free", || {
+        replica.close().expect("it is closed");
+        Store::open(config.clone()).is_ok()
+    });
+    assert!(!replica.store().is_open());
 }

@@ -184,9 +184,21 @@ impl Follower {
 
     pub(super) fn stop(&self) -> Result<()> {
         self.shared.stopped.store(true, Ordering::SeqCst);
-        let Some(mut worker) = self.worker.lock().take() else { return Ok(()) };
+        // Whoever is at it is not waited for: that one waits for a thread which may be the one that is here.
+        let Some(mut worker) = self.worker.try_lock() else { return Ok(()) };
         let until = self.shared.now() + self.shared.config.log.close_timeout;
         let left = || until.saturating_duration_since(self.shared.now());
+        let stopped = worker.take().map_or(Ok(()), |worker| self.leave(worker, &left));
+        // Without the lock, or it would be held for as long as the disk hangs. Also the second time: a thread
+        // that hung may have ended since, and others may have the directory then.
+        let store = self.shared.state.try_lock_for(left()).map(|state| state.store.clone());
+        let hangs = || Error::CloseTimeout { thread: RECEIVE_THREAD.to_owned() };
+        let closed = store.ok_or_else(hangs).and_then(|store| store.close());
+        stopped.and(closed)
+    }
+
+    /// Ends the connection and the thread.
+    fn leave(&self, mut worker: Worker, left: &dyn Fn() -> Duration) -> Result<()> {
         // Not while the thread puts another connection in its place.
         let state = self.shared.state.try_lock_for(left()).map(|state| state.link.clone());
         if let Some(Some(link)) = state {
@@ -195,15 +207,10 @@ impl Follower {
         }
         self.bell.ring();
         // It goes once the system has told it that nobody answers.
-        let stopped = match self.shared.connecting.load(Ordering::SeqCst) {
+        match self.shared.connecting.load(Ordering::SeqCst) {
             true => worker.stop(Duration::ZERO).or(Ok(())),
             false => worker.stop(left()),
-        };
-        // Without the lock, or it would be held for as long as the disk hangs.
-        let store = self.shared.state.try_lock_for(left()).map(|state| state.store.clone());
-        let hangs = || Error::CloseTimeout { thread: RECEIVE_THREAD.to_owned() };
-        let closed = store.ok_or_else(hangs).and_then(|store| store.close());
-        stopped.and(closed)
+        }
     }
 }
 
@@ -435,6 +442,12 @@ impl Shared {
         let _ = store.close();
         let opened = open(&self.config, &self.environment)?;
         let mut state = self.state.lock();
+        if self.is_stopped() {
+            // The disk hung meanwhile, and whoever closes what is there knows nothing of this one.
+            drop(state);
+            opened.store.close()?;
+            return Err(Error::Closed);
+        }
         let last_error = state.last_error.take();
         let before = std::mem::replace(&mut *state, State { last_error, ..opened });
         drop(state);

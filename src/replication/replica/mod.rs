@@ -166,7 +166,8 @@ impl Replica {
         Primary::open_in(config, environment, options)
     }
 
-    /// Stops following and closes the store.
+    /// Stops following and closes the store. A second call lets others have the directory where the first one
+    /// could not, because a thread hung that has ended since.
     ///
     /// # Errors
     /// As [`Store::close`].
