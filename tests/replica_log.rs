@@ -1,6 +1,8 @@
 //! A log that is taken over from another one, through the seam: byte for byte, in pieces of any size, cut
 //! and begun anew by order.
 
+#[path = "support/hooked.rs"]
+mod hooked;
 #[path = "support/passive.rs"]
 mod passive;
 #[path = "support/sim.rs"]
@@ -16,11 +18,14 @@ use duralog::{
     Corruption, Environment, Error, GroupOffset, Message, RecoveryMode, Retention, Store,
     StoreConfig, StoreWorker, WriteMode,
 };
+use hooked::{Hook, Hooked};
 use passive::Passive;
 use proptest::prelude::*;
 use sim::*;
+use std::fmt;
+use std::io;
 use std::num::NonZeroU64;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const FIRST: EpochStart =
@@ -866,6 +871,90 @@ fn a_closed_log_changes_nothing_for_whoever_has_the_directory_now() {
         assert!(matches!(answer, Err(Error::Closed)), "{what}: {answer:?}");
     }
     assert_eq!(contents(&disk), before);
+}
+
+#[test]
+fn a_closed_log_does_not_enter_the_epoch_of_before_replication_either() {
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.store.close().expect("it closes");
+    let _other = copy_of(&disk, config());
+    let before = contents(&disk);
+    let none = EpochStart { epoch: Epoch(0), start: 0, node: NodeId(0), record_crc: false };
+    let answer = copy.log.enter_epoch(none);
+    assert!(matches!(answer, Err(Error::Closed)), "{answer:?}");
+    assert_eq!(contents(&disk), before);
+}
+
+/// Does something before the so many-th call of a kind, on the thread that makes it.
+struct Before {
+    call: SimCall,
+    left: Mutex<usize>,
+    does: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl fmt::Debug for Before {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Before").field("call", &self.call).finish_non_exhaustive()
+    }
+}
+
+impl Hook for Before {
+    fn before(&self, call: SimCall) -> io::Result<()> {
+        if call != self.call || self.does.lock().expect("no panic").is_none() {
+            return Ok(());
+        }
+        let mut left = self.left.lock().expect("no panic");
+        *left = left.saturating_sub(1);
+        let is_now = *left == 0;
+        drop(left);
+        let does = is_now.then(|| self.does.lock().expect("no panic").take()).flatten();
+        does.into_iter().for_each(|does| does());
+        Ok(())
+    }
+}
+
+#[test]
+fn a_snapshot_that_outlasts_its_store_changes_nothing_for_whoever_has_the_directory_now() {
+    let (_original, bytes) = original(8);
+    let of_the_store = |disk: &SimDisk| {
+        let all = contents(disk).into_iter();
+        all.filter(|(path, _)| path.starts_with(DIR)).collect::<Vec<_>>()
+    };
+    let mut outlasted = 0;
+    for nth in 1.. {
+        let disk = disk();
+        let hook = Arc::new(Before {
+            call: SimCall::Rename,
+            left: Mutex::new(nth),
+            does: Mutex::default(),
+        });
+        let environment = Environment::on(Hooked::over(disk.shared(), hook.clone()));
+        let copy = open_copy_in(environment, config()).expect("the copy opens");
+        copy.log.enter_epoch(FIRST).expect("it is the first");
+        take_over(&copy, &bytes, &[4096]);
+        copy.log.confirm(copy.log.end(), FIRST.epoch).expect("that is the epoch");
+        step(&copy.store);
+        let next = Arc::new(Mutex::new(None));
+        let (store, on, found) = (copy.store.clone(), disk.clone(), next.clone());
+        *hook.does.lock().expect("no panic") = Some(Box::new(move || {
+            // Where it waits for the snapshot, nobody else has the directory.
+            if store.close().is_ok() {
+                let other = copy_of(&on, config());
+                *found.lock().expect("no panic") = Some((other, of_the_store(&on)));
+            }
+        }));
+        // It may be whole, where it was as good as done.
+        let _ = copy.store.snapshot("/backup");
+        if hook.does.lock().expect("no panic").is_some() {
+            break;
+        }
+        if let Some((_other, before)) = next.lock().expect("no panic").take() {
+            assert!(of_the_store(&disk) == before, "{nth}: it writes there");
+            outlasted += 1;
+        }
+    }
+    assert!(outlasted > 0);
 }
 
 #[test]

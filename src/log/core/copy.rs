@@ -29,10 +29,14 @@ pub(crate) struct SegmentCopies {
 impl Core {
     /// Makes sure that recovery never again changes a byte before `end`, all of which is durable: the
     /// segments before may have another name from now on.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if another store may have the directory by now.
     pub(crate) fn vouch_for(&self, end: u64) -> Result<()> {
         if self.config.read_only {
             return Ok(());
         }
+        let _held = self.directory.hold()?;
         self.checkpoint.update(true, |checkpoint| {
             checkpoint.durable = checkpoint.durable.max(end);
         })

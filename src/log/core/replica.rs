@@ -176,6 +176,8 @@ impl Core {
 
     /// Says which records carry a checksum, when the next one comes at `end` and is of the epoch `start`.
     fn note_checksummed(&self, end: u64, start: EpochStart) -> Result<()> {
+        // Where the epochs stay what they are, nobody has asked for it before.
+        let _held = self.directory.hold()?;
         let mut checksummed = self.checksummed().to_vec();
         go_on_from(&mut checksummed, end, start.record_crc);
         // The epoch is entered, even if the checkpoint does not get to know of it: then recovery makes up
