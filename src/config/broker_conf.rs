@@ -85,7 +85,7 @@ pub enum BrokerRole {
 #[non_exhaustive]
 pub struct BrokerReplication {
     /// `brokerRole`.
-    pub role: BrokerRole,
+    pub role: Option<BrokerRole>,
     /// `haListenPort`.
     pub listen_port: Option<u16>,
     /// `haMasterAddress`.
@@ -438,12 +438,12 @@ pub(super) fn max_message_size(wanted: &mut Wanted, given: Given<'_>) -> Result<
 const REPLICATION: Result<Treatment> = Ok(Treatment::Replication);
 
 pub(super) fn role(wanted: &mut Wanted, given: Given<'_>) -> Result<Treatment> {
-    wanted.replication.role = match given.text {
+    wanted.replication.role = Some(match given.text {
         "ASYNC_MASTER" => BrokerRole::AsyncMaster,
         "SYNC_MASTER" => BrokerRole::SyncMaster,
         "SLAVE" => BrokerRole::Slave,
         _ => return given.refused("ASYNC_MASTER, SYNC_MASTER or SLAVE"),
-    };
+    });
     REPLICATION
 }
 

@@ -173,8 +173,9 @@ impl PrimaryOptions {
     pub fn with_broker(mut self, broker: &BrokerReplication) -> Self {
         self.node = self.node.with_broker(broker);
         self.ack = match broker.role {
-            BrokerRole::SyncMaster => Ack::Sync,
-            BrokerRole::AsyncMaster | BrokerRole::Slave => Ack::Async,
+            None => self.ack,
+            Some(BrokerRole::SyncMaster) => Ack::Sync,
+            Some(BrokerRole::AsyncMaster | BrokerRole::Slave) => Ack::Async,
         };
         let replicas = broker.in_sync_replicas.map(|all| all.saturating_sub(1).max(1) as usize);
         self.min_insync_replicas = replicas.unwrap_or(self.min_insync_replicas);
@@ -299,6 +300,15 @@ mod tests {
         assert_eq!(options.max_replica_lag, 1000);
         assert_eq!(options.node.heartbeat_interval, Duration::from_millis(200));
         assert!(options.validate().is_ok());
+    }
+
+    #[test]
+    fn what_a_brokers_file_does_not_say_stays_as_it_was() {
+        let conf = StoreConfig::from_properties("storePathRootDir = d").expect("it is sound");
+        for ack in [Ack::Sync, Ack::Async] {
+            let options = PrimaryOptions::new(NodeOptions::new(NodeId(1))).ack(ack);
+            assert_eq!(options.with_broker(&conf.replication).ack, ack);
+        }
     }
 
     #[test]
