@@ -5,7 +5,7 @@ use super::{NodeId, Refusal};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// When a replica's copy counts.
@@ -85,7 +85,6 @@ pub(crate) struct Group {
     confirmed: AtomicU64,
     /// Before this offset a put finds enough replicas near enough; 0 where there are not enough.
     reach: AtomicU64,
-    connected: AtomicUsize,
     /// Nobody is served any more.
     stopped: AtomicBool,
 }
@@ -99,7 +98,6 @@ impl Group {
             heard: Condvar::new(),
             confirmed: AtomicU64::new(confirmed),
             reach: AtomicU64::new(0),
-            connected: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
         };
         group.settle(&BTreeMap::new());
@@ -109,11 +107,6 @@ impl Group {
     /// Everything before is held by as many replicas as the policy asks for.
     pub(crate) fn confirmed(&self) -> u64 {
         self.confirmed.load(Ordering::SeqCst)
-    }
-
-    /// Copies beside the primary's that are connected.
-    pub(crate) fn connected(&self) -> usize {
-        self.connected.load(Ordering::SeqCst)
     }
 
     /// Whether what is put at `end` has enough replicas near enough to confirm it.
@@ -232,7 +225,6 @@ impl Group {
         let mut held = copies(members.values());
         let near = |member: &&Member| member.session.is_some() && self.is_of_use(member);
         let mut near = copies(members.values().filter(near));
-        self.connected.store(near.len(), Ordering::SeqCst);
         if canary!("confirm_past_absent") && !near.is_empty() {
             held.clone_from(&near);
             held.resize(self.policy.needed.max(near.len()), u64::MAX);
@@ -264,6 +256,19 @@ impl Group {
         members.values().filter(near).map(|member| member.resumes).min().unwrap_or(u64::MAX)
     }
 
+    /// How many replicas are connected and not too far behind `end`.
+    pub(crate) fn in_reach(&self, end: u64) -> usize {
+        self.count_near(&self.members.lock(), end)
+    }
+
+    fn count_near(&self, members: &BTreeMap<NodeId, Member>, end: u64) -> usize {
+        let near = |member: &&Member| {
+            let reach = member.counts.saturating_add(self.policy.max_lag);
+            member.session.is_some() && self.is_of_use(member) && reach >= end
+        };
+        copies(members.values().filter(near)).len()
+    }
+
     /// Waits until so many replicas are connected and not too far behind `end`.
     pub(crate) fn wait_for(
         &self,
@@ -272,17 +277,11 @@ impl Group {
         patience: Duration,
     ) -> Result<(), Refusal> {
         let mut members = self.members.lock();
-        let near = |member: &&Member| {
-            let reach = member.counts.saturating_add(self.policy.max_lag);
-            member.session.is_some() && self.is_of_use(member) && reach >= end
-        };
-        let count =
-            |members: &BTreeMap<NodeId, Member>| copies(members.values().filter(near)).len();
         let lacks = |members: &BTreeMap<NodeId, Member>| {
-            !self.stopped.load(Ordering::SeqCst) && count(members) < required
+            !self.stopped.load(Ordering::SeqCst) && self.count_near(members, end) < required
         };
         self.heard.wait_while_for(&mut members, |members| lacks(members), patience);
-        match count(&members) {
+        match self.count_near(&members, end) {
             available if available < required => {
                 Err(Refusal::NotEnoughReplicas { available, required })
             }
@@ -417,13 +416,13 @@ mod tests {
         let group = group(2, AckLevel::InMemory);
         let [first, second] = [1, 2].map(|id| slave(&group, 1, id));
         assert_eq!([in_memory(&group, first, 60), in_memory(&group, second, 50)], [10; 2]);
-        assert!(group.connected() == 1 && !group.reaches(0));
+        assert!(group.in_reach(0) == 1 && !group.reaches(0));
         let alone = group.wait_for(2, 60, Duration::ZERO);
         assert_eq!(alone, Err(Refusal::NotEnoughReplicas { available: 1, required: 2 }));
         let other = slave(&group, 2, 3);
         assert_eq!(in_memory(&group, other, 90), 60);
         assert!(group.reaches(160) && !group.reaches(161));
-        assert_eq!((group.connected(), group.wait_for(2, 160, Duration::ZERO)), (2, Ok(())));
+        assert_eq!((group.in_reach(0), group.wait_for(2, 160, Duration::ZERO)), (2, Ok(())));
         // Each connection goes on where it is.
         assert_eq!((group.floor(60), group.status().len()), (50, 3));
     }
@@ -436,11 +435,11 @@ mod tests {
             in_memory(&group, node, held);
         }
         group.forget(second);
-        assert_eq!((group.confirmed(), group.connected()), (60, 2));
+        assert_eq!((group.confirmed(), group.in_reach(0)), (60, 2));
         assert!(group.reaches(150) && !group.reaches(151));
         assert_eq!([in_memory(&group, other, 90), in_memory(&group, first, 70)], [60, 70]);
         group.forget(first);
-        assert!(group.connected() == 1 && !group.reaches(0));
+        assert!(group.in_reach(0) == 1 && !group.reaches(0));
     }
 
     #[test]
@@ -451,7 +450,7 @@ mod tests {
             group.join(node, 1, node.0).unwrap();
             group.ack(node, node.0, (50, 50), Some(0));
         }
-        assert_eq!((in_memory(&group, slave, 40), group.connected()), (40, 3));
+        assert_eq!((in_memory(&group, slave, 40), group.in_reach(0)), (40, 3));
     }
 
     #[test]
@@ -496,7 +495,7 @@ mod tests {
         group.join(A, 1, 2).unwrap();
         assert_eq!(acked(&group, A, 1, (50, 50), Some(0)), 10);
         group.leave(A, 1);
-        assert_eq!(group.connected(), 1);
+        assert_eq!(group.in_reach(0), 1);
         assert!(group.is_current(A, 2) && !group.is_current(A, 1));
     }
 
@@ -517,7 +516,7 @@ mod tests {
             let slave = slave(&group, 1, 3);
             group.ack_in_memory(slave, 3, 60);
             assert_eq!(
-                (group.reaches(60), group.connected() == 1),
+                (group.reaches(60), group.in_reach(0) == 1),
                 (reaches, reaches),
                 "{level:?}"
             );
@@ -527,6 +526,17 @@ mod tests {
         let group = group(0, AckLevel::Durable);
         slave(&group, 1, 3);
         assert!(group.wait_for(1, 60, patience).is_ok());
+    }
+
+    #[test]
+    fn a_replica_too_far_behind_is_not_counted_among_those_in_reach() {
+        let group = group(1, AckLevel::Durable);
+        group.join(A, 1, 1).unwrap();
+        group.ack(A, 1, (50, 50), Some(0));
+        for (end, in_reach) in [(150, true), (151, false)] {
+            let counted = group.in_reach(end) == 1;
+            assert_eq!((group.reaches(end), counted), (in_reach, in_reach), "{end}");
+        }
     }
 
     #[test]

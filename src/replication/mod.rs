@@ -190,7 +190,7 @@ pub enum Role {
 pub enum Refusal {
     /// Fewer replicas are in reach than the policy insists on.
     NotEnoughReplicas {
-        /// Replicas in reach.
+        /// Replicas in reach: connected, and not too far behind.
         available: usize,
         /// Replicas required.
         required: usize,

@@ -122,13 +122,12 @@ impl Replicator for PrimaryReplicator {
         if hub.superseded().is_some() {
             return Err(Refusal::NotPrimary);
         }
+        let written = self.written.load(Ordering::Relaxed);
         let confirmation = match options.ack {
             Ack::Async => Confirmation::NotAsked,
-            Ack::Sync if hub.group.reaches(self.written.load(Ordering::Relaxed)) => {
-                Confirmation::Awaited
-            }
+            Ack::Sync if hub.group.reaches(written) => Confirmation::Awaited,
             Ack::Sync if options.strict => {
-                let available = hub.group.connected();
+                let available = hub.group.in_reach(written);
                 let required = options.min_insync_replicas;
                 return Err(Refusal::NotEnoughReplicas { available, required });
             }
