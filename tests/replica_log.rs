@@ -788,6 +788,53 @@ fn a_store_that_leaves_replication_begins_an_epoch_of_its_own() {
 }
 
 #[test]
+fn puts_without_replication_are_judged_by_what_they_were_to_carry() {
+    let (_original, bytes) = original(5);
+    for record_crc in [false, true] {
+        let disk = disk();
+        let copy = copy_of(&disk, config());
+        copy.log.enter_epoch(FIRST).expect("it is the first");
+        take_over(&copy, &bytes, &[7000]);
+        copy.store.close().expect("it closes");
+        let of_other = |record_crc| {
+            let mut config = config();
+            config.log.record_crc = record_crc;
+            open(&disk, config)
+        };
+        // Whoever only has a look says nothing of what another one puts.
+        of_other(!record_crc).close().expect("it closes");
+        let alone = of_other(record_crc);
+        put(&alone, 5);
+        alone.close().expect("it closes");
+        let copy = copy_of(&disk, config());
+        assert_eq!(copy.log.epochs().last().map(|last| last.record_crc), Some(record_crc));
+        copy.log.confirm(copy.log.end(), Epoch(2)).expect("the epoch is right");
+        step(&copy.store);
+        assert_eq!(ids(&copy.store), [0, 1, 2, 3, 4, 5]);
+        assert!(copy.store.verify().expect("it can be read").is_ok());
+    }
+}
+
+#[test]
+fn no_two_epochs_begin_at_one_offset_for_others_however_often_a_store_was_looked_at() {
+    let (disk, copy, epochs) = copy_in_an_epoch_without_records();
+    copy.store.close().expect("it closes");
+    let alone = open(&disk, config());
+    put(&alone, 8);
+    alone.close().expect("it closes");
+    open(&disk, config()).close().expect("it closes");
+    for _ in 0..2 {
+        let copy = copy_of(&disk, config());
+        let told = copy.log.epochs();
+        assert!(told.is_sorted_by(|a, b| a.start < b.start), "{told:?}");
+        // Not the one without a record: what was put lies in its place.
+        assert_eq!(told[..told.len() - 1], epochs[..epochs.len() - 1]);
+        assert_eq!(told.last().map(|last| last.node), Some(NodeId(0)));
+        copy.store.close().expect("it closes");
+    }
+}
+
+#[test]
 fn what_an_epoch_without_a_record_says_of_checksums_counts_for_no_other() {
     for record_crc in [false, true] {
         let original = disk();

@@ -217,27 +217,20 @@ impl Epochs {
         }
     }
 
-    /// Whether the newest epoch is that of `node`, and has no byte in a log that ends at `end`.
-    pub(crate) fn ends_with_nothing_of(&self, node: NodeId, end: u64) -> bool {
-        self.starts.last().is_some_and(|last| last.node == node && last.start >= end)
-    }
-
-    /// Forgets the newest epoch, as if it had never begun. Nobody before it is to write here any more.
-    pub(crate) fn take_back(&mut self) {
-        if let Some(last) = self.starts.pop() {
-            self.raise(Epoch(last.epoch.0.saturating_sub(1)));
+    /// Forgets the newest epochs where they are nobody's, and have no byte in a log that ends at `end`: as if
+    /// they had never begun. Nobody before them is to write here any more.
+    pub(crate) fn take_back_looks(&mut self, end: u64) {
+        let is_look = |last: &mut EpochStart| last.node == NodeId(0) && last.start >= end;
+        while let Some(look) = self.starts.pop_if(is_look) {
+            self.raise(Epoch(look.epoch.0.saturating_sub(1)));
         }
     }
 
-    /// Forgets epochs without a byte that something was put behind without replication.
-    pub(crate) fn forget_hidden(&mut self) {
-        self.starts.dedup_by(|next, one| {
-            let is_hidden = next.start == one.start;
-            if is_hidden {
-                *one = *next;
-            }
-            is_hidden
-        });
+    /// The epochs without those that something was put behind, without replication, before they had a byte.
+    pub(crate) fn in_sight(&self) -> Vec<EpochStart> {
+        let ends = self.starts.iter().skip(1).map(|next| next.start).chain([u64::MAX]);
+        let starts = self.starts.iter().zip(ends).filter(|(one, end)| one.start < *end);
+        starts.map(|(one, _)| *one).collect()
     }
 
     /// Forgets epochs that begin at or behind `end`.
@@ -284,7 +277,8 @@ impl Epochs {
     pub(crate) fn checksummed(&self) -> Vec<Range<u64>> {
         let mut ranges: Vec<Range<u64>> = Vec::new();
         let ends = self.starts.iter().skip(1).map(|next| next.start).chain([u64::MAX]);
-        for (one, end) in self.starts.iter().zip(ends).filter(|(one, _)| one.record_crc) {
+        let carries = |(one, end): &(&EpochStart, u64)| one.record_crc && one.start < *end;
+        for (one, end) in self.starts.iter().zip(ends).filter(carries) {
             match ranges.last_mut() {
                 Some(last) if last.end == one.start => last.end = end,
                 _ => ranges.push(one.start..end),
@@ -375,7 +369,7 @@ mod tests {
         let mut epochs = fenced.clone();
         epochs.begin(own);
         assert!(!epochs.is_fenced());
-        epochs.take_back();
+        epochs.take_back_looks(500);
         assert_eq!(epochs, fenced);
         epochs.begin(own);
         epochs.leave(500);

@@ -155,7 +155,7 @@ impl ReplicatedLog for LogHandle {
     }
 
     fn epochs(&self) -> Vec<EpochStart> {
-        self.core.upgrade().map_or_else(Vec::new, |core| core.epochs().starts().to_vec())
+        self.core.upgrade().map_or_else(Vec::new, |core| core.epochs().in_sight())
     }
 
     fn in_doubt(&self) -> bool {

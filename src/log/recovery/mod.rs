@@ -122,18 +122,10 @@ pub(super) fn recover(
         } else {
             recovery.extend_checksummed(end);
         }
-        let is_nobodys = epochs.ends_with_nothing_of(NodeId(0), end);
         let found = epochs.clone();
-        if role.is_some() && is_nobodys {
-            // Whoever had a look, without replication, has put nothing.
-            epochs.take_back();
-        } else if role.is_some() {
-            epochs.forget_hidden();
-        }
-        if epochs != found {
-            directory.save(disk, super::epochs::NAME, &epochs.encode())?;
-        }
-        if role.is_none() && !epochs.starts().is_empty() && !is_nobodys {
+        // Whoever had a look, without replication, has put nothing.
+        epochs.take_back_looks(end);
+        if role.is_none() && !found.starts().is_empty() {
             // What is put from now on is not part of what was replicated.
             let was = epochs.last().max(epochs.promised);
             let epoch = was.next();
@@ -142,6 +134,8 @@ pub(super) fn recover(
             }
             let record_crc = config.record_crc;
             epochs.begin(EpochStart { epoch, start: end, node: NodeId(0), record_crc });
+        }
+        if epochs != found {
             directory.save(disk, super::epochs::NAME, &epochs.encode())?;
         }
         let settled = Checkpoint {
