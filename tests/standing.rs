@@ -8,9 +8,10 @@ mod sim;
 use duralog::disk::{Cut, SimDisk};
 use duralog::replication::{
     Ack, Connector, Epoch, EpochStart, Event, NodeId, NodeOptions, Primary, PrimaryOptions,
-    Replica, ReplicaOptions, ReplicatedLog, SessionError, Stream, TcpConnector,
+    Refusal, Replica, ReplicaOptions, ReplicatedLog, SessionError, Stream, TcpAcceptor,
+    TcpConnector,
 };
-use duralog::{Environment, PutStatus, Store, StoreConfig};
+use duralog::{Environment, Error, PutStatus, Store, StoreConfig};
 use passive::Passive;
 use sim::*;
 use std::io;
@@ -275,4 +276,105 @@ fn a_slow_replica_of_three_keeps_its_log_from_another_cluster() {
     eventually("it is refused, or follows", || is_refused() || c.state().following);
     assert!(is_refused(), "it gives up what is confirmed for the log of another cluster");
     assert_eq!(ids(&c.store()), [0]);
+}
+
+#[test]
+fn what_was_put_without_replication_outranks_nothing_that_a_primary_gave() {
+    // Whether C comes to an epoch in which it gets nothing before something is put there.
+    for reopened in [false, true] {
+        let disks = [disk(), disk(), disk()];
+        let mut a = primary(&disks[0], 1);
+        let line = Line::to(&a);
+        let (b, mut c) = (replica(&disks[1], 2, &line), replica(&disks[2], 3, &line));
+        a.wait_for_replicas(2, LONG).expect("they connect");
+        assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+        eventually("both have it", || [&b, &c].iter().all(|one| one.state().durable == end(&a)));
+        if reopened {
+            drop(a);
+            a = primary(&disks[0], 1);
+            line.lead_to(&a);
+            eventually("both are in the epoch", || {
+                let come = |one: &Replica| one.standing().is_ok_and(|at| at.epoch == a.epoch());
+                come(&b) && come(&c)
+            });
+        }
+        let at_c = c.standing().expect("it is open");
+        c.close().expect("it closes");
+        drop(c);
+        assert_eq!(status_of_put(&a, 1), PutStatus::PutOk);
+        // Twice, each time under an epoch of its own.
+        for id in [100, 101] {
+            let alone = open(&disks[2], config());
+            put(&alone, id);
+            alone.close().expect("it closes");
+        }
+        let term = a.epoch().next_term();
+        drop(a);
+        c = idle(&disks[2], 3);
+        let stands = c.standing().expect("it is open");
+        assert_eq!((stands.epoch, stands.end), (at_c.epoch, at_c.end));
+        let (at_b, at_c) =
+            (b.fence(term).expect("it is newer"), c.fence(term).expect("it is newer"));
+        assert!(at_b > at_c, "{at_b:?}, {at_c:?}");
+        let promoted = b.promote(node(2)).expect("it takes over");
+        drop(c);
+        line.lead_to(&promoted);
+        c = replica(&disks[2], 3, &line);
+        promoted.wait_for_replicas(1, LONG).expect("it follows");
+        assert_eq!(status_of_put(&promoted, 2), PutStatus::PutOk);
+        eventually("both show it", || {
+            ids(promoted.store()) == [0, 1, 2] && ids(&c.store()) == [0, 1, 2]
+        });
+    }
+}
+
+#[test]
+fn a_store_that_was_never_replicated_becomes_the_first_primary_of_what_it_holds() {
+    let disks = [disk(), disk()];
+    let alone = open(&disks[0], config());
+    put(&alone, 0);
+    alone.close().expect("it closes");
+    let (a, b) = (idle(&disks[0], 1), idle(&disks[1], 2));
+    let term = Epoch::term(1);
+    let (at_a, at_b) = (a.fence(term).expect("it is newer"), b.fence(term).expect("it is newer"));
+    assert!(at_a > at_b, "{at_a:?}, {at_b:?}");
+    let a = a.promote(node(1)).expect("it is the first");
+    drop(b);
+    let b = replica(&disks[1], 2, &Line::to(&a));
+    a.wait_for_replicas(1, LONG).expect("it follows");
+    assert_eq!(status_of_put(&a, 1), PutStatus::PutOk);
+    eventually("both show it", || ids(a.store()) == [0, 1] && ids(&b.store()) == [0, 1]);
+}
+
+#[test]
+fn a_primary_that_lost_its_tail_does_not_recover_past_what_was_put_in_its_place() {
+    let disks = [disk(), disk()];
+    let a = primary_with(&disks[0], unsynced(), 1);
+    let b = replica(&disks[1], 2, &Line::to(&a));
+    a.wait_for_replicas(1, LONG).expect("it connects");
+    for id in 0..10 {
+        assert_eq!(status_of_put(&a, id), PutStatus::PutOk);
+    }
+    let (acked, term) = (end(&a), a.epoch().next_term());
+    let a_disk = disks[0].cut_power(Cut::losing_all());
+    drop((a, b));
+    let alone = open(&a_disk, config());
+    put(&alone, 100);
+    alone.close().expect("it closes");
+    let acceptor = TcpAcceptor::bind("127.0.0.1:0").expect("a port is free");
+    let line = Line::default();
+    *line.0.lock().expect("nobody panics") = Some(acceptor.address());
+    let b = replica(&disks[1], 2, &line);
+    let environment = Environment::on(a_disk.shared());
+    match Primary::recover_in(config(), environment, node(1), acceptor, 1, LONG) {
+        Err(Error::Refused(Refusal::NotPrimary)) => {}
+        other => panic!("{other:?}"),
+    }
+    // As it says: the replica is the primary from now on.
+    assert_eq!(b.fence(term).expect("it is newer").end, acked);
+    let b = b.promote(node(2)).expect("it takes over");
+    let a = replica(&a_disk, 1, &Line::to(&b));
+    b.wait_for_replicas(1, LONG).expect("it follows");
+    assert_eq!(status_of_put(&b, 10), PutStatus::PutOk);
+    eventually("it shows all", || ids(&a.store()) == (0..11).collect::<Vec<_>>());
 }

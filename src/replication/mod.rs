@@ -175,6 +175,23 @@ pub struct EpochStart {
     pub record_crc: bool,
 }
 
+/// The newest of these epochs that a primary gave, and where what it gave ends, in a log that ends at `end`.
+/// What was put behind that without replication is on this node alone, whatever its epoch is called, and says
+/// nothing of how far the node had come.
+#[cfg(feature = "replication")]
+pub(crate) fn given(epochs: &[EpochStart], end: u64) -> (Epoch, u64) {
+    let (mut newest, mut behind) = (Epoch(0), end);
+    for one in epochs.iter().rev() {
+        if one.node != NodeId(0) {
+            newest = one.epoch;
+            break;
+        }
+        behind = behind.min(one.start);
+    }
+    // Where nobody gave any of it, all of it is from before replication.
+    (newest, if newest > Epoch(0) { behind } else { end })
+}
+
 /// Who gives out the offsets of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {

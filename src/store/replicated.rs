@@ -1,9 +1,13 @@
 //! The seam to a replicator: what it is told, and what it may ask and say.
 
 use super::Shared;
+#[cfg(feature = "replication")]
+use super::Store;
 use super::offsets::Offsets;
 use crate::error::{Error, Result};
 use crate::log::{Core, GroupOffset, Patience, Queues, queue_starts};
+#[cfg(feature = "replication")]
+use crate::replication::given;
 use crate::replication::{
     Epoch, EpochStart, GroupStandings, LogId, LogSlice, NodeId, QueueStart, Refusal, ReplicatedLog,
     Replicator, Role, StartPoint,
@@ -57,6 +61,14 @@ impl Shared {
         });
         core.set_replicator(replicator.clone());
         Ok(())
+    }
+}
+
+#[cfg(feature = "replication")]
+impl Store {
+    /// The newest epoch that a primary gave, and where what it gave ends at the latest.
+    pub(crate) fn given(&self) -> (Epoch, u64) {
+        given(self.shared().core.epochs().starts(), u64::MAX)
     }
 }
 

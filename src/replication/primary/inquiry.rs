@@ -9,13 +9,13 @@ use crate::replication::secret::Secret;
 use crate::replication::session::{Order, Outgoing, Session, SessionError, last_words, unexpected};
 use crate::replication::tail::Tail;
 use crate::replication::wire::{self, CONTROL_MAX, FRAME_MAX, Frame, Join, Nonce};
-use crate::replication::{Epoch, NodeId, Refusal, ReplicatedLog};
+use crate::replication::{Epoch, NodeId, Refusal, ReplicatedLog, given};
 use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A node's newest epoch and the end of its log: the greatest has the most.
+/// The newest epoch that a primary gave a node, and where what it gave ends: the greatest has the most.
 type Standing = (Epoch, u64);
 
 /// What is asked, and what has been heard.
@@ -58,8 +58,7 @@ impl Inquiry {
     }
 
     fn standing(&self) -> Standing {
-        let newest = self.log.epochs().last().map_or(Epoch(0), |last| last.epoch);
-        (newest, self.log.end())
+        given(&self.log.epochs(), self.log.end())
     }
 
     /// Hears what a replica holds.
@@ -73,17 +72,18 @@ impl Inquiry {
             // What it holds, or has promised, says nothing about this log, of which it has nothing.
             return Err(SessionError::AnotherLog { primary, replica });
         }
-        let newest = join.history.epochs.last().map_or(Epoch(0), |last| last.epoch);
-        let (by, (epoch, end)) = (join.promised.max(newest), self.standing());
+        let newest = |history: &History| history.epochs.last().map_or(Epoch(0), |last| last.epoch);
+        let (by, epoch) = (join.promised.max(newest(&join.history)), newest(&own));
+        let standing = given(&join.history.epochs, join.history.end);
         let mut state = self.state.lock();
         let told = if by > epoch {
             Err(SessionError::Superseded { epoch, by })
-        } else if (newest, join.history.end) > (epoch, end)
-            && join.history.plan_for(&own) != Plan::Follow(end)
+        } else if standing > given(&own.epochs, own.end)
+            && join.history.plan_for(&own) != Plan::Follow(own.end)
         {
+            // Also what was put here without replication since would be in its way.
             Err(SessionError::Diverged)
         } else {
-            let standing = (newest, join.history.end);
             state.heard.insert(join.node, (session, standing));
             self.decide(&mut state);
             Ok(())

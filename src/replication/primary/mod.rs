@@ -124,8 +124,9 @@ impl Primary {
     /// As [`open`](Self::open), and [`Error::Config`] for no `replicas`: a new
     /// [`PrimaryOptions::epoch`] is what gives up what only they have.
     /// [`Refusal::NotEnoughReplicas`] after `patience`; [`Refusal::NotPrimary`]
-    /// if a replica knows a newer epoch: then this node is to be opened as a [`Replica`]. The store is
-    /// closed then, and its tail is still in doubt.
+    /// if a replica knows a newer epoch, or has more than this node where something was put here without
+    /// replication since: then one of the replicas is to be promoted, and this node opened as a [`Replica`]. The
+    /// store is closed then, and its tail is still in doubt.
     pub fn recover(
         config: StoreConfig,
         options: PrimaryOptions,

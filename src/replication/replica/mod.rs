@@ -20,18 +20,32 @@ use crate::store::Store;
 use follower::Follower;
 
 /// Where a replica stands, for whoever chooses the next primary: the greatest has the most.
+///
+/// What was put while the store was open without replication counts for nothing here: no primary gave it, and
+/// no other node has it. It lies behind [`end`](Self::end), stays where this node is promoted, and is cut where
+/// another one is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub struct Standing {
-    /// The newest epoch of its log.
+    /// The newest epoch that a primary gave it.
     pub epoch: Epoch,
-    /// Physical offset behind its last record; all of it is durable.
+    /// Physical offset behind the last record of that; all of it is durable.
     pub end: u64,
     /// It lets nobody write under an epoch before this one any more.
     pub promised: Epoch,
     /// It has what it ever vouched for. Not so for a primary under async flush that was not closed in
     /// order, until it has come to the epoch of a newer one: it does not count among those that are fenced.
     pub vouches: bool,
+}
+
+impl Standing {
+    /// Among its like: without what `store` was given while it was open without replication.
+    fn among_nodes(self, store: &Store) -> Self {
+        // Epochs that it has come to since the question are those of a primary that nobody has to be compared
+        // with any more.
+        let (epoch, end) = store.given();
+        Self { epoch, end: self.end.min(end), ..self }
+    }
 }
 
 /// How a replica gets on.
@@ -126,8 +140,8 @@ impl Replica {
     /// replica stands. What it acknowledged is in there; nothing comes after. Durable on return. One that
     /// fails half-way is asked again with a later term.
     ///
-    /// `epoch` begins a term: [`Standing::epoch`] of any node says which one is next, see
-    /// [`Epoch::next_term`].
+    /// `epoch` begins a term, see [`Epoch::next_term`], that is higher than [`Standing::promised`] and the
+    /// epochs of all nodes: none of them alone tells which one is next.
     ///
     /// # Errors
     /// [`Error::Config`] if it does not.
@@ -136,7 +150,8 @@ impl Replica {
     /// [`Error::Io`], [`Error::FlushTimeout`].
     pub fn fence(&self, epoch: Epoch) -> Result<Standing> {
         check_term(epoch)?;
-        self.follower.fence(epoch)
+        let standing = self.follower.fence(epoch)?;
+        Ok(standing.among_nodes(&self.follower.store()))
     }
 
     /// Where this replica stands now.
@@ -144,7 +159,8 @@ impl Replica {
     /// # Errors
     /// [`Error::Closed`] while the store is opened again.
     pub fn standing(&self) -> Result<Standing> {
-        self.follower.standing()
+        let standing = self.follower.standing()?;
+        Ok(standing.among_nodes(&self.follower.store()))
     }
 
     /// Stops following, and opens the store again as a primary, in the epoch that it was
