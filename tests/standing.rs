@@ -378,3 +378,18 @@ fn a_primary_that_lost_its_tail_does_not_recover_past_what_was_put_in_its_place(
     assert_eq!(status_of_put(&b, 10), PutStatus::PutOk);
     eventually("it shows all", || ids(&a.store()) == (0..11).collect::<Vec<_>>());
 }
+
+#[test]
+fn a_primary_becomes_a_replica_on_its_own_disk() {
+    let disks = [disk(), disk()];
+    let a = primary(&disks[0], 1);
+    let b = replica(&disks[1], 2, &Line::to(&a));
+    a.wait_for_replicas(1, LONG).expect("it connects");
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    b.fence(a.epoch().next_term()).expect("it is newer");
+    let b = b.promote(node(2)).expect("it takes over");
+    let options = ReplicaOptions::connecting(NodeOptions::new(NodeId(1)), Line::to(&b));
+    let a = a.into_replica(config(), options).expect("it is where it was");
+    assert_eq!(a.state().log_id, b.log_id());
+    b.wait_for_replicas(1, LONG).expect("it follows");
+}

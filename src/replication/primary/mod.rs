@@ -72,6 +72,7 @@ use std::time::Duration;
 pub struct Primary {
     store: Store,
     replicator: Arc<PrimaryReplicator>,
+    environment: Environment,
 }
 
 impl Primary {
@@ -107,8 +108,8 @@ impl Primary {
     ) -> Result<Self> {
         let replicator =
             PrimaryReplicator::new(options, environment.clock.clone(), environment.threads);
-        let store = Store::open_replicated(config, environment, replicator.clone())?;
-        Ok(Self { store, replicator })
+        let store = Store::open_replicated(config, environment.clone(), replicator.clone())?;
+        Ok(Self { store, replicator, environment })
     }
 
     /// Opens a store of which [`open`](Self::open) said [`Refusal::TailInDoubt`]: serves `acceptor` until
@@ -254,14 +255,15 @@ impl Primary {
         self.store.close()
     }
 
-    /// Closes this, and opens the store again as a replica of another primary.
+    /// Closes this, and opens the store again as a replica of another primary, in the same environment.
     ///
     /// # Errors
-    /// As [`close`](Self::close) and [`Replica::open`]; the store is closed then.
+    /// As [`close`](Self::close) and [`Replica::open_in`]; the store is closed then.
     pub fn into_replica(self, config: StoreConfig, options: ReplicaOptions) -> Result<Replica> {
         self.close()?;
+        let environment = self.environment.clone();
         drop(self);
-        Replica::open(config, options)
+        Replica::open_in(config, environment, options)
     }
 }
 
