@@ -393,3 +393,25 @@ fn a_primary_becomes_a_replica_on_its_own_disk() {
     assert_eq!(a.state().log_id, b.log_id());
     b.wait_for_replicas(1, LONG).expect("it follows");
 }
+
+#[test]
+fn a_replica_is_no_primary_before_it_is_fenced() {
+    let disks = [disk(), disk()];
+    let a = primary(&disks[0], 1);
+    let b = replica(&disks[1], 2, &Line::to(&a));
+    a.wait_for_replicas(1, LONG).expect("it connects");
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    b.close().expect("it closes");
+    drop(b);
+    let reopened =
+        |options| Primary::open_in(config(), Environment::on(disks[1].shared()), options);
+    match reopened(node(2)) {
+        Err(Error::Refused(Refusal::NotFenced)) => {}
+        other => panic!("{other:?}"),
+    }
+    let term = a.epoch().next_term();
+    drop(a);
+    // Whoever gives an epoch knows what he does; from then on the node is a primary of before.
+    reopened(node(2).epoch(term)).expect("it is newer").close().expect("it closes");
+    assert!(reopened(node(2)).expect("it goes on").epoch() > term);
+}

@@ -118,7 +118,7 @@ pub struct NodeId(pub u64);
 ///
 /// A copy of the directory, a [snapshot](crate::Store::snapshot) for instance, is of the same log: it may
 /// join the cluster it was taken from. To make a cluster of its own out of it, keep the two apart by
-/// `NodeOptions::cluster` or a secret.
+/// `NodeOptions::cluster` or a secret, and give it an epoch where it is a replica's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LogId(pub NonZeroU64);
 
@@ -239,8 +239,8 @@ pub enum Refusal {
     /// or give this one a new epoch explicitly, which gives up what only they have: replicas that know
     /// it to be confirmed have to be emptied before they can follow, and fenced before they do.
     TailInDoubt,
-    /// A replica is to become the primary that was not fenced before, or has followed another primary since,
-    /// and was given no epoch: that primary may be at work.
+    /// A replica, or the log of one, is to become the primary that was not fenced before, or has followed
+    /// another primary since, and was given no epoch: that primary may be at work.
     NotFenced,
     /// What is to be cut is confirmed: someone was told that it is never taken back. The peer is a wrong
     /// one, or was made primary without asking enough replicas.

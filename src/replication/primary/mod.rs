@@ -83,7 +83,8 @@ impl Primary {
     /// As [`Store::open`], and [`Error::Config`] for the options.
     /// [`Refusal::EpochFell`](super::Refusal::EpochFell) if the log knows [`PrimaryOptions::epoch`] or a
     /// later one, or has promised a later one. [`Refusal::TailInDoubt`](super::Refusal::TailInDoubt) without
-    /// that option, if the log was not closed in order while puts waited for replicas under async flush.
+    /// that option, if the log was not closed in order while puts waited for replicas under async flush;
+    /// [`Refusal::NotFenced`](super::Refusal::NotFenced), if it was last a replica's, and is given no epoch.
     pub fn open(config: StoreConfig, options: PrimaryOptions) -> Result<Self> {
         Self::open_in(config, Environment::default(), options)
     }

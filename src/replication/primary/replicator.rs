@@ -10,7 +10,9 @@ use crate::replication::net::Acceptor;
 use crate::replication::options::{Ack, PrimaryOptions, Protocol};
 use crate::replication::rocketmq::MasterSession;
 use crate::replication::secret::random;
-use crate::replication::{Admission, Confirmation, Refusal, ReplicatedLog, Replicator, StartPoint};
+use crate::replication::{
+    Admission, Confirmation, Epoch, Refusal, ReplicatedLog, Replicator, StartPoint,
+};
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -79,6 +81,10 @@ impl Replicator for PrimaryReplicator {
             Some(epoch) => epoch,
             None if at.in_doubt && !canary!("tail_trusted") => {
                 return Err(Error::Refused(Refusal::TailInDoubt));
+            }
+            // The epoch after this one is its primary's, which may be at work.
+            None if at.begun == Epoch(0) && log.log_id().is_some() && !log.is_fenced() => {
+                return Err(Error::Refused(Refusal::NotFenced));
             }
             // Refused by the log if it has promised a newer one to someone.
             None => at.epoch.max(at.begun).next(),
