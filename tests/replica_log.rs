@@ -816,6 +816,42 @@ fn puts_without_replication_are_judged_by_what_they_were_to_carry() {
 }
 
 #[test]
+fn what_a_broker_wrote_behind_a_log_is_of_no_epoch_of_a_primary() {
+    let (_original, bytes) = original(5);
+    for closes in [true, false] {
+        let disk = disk();
+        let copy = copy_of(&disk, config());
+        copy.log.enter_epoch(FIRST).expect("it is the first");
+        take_over(&copy, &bytes, &[7000]);
+        if closes {
+            copy.store.close().expect("it closes");
+        }
+        let disk = disk.kill();
+        drop(copy);
+        // It knows nothing of this crate's files, and its records have no checksum of their own.
+        let is_its = |path: &std::path::Path| !path.starts_with(format!("{DIR}/duralog"));
+        let files: Vec<_> = contents(&disk).into_iter().filter(|(path, _)| is_its(path)).collect();
+        let broker = disk_with(&files);
+        let mut config_of_broker = config();
+        config_of_broker.log.record_crc = false;
+        let store = open(&broker, config_of_broker);
+        put(&store, 5);
+        store.close().expect("it closes");
+        disk.put_file(segment(0), &broker.bytes(segment(0)).expect("it is there")).expect("room");
+        disk.put_file(format!("{DIR}/lock"), b"lock").expect("there is room");
+
+        let copy = copy_of(&disk, config());
+        let start = bytes.len() as u64;
+        let epoch = EpochStart { epoch: Epoch(2), start, node: NodeId(0), record_crc: false };
+        assert_eq!(copy.log.epochs(), [FIRST, epoch], "closed: {closes}");
+        copy.log.confirm(copy.log.end(), Epoch(2)).expect("the epoch is right");
+        step(&copy.store);
+        assert_eq!(ids(&copy.store), [0, 1, 2, 3, 4, 5]);
+        assert!(copy.store.verify().expect("it can be read").is_ok());
+    }
+}
+
+#[test]
 fn no_two_epochs_begin_at_one_offset_for_others_however_often_a_store_was_looked_at() {
     let (disk, copy, epochs) = copy_in_an_epoch_without_records();
     copy.store.close().expect("it closes");

@@ -17,7 +17,7 @@
 use super::directory::read_small;
 use crate::disk::Disk;
 use crate::error::{Corruption, Error, Result};
-use crate::replication::{Epoch, EpochStart, LogId, NodeId};
+use crate::replication::{Epoch, EpochStart, LogId, NodeId, Refusal};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::ops::{Deref, Range};
 use std::path::Path;
@@ -198,6 +198,17 @@ impl Epochs {
         self.starts.push(start);
         let surplus = self.starts.len().saturating_sub(ENTRIES_MAX);
         self.starts.drain(..surplus);
+    }
+
+    /// Begins an epoch that is nobody's: what is put from `start` on is not part of what was replicated.
+    pub(crate) fn begin_alone(&mut self, start: u64, record_crc: bool) -> Result<()> {
+        let was = self.last().max(self.promised);
+        let epoch = was.next();
+        if epoch == was {
+            return Err(Error::Refused(Refusal::EpochFell { was, is: epoch }));
+        }
+        self.begin(EpochStart { epoch, start, node: NodeId(0), record_crc });
+        Ok(())
     }
 
     /// Whether this node may be made primary in the epoch that is promised.

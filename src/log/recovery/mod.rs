@@ -20,7 +20,7 @@ use crate::config::{LogConfig, RecoveryMode};
 use crate::disk::{Disk, DiskFile, OpenAccess, SyncMethod};
 use crate::error::{Corruption, Error, IoContext, IoOp, Result};
 use crate::message::{RecordCheck, format};
-use crate::replication::{Epoch, EpochStart, NodeId, Refusal, Role};
+use crate::replication::{Epoch, EpochStart, NodeId, Role};
 use scan::Scan;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -78,6 +78,8 @@ pub(super) fn recover(
         size: known.as_ref().map_or(0, |known| known.segment_size),
         checkpoint: known.unwrap_or_default(),
         ours_until: 0,
+        may_hold_others: false,
+        bare_from: None,
         names_durable: false,
         closed_by_us,
         bases: Vec::new(),
@@ -91,7 +93,7 @@ pub(super) fn recover(
     if !closed_by_us && !directory.was_left_by(recovery.checkpoint.owner) {
         // Someone else had this store since it was left or closed, or crashed with it: a Java broker,
         // whose records need not carry a checksum.
-        recovery.forget_checksums_from(recovery.checkpoint.durable);
+        recovery.suspect_others_from(recovery.checkpoint.durable);
     }
     // The queues are made durable only as far as the log is.
     let queues = queue_table::saved_offset(disk, directory.duralog());
@@ -117,23 +119,22 @@ pub(super) fn recover(
     let end = recovery.find_end(&file)?;
     let mut epochs = recovery.epochs(end)?;
     if !config.read_only {
+        let found = epochs.clone();
+        if let Some(start) = recovery.bare_from
+            && epochs.checksummed().iter().any(|range| range.contains(&start))
+        {
+            // No primary gave it: its epoch says that each of its records has a checksum of its own.
+            epochs.begin_alone(start, false)?;
+        }
         if role == Some(Role::Replica) {
             recovery.take_checksummed_of(&epochs);
         } else {
             recovery.extend_checksummed(end);
         }
-        let found = epochs.clone();
         // Whoever had a look, without replication, has put nothing.
         epochs.take_back_looks(end);
         if role.is_none() && !found.starts().is_empty() {
-            // What is put from now on is not part of what was replicated.
-            let was = epochs.last().max(epochs.promised);
-            let epoch = was.next();
-            if epoch == was {
-                return Err(Error::Refused(Refusal::EpochFell { was, is: epoch }));
-            }
-            let record_crc = config.record_crc;
-            epochs.begin(EpochStart { epoch, start: end, node: NodeId(0), record_crc });
+            epochs.begin_alone(end, config.record_crc)?;
         }
         if epochs != found {
             directory.save(disk, super::epochs::NAME, &epochs.encode())?;
@@ -178,6 +179,10 @@ struct Recovery<'a> {
     checkpoint: Checkpoint,
     /// The durable offset as it was told: no other program wrote before it.
     ours_until: u64,
+    /// Behind it, another program may have written since.
+    may_hold_others: bool,
+    /// Then the first record there without a checksum of its own.
+    bare_from: Option<u64>,
     /// This crate was the last to have the log, and closed it in order.
     closed_by_us: bool,
     /// The names of the segments have been synced.
@@ -286,7 +291,7 @@ impl Recovery<'_> {
         let trusted_clean = self.closed_by_us;
         if trusted_clean {
             // What lies behind a clean end was not written by this crate.
-            self.forget_checksums_from(self.ours_until);
+            self.suspect_others_from(self.ours_until);
         }
         self.report.scanned_from = from;
         let mut scan = Scan::new(from, rewrite_from);
@@ -365,6 +370,18 @@ impl Recovery<'_> {
             offset: at - base,
             what,
         }
+    }
+
+    /// Hears of a record that was accepted, and whether it has a checksum of its own.
+    fn note_record(&mut self, at: u64, has_checksum: impl FnOnce() -> bool) {
+        if self.may_hold_others && self.bare_from.is_none() && !has_checksum() {
+            self.bare_from = Some(at);
+        }
+    }
+
+    fn suspect_others_from(&mut self, from: u64) {
+        self.may_hold_others = true;
+        self.forget_checksums_from(from);
     }
 
     fn check_at(&self, at: u64) -> RecordCheck {

@@ -3,7 +3,7 @@
 use super::{HEADER, Recovery, STEP};
 use crate::disk::DiskFile;
 use crate::error::{Corruption, IoContext, IoOp, Result};
-use crate::message::{self, Frame, format};
+use crate::message::{self, Frame, RecordCheck, format};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -42,6 +42,10 @@ impl Scan {
                 match message::verified_frame(bytes, at, remaining, check) {
                     Ok(Frame::Blank { .. }) => break Ok(None),
                     Ok(Frame::Record(record)) => {
+                        recovery.note_record(at, || {
+                            let check = RecordCheck::Record;
+                            message::verified_frame(bytes, at, remaining, check).is_ok()
+                        });
                         break Ok(Some((record.size() as u64, record.store_timestamp())));
                     }
                     Err(Corruption::Truncated { needed, .. })
