@@ -35,8 +35,8 @@ impl Replicator for Shipper {
             let (op, path, source) = (IoOp::Open, dir.clone(), Arc::new(source));
             Error::Io { op, path, offset: None, source }
         })?;
-        // Before a put: what is given out from here on is this epoch's.
-        let epoch = Epoch(at.epoch.0 + 1);
+        // Before a put: what is given out from here on is this epoch's, newer than any that the log knows of.
+        let epoch = Epoch(at.epoch.max(at.begun).max(at.promised).0 + 1);
         log.begin_epoch(epoch, NodeId(1))?;
         self.epoch.get_or_init(|| epoch);
         let (bell, rung) = sync_channel(1);

@@ -359,7 +359,8 @@ pub struct StartPoint {
 ///
 /// impl Replicator for Echo {
 ///     fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<u64> {
-///         let epoch = Epoch(at.epoch.0 + 1);
+///         // Newer than all that the log knows, has known or has promised.
+///         let epoch = Epoch(at.epoch.max(at.begun).max(at.promised).0 + 1);
 ///         log.begin_epoch(epoch, NodeId(1))?;
 ///         self.log.get_or_init(|| (log, epoch));
 ///         Ok(at.end) // what the log holds already counts as confirmed

@@ -13,8 +13,9 @@ use std::time::Duration;
 /// Whether a put waits for replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Ack {
-    /// RocketMQ's `SYNC_MASTER`: a put is `PutOk` once `min_insync_replicas` replicas hold it, too. The
-    /// default.
+    /// RocketMQ's `SYNC_MASTER`: a put is `PutOk` once `min_insync_replicas` replicas hold it, too,
+    /// [durably](AckLevel::Durable) unless chosen otherwise: how soon that is so is up to the flush mode of the
+    /// replicas, see [`ReplicaOptions`]. The default.
     #[default]
     Sync,
     /// RocketMQ's `ASYNC_MASTER`: a put does not wait for replicas. What they lack when this machine is
@@ -117,9 +118,9 @@ pub struct PrimaryOptions {
     /// A replica that lacks more bytes than this is out of reach, RocketMQ's `haMaxGapNotInSync`. Default
     /// 256 MiB.
     pub max_replica_lag: u64,
-    /// Bytes a second that each replica is sent at most, but for RocketMQ slaves; RocketMQ's
-    /// `maxHaTransferByteInSecond`. Default
+    /// Bytes a second that each replica is sent at most, but for RocketMQ slaves. Default
     /// `None`: as many as it takes. A replica that reads slowly is sent no more than it reads in any case.
+    /// Not taken from a broker's file: there `maxHaTransferByteInSecond` counts with `haFlowControlEnable` alone.
     pub max_transfer_rate: Option<NonZeroU64>,
     /// The epoch that this opening begins, which begins a [term](Epoch::term): given by whoever decides
     /// which node is the primary, higher than any before, and never to two nodes. `None`, the default,
@@ -210,6 +211,11 @@ pub enum Protocol {
 }
 
 /// Settings of a [`Replica`](super::Replica).
+///
+/// It syncs by the flush mode of its own store. Where puts wait for it, leave that at
+/// [`FlushMode::sync`](crate::FlushMode::sync), the default, whatever the primary's: under async flush each of them
+/// waits for the next sync here, and under [`FlushMode::rocketmq_async`](crate::FlushMode::rocketmq_async) that may be
+/// later than `sync_replica_timeout` allows.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ReplicaOptions {
