@@ -149,6 +149,55 @@ fn whoever_asks_how_a_replica_gets_on_does_not_wait_for_the_disk_that_it_cuts_it
     });
 }
 
+#[test]
+fn a_replica_vouches_for_nothing_that_an_older_primary_has_told_it_to_cut() {
+    let dir = TempDir::new();
+    let [p_dir, q_dir, r_dir] = ["p", "q", "r"].map(|name| dir.path().join(name));
+    let node = |id| NodeOptions::new(NodeId(id));
+    let alone = |id| PrimaryOptions::new(node(id)).ack(Ack::Async);
+    let p = Primary::open(config(&p_dir), alone(1).min_insync_replicas(2)).expect("it opens");
+    let address = p.listen("127.0.0.1:0").expect("a port is free").to_string();
+    let q = Replica::open(config(&q_dir), ReplicaOptions::new(node(2), address.clone()));
+    let q = q.expect("it opens");
+    let end = |primary: &Primary| primary.store().stats().watermarks.appended;
+    assert_eq!(put(p.store(), "t"), PutStatus::PutOk);
+    eventually("Q has it", || q.state().durable == end(&p));
+    let shared = end(&p);
+    // R has a tail that Q lacks.
+    q.close().expect("it closes");
+    drop(q);
+    let gate = Gate::new("duralog-replica", (SimCall::Open, 1));
+    let environment = Environment::on(Hooked::over(HostDisk::shared(), gate.clone()));
+    let mut r_config = config(&r_dir);
+    r_config.log.close_timeout = Duration::from_millis(200);
+    let turning = Turning::default();
+    turning.to(address);
+    let mut r_options = ReplicaOptions::connecting(node(3), turning.clone());
+    r_options.retry_max = r_options.retry_min;
+    let r = Replica::open_in(r_config, environment, r_options).expect("it opens");
+    assert_eq!(put(p.store(), "t"), PutStatus::PutOk);
+    eventually("R has the tail", || r.state().durable == end(&p));
+    turning.to("127.0.0.1:9");
+    let mut term = p.epoch().next_term();
+    p.close().expect("it closes");
+    drop(p);
+    let q = Primary::open(config(&q_dir), alone(2).epoch(term)).expect("it takes over");
+    gate.set(true);
+    turning.to(q.listen("127.0.0.1:0").expect("a port is free"));
+    eventually("it hangs before the cut is ordered", || gate.is_reached());
+    term = term.next_term();
+    let fenced = r.fence(term);
+    gate.set(false);
+    assert!(matches!(fenced, Err(Error::Closed)), "{fenced:?}");
+    let mut standing = None;
+    eventually("it has opened its store again", || {
+        term = term.next_term();
+        standing = r.fence(term).ok();
+        standing.is_some()
+    });
+    assert_eq!(standing.map(|standing| standing.end), Some(shared));
+}
+
 /// A replica that is not waited for for long, with its primary.
 fn impatient(dir: &TempDir, gate: &Arc<Gate>) -> (Primary, Replica, StoreConfig) {
     let node = |id| NodeOptions::new(NodeId(id));

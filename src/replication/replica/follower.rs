@@ -170,6 +170,10 @@ impl Follower {
         // The disk may hang; whoever asks for the store or the state does not wait for it.
         drop(state);
         log.promise(epoch)?;
+        // Who orders a cut from now on is refused, if it is an older primary. An order that was found good
+        // before may be under way as long as the disk hangs: then nobody knows what will be here.
+        let settled = self.shared.reopening.try_lock_for(self.shared.config.log.close_timeout);
+        drop(settled.ok_or(Error::Closed)?);
         // Who connects from now on says so.
         let link = self.shared.state.lock().link.clone();
         if let Some(link) = link {
@@ -230,7 +234,10 @@ fn open(config: &StoreConfig, environment: &Environment) -> Result<State> {
 
 fn standing(store: &Store, log: &dyn ReplicatedLog) -> Result<Standing> {
     let (epochs, promised) = (log.epochs(), log.promised());
-    if !store.is_open() {
+    let latched = store.health().latched;
+    let is_retired = latched.is_some_and(|first| matches!(*first, Error::Retired { .. }));
+    if !store.is_open() || is_retired {
+        // What is here need not be what will be here.
         return Err(Error::Closed);
     }
     let epoch = epochs.last().map_or(Epoch(0), |last| last.epoch);

@@ -146,7 +146,7 @@ impl Replica {
     /// # Errors
     /// [`Error::Config`] if it does not.
     /// [`Refusal::EpochFell`](super::Refusal::EpochFell) if it knows `epoch` or a later one, or has
-    /// promised it to someone else; [`Error::Closed`] while the store is opened again; [`Error::DiskFull`],
+    /// promised it to someone else; [`Error::Closed`] while the log is cut, or the store opened again; [`Error::DiskFull`],
     /// [`Error::Io`], [`Error::FlushTimeout`].
     pub fn fence(&self, epoch: Epoch) -> Result<Standing> {
         check_term(epoch)?;
