@@ -250,7 +250,7 @@ impl ReplicaOptions {
     }
 
     /// Follows a RocketMQ master, whose `haListenPort` the connector reaches: `segment_size` must be its
-    /// `mappedFileSizeCommitLog`. What is durable here counts as confirmed, because RocketMQ does not
+    /// `mappedFileSizeCommitLog`. Whatever is taken over counts as confirmed, because RocketMQ does not
     /// say what is: a failover there may take back what was read here. Nor does it say how far queues have
     /// come all of whose messages are deleted: where this store begins later than with the first message, such
     /// a queue begins with queue offset 0 again if this node is ever given puts.

@@ -146,8 +146,8 @@ impl Replica {
     /// # Errors
     /// [`Error::Config`] if it does not.
     /// [`Refusal::EpochFell`](super::Refusal::EpochFell) if it knows `epoch` or a later one, or has
-    /// promised it to someone else; [`Error::Closed`] while the log is cut, or the store opened again; [`Error::DiskFull`],
-    /// [`Error::Io`], [`Error::FlushTimeout`].
+    /// promised it to someone else; [`Error::Closed`] while the log is cut, or the store opened again;
+    /// [`Error::DiskFull`], [`Error::Io`], [`Error::FlushTimeout`].
     pub fn fence(&self, epoch: Epoch) -> Result<Standing> {
         check_term(epoch)?;
         let standing = self.follower.fence(epoch)?;
