@@ -919,6 +919,33 @@ fn a_read_only_store_is_empty_where_the_log_is_to_begin_anew() {
 }
 
 #[test]
+fn a_read_only_store_ends_where_a_cut_was_ordered_and_says_of_none_that_it_is_finished() {
+    for mode in [RecoveryMode::default(), RecoveryMode::Strict, RecoveryMode::Salvage] {
+        let disk = disk();
+        let store = open(&disk, unsynced());
+        for id in 0..8 {
+            store.put(message(id)).expect("stored").ok().expect("stored");
+        }
+        eventually("all can be read", || ids(&store).len() == 8);
+        let end = store.stats().watermarks.written as usize;
+        let cut = records(&disk.bytes(segment(0)).expect("it is there")[..end])[3];
+        store.close().expect("it closes");
+        drop(store);
+        let copy = copy_of(&disk, unsynced());
+        copy.log.truncate(cut).expect("nothing is confirmed");
+        drop(copy);
+        let only_read = unsynced().read_only(true).recovery_mode(mode);
+        let store = open_stepped(&disk, only_read).expect("it opens");
+        assert_eq!(ids(&store), [0, 1, 2], "{mode:?}");
+        assert_eq!(store.recovery().finished_cut, None);
+        drop(store);
+        copy_of(&disk, unsynced());
+        let store = open_stepped(&disk, unsynced().read_only(true)).expect("it opens");
+        assert_eq!(ids(&store), [0, 1, 2]);
+    }
+}
+
+#[test]
 fn a_read_only_store_shows_of_a_copy_what_is_confirmed() {
     let (_original, bytes) = original(8);
     let disk = disk();

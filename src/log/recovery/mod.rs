@@ -80,6 +80,7 @@ pub(super) fn recover(
         ours_until: 0,
         may_hold_others: false,
         bare_from: None,
+        cut_at: u64::MAX,
         names_durable: false,
         closed_by_us,
         bases: Vec::new(),
@@ -183,6 +184,8 @@ struct Recovery<'a> {
     may_hold_others: bool,
     /// Then the first record there without a checksum of its own.
     bare_from: Option<u64>,
+    /// What lies from there on counts no more, though it is still to be cut.
+    cut_at: u64,
     /// This crate was the last to have the log, and closed it in order.
     closed_by_us: bool,
     /// The names of the segments have been synced.
@@ -223,7 +226,6 @@ impl Recovery<'_> {
             return Err(Error::Corrupt { path, offset: 0, what });
         }
         if let Some(cut) = self.checkpoint.cut {
-            self.report.finished_cut = Some(cut);
             let restarts = self.checkpoint.restarts;
             let goes = |base: u64| restarts || base > cut;
             let beyond: Vec<_> =
@@ -231,6 +233,7 @@ impl Recovery<'_> {
             found.retain(|segment| !goes(segment.0));
             self.bases = found.iter().map(|segment| segment.0).collect();
             if !self.config.read_only {
+                self.report.finished_cut = Some(cut);
                 self.carry_out_cut(file, cut, &beyond)?;
                 if restarts {
                     found.push((cut, self.size));
@@ -238,6 +241,9 @@ impl Recovery<'_> {
             } else if restarts {
                 // Nothing of it counts any more.
                 self.checkpoint.durable = 0;
+            } else {
+                self.cut_at = cut;
+                self.checkpoint.durable = self.checkpoint.durable.min(cut);
             }
         }
         self.check_geometry(&found)?;
@@ -299,6 +305,9 @@ impl Recovery<'_> {
         let end = loop {
             let (stopped, what) = scan.run(self, at)?;
             at = stopped;
+            if at >= self.cut_at {
+                break self.cut_at;
+            }
             if foreign && !self.config.read_only && self.is_shortened(at, &what)? {
                 let expected = self.config.segment_size;
                 return Err(self.corrupt(at, Corruption::FileSize { found: self.size, expected }));

@@ -31,7 +31,7 @@ impl Scan {
     ) -> Result<(u64, Corruption)> {
         loop {
             let base = recovery.segment_of(at);
-            if !recovery.bases.contains(&base) {
+            if at >= recovery.cut_at || !recovery.bases.contains(&base) {
                 return Ok((at, Corruption::Magic { found: 0 }));
             }
             let remaining = base + recovery.size - at;
