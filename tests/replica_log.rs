@@ -906,6 +906,27 @@ fn what_an_epoch_without_a_record_says_of_checksums_counts_for_no_other() {
 }
 
 #[test]
+fn a_record_whose_size_was_changed_on_its_way_is_not_waited_for() {
+    let (_original, bytes) = original(3);
+    let disk = disk();
+    let copy = copy_of(&disk, config());
+    copy.log.enter_epoch(FIRST).expect("it is the first");
+    let second = records(&bytes)[1] as usize;
+    let end = copy.log.append(0, Epoch(1), &bytes[..second]).expect("sound");
+    let third = records(&bytes)[2] as usize;
+    for bit in 0..16 {
+        let mut changed = bytes[second..third].to_vec();
+        changed[3 - bit / 8] ^= 1 << (bit % 8);
+        let answer = copy.log.append(end, Epoch(1), &changed);
+        assert!(matches!(answer, Err(Error::Corrupt { .. })), "bit {bit}: {answer:?}");
+    }
+    assert_eq!(
+        copy.log.append(end, Epoch(1), &bytes[second..]).expect("sound"),
+        bytes.len() as u64
+    );
+}
+
+#[test]
 fn a_read_only_store_is_empty_where_the_log_is_to_begin_anew() {
     let (_original, bytes) = original(8);
     let disk = disk();

@@ -69,7 +69,7 @@ impl<'a> RecordRef<'a> {
         if size < RECORD_SIZE_MIN {
             return Err(wrong_size());
         }
-        let bytes = bytes.get(..size).ok_or_else(|| truncated(size, bytes))?;
+        let bytes = bytes.get(..size).ok_or_else(|| unfinished(bytes, version, size))?;
 
         // Every record of the smallest size holds this field.
         let flags = SysFlag(i32::from_be_bytes(field(bytes, SYS_FLAG_AT)));
@@ -378,6 +378,35 @@ pub(crate) fn read_prefix(bytes: &[u8]) -> Result<(i32, u32), Corruption> {
         (Some(size), Some(magic)) => Ok((size, magic)),
         _ => Err(truncated(PREFIX_SIZE, bytes)),
     }
+}
+
+/// What is wrong with a record that ends behind `bytes`. Its parts may tell that it has another size, long
+/// before as many bytes are here as it claims: whoever waits for them could wait for ever.
+#[cold]
+fn unfinished(bytes: &[u8], version: RecordVersion, size: usize) -> Corruption {
+    match size_by_parts(bytes, version) {
+        Some(other) if other != size => {
+            Corruption::Length { field: "record size", value: size as i64 }
+        }
+        _ => truncated(size, bytes),
+    }
+}
+
+/// The size of a record by its parts, where `bytes` holds their lengths.
+fn size_by_parts(bytes: &[u8], version: RecordVersion) -> Option<usize> {
+    let flags = SysFlag(i32::from_be_bytes(field(bytes, SYS_FLAG_AT)));
+    let [born, stored] = [SysFlag::BORN_HOST_V6, SysFlag::STORE_HOST_V6];
+    let mut reader = Reader::new(bytes);
+    reader.slice(header_size(flags.contains(born), flags.contains(stored)) - BODY_LEN_SIZE)?;
+    let body = reader.i32()?;
+    reader.slice(usize::try_from(body).ok()?)?;
+    let topic = match version {
+        RecordVersion::V1 => reader.i8().map(i16::from),
+        RecordVersion::V2 => reader.i16(),
+    };
+    reader.slice(usize::try_from(topic?).ok()?)?;
+    let properties = usize::try_from(reader.i16()?).ok()?;
+    Some(bytes.len() - reader.len() + properties)
 }
 
 fn truncated(needed: usize, bytes: &[u8]) -> Corruption {
