@@ -233,6 +233,8 @@ fn open(config: &StoreConfig, environment: &Environment) -> Result<State> {
 }
 
 fn standing(store: &Store, log: &dyn ReplicatedLog) -> Result<Standing> {
+    // First: an epoch that is entered meanwhile comes behind all that is durable now.
+    let durable = log.durable();
     let (epochs, promised) = (log.epochs(), log.promised());
     let latched = store.health().latched;
     let is_retired = latched.is_some_and(|first| matches!(*first, Error::Retired { .. }));
@@ -240,9 +242,9 @@ fn standing(store: &Store, log: &dyn ReplicatedLog) -> Result<Standing> {
         // What is here need not be what will be here.
         return Err(Error::Closed);
     }
-    let epoch = epochs.last().map_or(Epoch(0), |last| last.epoch);
-    let (end, promised) = (log.durable(), promised.max(epoch));
-    Ok(Standing { epoch, end, promised, vouches: !log.in_doubt() })
+    let promised = epochs.last().map_or(promised, |last| promised.max(last.epoch));
+    let (epoch, end) = store.given();
+    Ok(Standing { epoch, end: end.min(durable), promised, vouches: !log.in_doubt() })
 }
 
 /// What the thread has for itself.

@@ -38,16 +38,6 @@ pub struct Standing {
     pub vouches: bool,
 }
 
-impl Standing {
-    /// Among its like: without what `store` was given while it was open without replication.
-    fn among_nodes(self, store: &Store) -> Self {
-        // Epochs that it has come to since the question are those of a primary that nobody has to be compared
-        // with any more.
-        let (epoch, end) = store.given();
-        Self { epoch, end: self.end.min(end), ..self }
-    }
-}
-
 /// How a replica gets on.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -150,8 +140,7 @@ impl Replica {
     /// [`Error::DiskFull`], [`Error::Io`], [`Error::FlushTimeout`].
     pub fn fence(&self, epoch: Epoch) -> Result<Standing> {
         check_term(epoch)?;
-        let standing = self.follower.fence(epoch)?;
-        Ok(standing.among_nodes(&self.follower.store()))
+        self.follower.fence(epoch)
     }
 
     /// Where this replica stands now.
@@ -159,8 +148,7 @@ impl Replica {
     /// # Errors
     /// [`Error::Closed`] while the store is opened again.
     pub fn standing(&self) -> Result<Standing> {
-        let standing = self.follower.standing()?;
-        Ok(standing.among_nodes(&self.follower.store()))
+        self.follower.standing()
     }
 
     /// Stops following, and opens the store again as a primary, in the epoch that it was
