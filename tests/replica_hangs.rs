@@ -216,6 +216,14 @@ fn impatient(dir: &TempDir, gate: &Arc<Gate>) -> (Primary, Replica, StoreConfig)
     (primary, replica, config)
 }
 
+/// Closing it again works once nothing hangs any more.
+fn is_closed_in_the_end(replica: &Replica, config: &StoreConfig) {
+    eventually("the directory is free", || {
+        replica.close().expect("it is closed");
+        Store::open(config.clone()).is_ok()
+    });
+}
+
 #[test]
 fn a_replica_that_is_closed_again_lets_others_have_the_directory_once_no_thread_hangs() {
     let (dir, gate) = (TempDir::new(), Gate::new("duralog-sync", (SimCall::Sync, 1)));
@@ -225,10 +233,7 @@ fn a_replica_that_is_closed_again_lets_others_have_the_directory_once_no_thread_
     eventually("the sync hangs", || gate.is_reached());
     assert!(matches!(replica.close(), Err(Error::CloseTimeout { .. })));
     gate.set(false);
-    eventually("the directory is free", || {
-        replica.close().expect("it is closed");
-        Store::open(config.clone()).is_ok()
-    });
+    is_closed_in_the_end(&replica, &config);
 }
 
 #[test]
@@ -242,9 +247,6 @@ fn a_replica_that_is_closed_while_it_opens_its_store_again_stays_closed() {
     eventually("it opens its store again", || gate.is_reached());
     assert!(matches!(replica.close(), Err(Error::CloseTimeout { .. })));
     gate.set(false);
-    eventually("the directory is free", || {
-        replica.close().expect("it is closed");
-        Store::open(config.clone()).is_ok()
-    });
+    is_closed_in_the_end(&replica, &config);
     assert!(!replica.store().is_open());
 }

@@ -787,6 +787,14 @@ fn a_store_that_leaves_replication_begins_an_epoch_of_its_own() {
     assert_eq!(copy.log.epochs(), [FIRST, own]);
 }
 
+/// Five messages that were taken over, and one that was put without replication, are sound.
+fn shows_six(copy: &Copy) {
+    copy.log.confirm(copy.log.end(), Epoch(2)).expect("the epoch is right");
+    step(&copy.store);
+    assert_eq!(ids(&copy.store), [0, 1, 2, 3, 4, 5]);
+    assert!(copy.store.verify().expect("it can be read").is_ok());
+}
+
 #[test]
 fn puts_without_replication_are_judged_by_what_they_were_to_carry() {
     let (_original, bytes) = original(5);
@@ -808,10 +816,7 @@ fn puts_without_replication_are_judged_by_what_they_were_to_carry() {
         alone.close().expect("it closes");
         let copy = copy_of(&disk, config());
         assert_eq!(copy.log.epochs().last().map(|last| last.record_crc), Some(record_crc));
-        copy.log.confirm(copy.log.end(), Epoch(2)).expect("the epoch is right");
-        step(&copy.store);
-        assert_eq!(ids(&copy.store), [0, 1, 2, 3, 4, 5]);
-        assert!(copy.store.verify().expect("it can be read").is_ok());
+        shows_six(&copy);
     }
 }
 
@@ -844,10 +849,7 @@ fn what_a_broker_wrote_behind_a_log_is_of_no_epoch_of_a_primary() {
         let start = bytes.len() as u64;
         let epoch = EpochStart { epoch: Epoch(2), start, node: NodeId(0), record_crc: false };
         assert_eq!(copy.log.epochs(), [FIRST, epoch], "closed: {closes}");
-        copy.log.confirm(copy.log.end(), Epoch(2)).expect("the epoch is right");
-        step(&copy.store);
-        assert_eq!(ids(&copy.store), [0, 1, 2, 3, 4, 5]);
-        assert!(copy.store.verify().expect("it can be read").is_ok());
+        shows_six(&copy);
     }
 }
 

@@ -95,19 +95,35 @@ fn log_on(disk: &SimDisk) -> (Store, Arc<dyn ReplicatedLog>) {
     (store.expect("the copy opens"), replicator.log())
 }
 
-#[test]
-fn doubt_survives_a_second_power_cut() {
-    let disks = [disk(), disk()];
+/// A primary, A, that has lost all that it was given, and its replica, B, that holds it.
+struct Lost {
+    a_disk: SimDisk,
+    b_disk: SimDisk,
+    b: Replica,
+    /// Everything before was acknowledged.
+    acked: u64,
+    /// The next one.
+    term: Epoch,
+}
+
+/// What a power cut leaves of A, where so many messages were put.
+fn lost_by_a(messages: u64) -> Lost {
+    let (disk_of_a, b_disk) = (disk(), disk());
     // It syncs only when it must.
-    let a = primary_with(&disks[0], unsynced(), 1);
-    let b = replica(&disks[1], 2, &Line::to(&a));
+    let a = primary_with(&disk_of_a, unsynced(), 1);
+    let b = replica(&b_disk, 2, &Line::to(&a));
     a.wait_for_replicas(1, LONG).expect("it connects");
-    for id in 0..50 {
+    for id in 0..messages {
         assert_eq!(status_of_put(&a, id), PutStatus::PutOk);
     }
     let (acked, term) = (end(&a), a.epoch().next_term());
-    let a_disk = disks[0].cut_power(Cut::losing_all());
-    drop(a);
+    let a_disk = disk_of_a.cut_power(Cut::losing_all());
+    Lost { a_disk, b_disk, b, acked, term }
+}
+
+#[test]
+fn doubt_survives_a_second_power_cut() {
+    let Lost { a_disk, b, acked, term, .. } = lost_by_a(50);
     b.fence(term).expect("it is newer");
     let b = b.promote(node(2)).expect("it takes over");
     let node_a = NodeOptions::new(NodeId(1));
@@ -348,23 +364,15 @@ fn a_store_that_was_never_replicated_becomes_the_first_primary_of_what_it_holds(
 
 #[test]
 fn a_primary_that_lost_its_tail_does_not_recover_past_what_was_put_in_its_place() {
-    let disks = [disk(), disk()];
-    let a = primary_with(&disks[0], unsynced(), 1);
-    let b = replica(&disks[1], 2, &Line::to(&a));
-    a.wait_for_replicas(1, LONG).expect("it connects");
-    for id in 0..10 {
-        assert_eq!(status_of_put(&a, id), PutStatus::PutOk);
-    }
-    let (acked, term) = (end(&a), a.epoch().next_term());
-    let a_disk = disks[0].cut_power(Cut::losing_all());
-    drop((a, b));
+    let Lost { a_disk, b_disk, b, acked, term } = lost_by_a(10);
+    drop(b);
     let alone = open(&a_disk, config());
     put(&alone, 100);
     alone.close().expect("it closes");
     let acceptor = TcpAcceptor::bind("127.0.0.1:0").expect("a port is free");
     let line = Line::default();
     *line.0.lock().expect("nobody panics") = Some(acceptor.address());
-    let b = replica(&disks[1], 2, &line);
+    let b = replica(&b_disk, 2, &line);
     let environment = Environment::on(a_disk.shared());
     match Primary::recover_in(config(), environment, node(1), acceptor, 1, LONG) {
         Err(Error::Refused(Refusal::NotPrimary)) => {}

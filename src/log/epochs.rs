@@ -237,11 +237,16 @@ impl Epochs {
         }
     }
 
-    /// The epochs without those that something was put behind, without replication, before they had a byte.
-    pub(crate) fn in_sight(&self) -> Vec<EpochStart> {
+    /// The epochs, each with where it ends, without those that something was put behind, without replication,
+    /// before they had a byte.
+    fn spans(&self) -> impl Iterator<Item = (&EpochStart, u64)> {
         let ends = self.starts.iter().skip(1).map(|next| next.start).chain([u64::MAX]);
-        let starts = self.starts.iter().zip(ends).filter(|(one, end)| one.start < *end);
-        starts.map(|(one, _)| *one).collect()
+        self.starts.iter().zip(ends).filter(|(one, end)| one.start < *end)
+    }
+
+    /// The epochs that others are told of: one at most begins at an offset.
+    pub(crate) fn in_sight(&self) -> Vec<EpochStart> {
+        self.spans().map(|(one, _)| *one).collect()
     }
 
     /// Forgets epochs that begin at or behind `end`.
@@ -287,9 +292,7 @@ impl Epochs {
     /// Where this crate wrote records with a checksum of their own, as far as the epochs tell.
     pub(crate) fn checksummed(&self) -> Vec<Range<u64>> {
         let mut ranges: Vec<Range<u64>> = Vec::new();
-        let ends = self.starts.iter().skip(1).map(|next| next.start).chain([u64::MAX]);
-        let carries = |(one, end): &(&EpochStart, u64)| one.record_crc && one.start < *end;
-        for (one, end) in self.starts.iter().zip(ends).filter(carries) {
+        for (one, end) in self.spans().filter(|(one, _)| one.record_crc) {
             match ranges.last_mut() {
                 Some(last) if last.end == one.start => last.end = end,
                 _ => ranges.push(one.start..end),

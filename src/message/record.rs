@@ -69,25 +69,22 @@ impl<'a> RecordRef<'a> {
         if size < RECORD_SIZE_MIN {
             return Err(wrong_size());
         }
-        let bytes = bytes.get(..size).ok_or_else(|| unfinished(bytes, version, size))?;
+        let bytes = bytes.get(..size).ok_or_else(|| match size_by_parts(bytes, version) {
+            // Whoever waited for as many bytes as it claims could wait for ever.
+            Some(other) if other != size => wrong_size(),
+            _ => truncated(size, bytes),
+        })?;
 
-        // Every record of the smallest size holds this field.
-        let flags = SysFlag(i32::from_be_bytes(field(bytes, SYS_FLAG_AT)));
-        let body = header_size(
-            flags.contains(SysFlag::BORN_HOST_V6),
-            flags.contains(SysFlag::STORE_HOST_V6),
-        );
+        // Every record of the smallest size holds the field that says it.
+        let body = body_at(bytes);
         let mut reader = Reader::new(bytes);
         reader.slice(body - BODY_LEN_SIZE).ok_or_else(wrong_size)?;
         let at = |reader: &Reader<'_>| (bytes.len() - reader.len()) as u32;
         let body_len = reader.i32().ok_or_else(wrong_size)?;
         part(&mut reader, "body length", body_len.into())?;
-        let topic_len = match version {
-            RecordVersion::V1 => reader.i8().map(i64::from),
-            RecordVersion::V2 => reader.i16().map(i64::from),
-        };
+        let topic_len = topic_len(&mut reader, version).ok_or_else(wrong_size)?;
         let topic_at = at(&reader);
-        let topic = part(&mut reader, "topic length", topic_len.ok_or_else(wrong_size)?)?;
+        let topic = part(&mut reader, "topic length", topic_len)?;
         let properties_len = reader.i16().ok_or_else(wrong_size)?;
         let properties = at(&reader);
         part(&mut reader, "properties length", properties_len.into())?;
@@ -380,31 +377,31 @@ pub(crate) fn read_prefix(bytes: &[u8]) -> Result<(i32, u32), Corruption> {
     }
 }
 
-/// What is wrong with a record that ends behind `bytes`. Its parts may tell that it has another size, long
-/// before as many bytes are here as it claims: whoever waits for them could wait for ever.
-#[cold]
-fn unfinished(bytes: &[u8], version: RecordVersion, size: usize) -> Corruption {
-    match size_by_parts(bytes, version) {
-        Some(other) if other != size => {
-            Corruption::Length { field: "record size", value: size as i64 }
-        }
-        _ => truncated(size, bytes),
+/// Where the body of a record begins, by its flags.
+#[inline]
+fn body_at(bytes: &[u8]) -> usize {
+    let flags = SysFlag(i32::from_be_bytes(field(bytes, SYS_FLAG_AT)));
+    header_size(flags.contains(SysFlag::BORN_HOST_V6), flags.contains(SysFlag::STORE_HOST_V6))
+}
+
+/// The length of the topic, which comes next.
+#[inline]
+fn topic_len(reader: &mut Reader<'_>, version: RecordVersion) -> Option<i64> {
+    match version {
+        RecordVersion::V1 => reader.i8().map(i64::from),
+        RecordVersion::V2 => reader.i16().map(i64::from),
     }
 }
 
-/// The size of a record by its parts, where `bytes` holds their lengths.
+/// The size by its parts of a record that ends behind `bytes`, if their lengths are here.
+#[cold]
 fn size_by_parts(bytes: &[u8], version: RecordVersion) -> Option<usize> {
-    let flags = SysFlag(i32::from_be_bytes(field(bytes, SYS_FLAG_AT)));
-    let [born, stored] = [SysFlag::BORN_HOST_V6, SysFlag::STORE_HOST_V6];
     let mut reader = Reader::new(bytes);
-    reader.slice(header_size(flags.contains(born), flags.contains(stored)) - BODY_LEN_SIZE)?;
+    reader.slice(body_at(bytes) - BODY_LEN_SIZE)?;
     let body = reader.i32()?;
     reader.slice(usize::try_from(body).ok()?)?;
-    let topic = match version {
-        RecordVersion::V1 => reader.i8().map(i16::from),
-        RecordVersion::V2 => reader.i16(),
-    };
-    reader.slice(usize::try_from(topic?).ok()?)?;
+    let topic = topic_len(&mut reader, version)?;
+    reader.slice(usize::try_from(topic).ok()?)?;
     let properties = usize::try_from(reader.i16()?).ok()?;
     Some(bytes.len() - reader.len() + properties)
 }
