@@ -79,11 +79,20 @@ struct Peers {
     two: [Peer; 2],
     serial: u32,
     needed: usize,
-    /// Who was heard last of each node, and the newest epoch and the end that it claims.
+    /// Who was heard last of each node, and how far primaries brought it, as it claims.
     heard: BTreeMap<u64, (u32, (u64, u64))>,
     over: bool,
     /// What was lent need not be what was lost.
     altered: bool,
+}
+
+/// The newest epoch that a primary gave, and where what it gave ends. Node 0 stands for puts without
+/// replication, which are on one node alone.
+fn given(join: &Join) -> (u64, u64) {
+    let alone = join.epochs.iter().rev().take_while(|one| one.node == 0);
+    let end = alone.map(|one| one.start).fold(join.end, u64::min);
+    let newest = join.epochs.iter().rev().find(|one| one.node != 0);
+    newest.map_or((0, join.end), |newest| (newest.epoch, end))
 }
 
 pub fn attack(script: &mut Unstructured<'_>) {
@@ -134,7 +143,7 @@ impl Peers {
             let join = Join::parse(&frames(&said)[0].1);
             let newest = join.epochs.last().map_or(0, |last| last.epoch);
             assert!(newest.max(join.promised) <= EPOCH, "it knows of a newer primary");
-            self.heard.insert(join.node, (peer.serial, (newest, join.end)));
+            self.heard.insert(join.node, (peer.serial, given(&join)));
             peer.claims = Some(join);
         }
         peer.done |= peer.lends() && peer.until() == Some(end);
