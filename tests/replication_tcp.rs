@@ -537,14 +537,29 @@ fn a_look_at_a_replica_without_replication_ends_nobodys_epoch() {
     assert_eq!(put(primary.store(), "second").status, PutStatus::PutOk);
     assert_eq!(primary.superseded(), None);
     eventually("it shows both", || bodies(&follower.store()) == ["first", "second"]);
-    // One that puts something is another matter.
-    follower.close().expect("it closes");
-    let store = Store::open(config(&b)).expect("it opens");
-    assert_eq!(put(&store, "of its own").status, PutStatus::PutOk);
-    store.close().expect("it closes");
+}
+
+#[test]
+fn what_was_put_on_a_replica_without_replication_ends_nobodys_epoch_and_is_cut() {
+    let dir = TempDir::new();
+    let primary = primary(&dir.path().join("a"), 1);
+    let address = primary.listen("127.0.0.1:0").expect("a port is free");
+    let b = dir.path().join("b");
     let follower = replica(&b, 2, address);
-    eventually("it is refused", || follower.state().last_error.is_some());
-    eventually("the primary hears of it", || primary.superseded().is_some());
+    primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+    assert_eq!(put(primary.store(), "first").status, PutStatus::PutOk);
+    follower.close().expect("it closes");
+    // In two visits, of which the second one, too, comes behind what a primary gave.
+    for body in ["of its own", "again"] {
+        let store = Store::open(config(&b)).expect("it opens");
+        assert_eq!(put(&store, body).status, PutStatus::PutOk);
+        store.close().expect("it closes");
+    }
+    let follower = replica(&b, 2, address);
+    primary.wait_for_replicas(1, PATIENCE).expect("it comes back");
+    assert_eq!(put(primary.store(), "second").status, PutStatus::PutOk);
+    assert_eq!(primary.superseded(), None);
+    eventually("it shows both", || bodies(&follower.store()) == ["first", "second"]);
 }
 
 #[test]

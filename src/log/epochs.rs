@@ -11,7 +11,7 @@
 //! file, that the newest epoch is this node's own and what was acknowledged under it may be durable on
 //! replicas alone; flag 2, that some of that may have been lost here; flag 4, that whoever chooses the next
 //! primary has asked for the promise, and nobody has reigned by it yet; flag 8, that this node was the last
-//! to reign here, as far as it knows. Starts rise; only an epoch of node 0, of puts without replication, may
+//! to reign here, as far as it knows; flag 16, that the log was last open without replication. Starts rise; only an epoch of node 0, of puts without replication, may
 //! begin where another one does, which has no byte then.
 
 use super::directory::read_small;
@@ -32,7 +32,10 @@ const LAZY: u32 = 1;
 const IN_DOUBT: u32 = 2;
 const FENCED: u32 = 4;
 const OWN: u32 = 8;
+const ALONE: u32 = 16;
 const ENTRY: usize = 28;
+/// So many numbers at most are passed over for an epoch that is nobody's.
+const ALONE_MAX: u64 = 1 << 20;
 /// More are not kept: the oldest are forgotten.
 pub(crate) const ENTRIES_MAX: usize = 1024;
 const LEN_MAX: usize = 8 + 4 + 4 + 8 + 8 + 4 + ENTRIES_MAX * ENTRY + 4;
@@ -54,6 +57,8 @@ pub(crate) struct Epochs {
     pub(crate) in_doubt: bool,
     /// This node has begun an epoch, and has followed nobody since.
     pub(super) own: bool,
+    /// The log was last open without replication: nobody but this node has what was put then, or shown.
+    pub(super) alone: bool,
     pub(super) starts: Vec<EpochStart>,
 }
 
@@ -119,8 +124,13 @@ impl Epochs {
         let mut bytes = Vec::with_capacity(LEN_MAX.min(64 + self.starts.len() * ENTRY));
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_be_bytes());
-        let flags =
-            [(self.lazy, LAZY), (self.in_doubt, IN_DOUBT), (self.fenced, FENCED), (self.own, OWN)];
+        let flags = [
+            (self.lazy, LAZY),
+            (self.in_doubt, IN_DOUBT),
+            (self.fenced, FENCED),
+            (self.own, OWN),
+            (self.alone, ALONE),
+        ];
         let flags =
             flags.iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag);
         bytes.extend_from_slice(&flags.to_be_bytes());
@@ -172,9 +182,14 @@ impl Epochs {
         let id = LogId::new(u64::from_be_bytes(*id));
         let promised = Epoch(u64::from_be_bytes(*promised));
         let flags = u32::from_be_bytes(*flags);
-        let flags = [LAZY, IN_DOUBT, FENCED, OWN].map(|flag| flags & flag != 0);
-        let [lazy, in_doubt, fenced, own] = flags;
-        ordered.then_some(Self { id, promised, fenced, lazy, in_doubt, own, starts })
+        let flags = [LAZY, IN_DOUBT, FENCED, OWN, ALONE].map(|flag| flags & flag != 0);
+        let [lazy, in_doubt, fenced, own, alone] = flags;
+        ordered.then_some(Self { id, promised, fenced, lazy, in_doubt, own, alone, starts })
+    }
+
+    /// Whether it is known who wrote some of the log, or will: then what is put alone is told apart from that.
+    pub(crate) fn is_replicated(&self) -> bool {
+        self.id.is_some() || self.promised > Epoch(0) || !self.starts.is_empty()
     }
 
     pub(crate) fn starts(&self) -> &[EpochStart] {
@@ -185,12 +200,19 @@ impl Epochs {
         self.starts.last().map_or(Epoch(0), |last| last.epoch)
     }
 
+    /// The newest one of a primary.
+    fn last_reign(&self) -> Epoch {
+        let of_primary = self.starts.iter().rev().find(|one| one.node != NodeId(0));
+        of_primary.map_or(Epoch(0), |last| last.epoch)
+    }
+
     /// Adds `start`. Epochs that would begin at or behind it have no byte in the log any more.
     pub(crate) fn begin(&mut self, start: EpochStart) {
         if start.node == NodeId(0) {
             // What is put without replication counts once there is something: until then, one that begins at
             // the same offset is only out of sight.
             self.end_at(start.start);
+            self.raise(self.last_reign());
         } else {
             self.cut(start.start);
             self.note_reign(start.epoch);
@@ -200,11 +222,14 @@ impl Epochs {
         self.starts.drain(..surplus);
     }
 
-    /// Begins an epoch that is nobody's: what is put from `start` on is not part of what was replicated.
-    pub(crate) fn begin_alone(&mut self, start: u64, record_crc: bool) -> Result<()> {
-        let was = self.last().max(self.promised);
-        let epoch = was.next();
-        if epoch == was {
+    /// Begins an epoch that is nobody's: what is put from `start` on is not part of what was replicated. Its
+    /// number is `drawn`, so that two nodes that went on alone from the same offset do not take what they put
+    /// for the same.
+    pub(crate) fn begin_alone(&mut self, start: u64, record_crc: bool, drawn: u64) -> Result<()> {
+        // Not behind what is promised: that is another one's, or this node's own by a word that it still needs.
+        let was = self.last();
+        let epoch = Epoch(was.0.saturating_add(1 + drawn % ALONE_MAX));
+        if epoch == epoch.next() {
             return Err(Error::Refused(Refusal::EpochFell { was, is: epoch }));
         }
         self.begin(EpochStart { epoch, start, node: NodeId(0), record_crc });
@@ -229,12 +254,9 @@ impl Epochs {
     }
 
     /// Forgets the newest epochs where they are nobody's, and have no byte in a log that ends at `end`: as if
-    /// they had never begun. Nobody before them is to write here any more.
+    /// they had never begun.
     pub(crate) fn take_back_looks(&mut self, end: u64) {
-        let is_look = |last: &mut EpochStart| last.node == NodeId(0) && last.start >= end;
-        while let Some(look) = self.starts.pop_if(is_look) {
-            self.raise(Epoch(look.epoch.0.saturating_sub(1)));
-        }
+        while self.starts.pop_if(|last| last.node == NodeId(0) && last.start >= end).is_some() {}
     }
 
     /// The epochs, each with where it ends, without those that something was put behind, without replication,
@@ -257,19 +279,20 @@ impl Epochs {
     /// The same, where another primary's records come next: an older one than those that are forgotten must
     /// not bring them.
     pub(crate) fn leave(&mut self, end: u64) {
-        if let Some(last) = self.starts.last().filter(|last| last.start >= end) {
-            self.raise(last.epoch);
-        }
-        self.cut(end);
+        self.forget(|one| one.start >= end);
     }
 
     /// Forgets epochs that begin behind `end`: what came before them is not all there. They have been all the
     /// same, and are nobody's any more.
     pub(crate) fn end_at(&mut self, end: u64) {
-        let newest = self.last();
-        self.starts.retain(|one| one.start <= end);
-        if self.last() < newest {
-            self.raise(newest);
+        self.forget(|one| one.start > end);
+    }
+
+    fn forget(&mut self, is_gone: impl Fn(&EpochStart) -> bool) {
+        let reigned = self.last_reign();
+        self.starts.retain(|one| !is_gone(one));
+        if self.last_reign() < reigned {
+            self.raise(reigned);
         }
     }
 
@@ -320,6 +343,7 @@ mod tests {
             lazy: true,
             in_doubt: true,
             own: true,
+            alone: true,
             starts,
         }
     }
@@ -377,17 +401,36 @@ mod tests {
     }
 
     #[test]
-    fn a_look_without_replication_ends_no_fence_and_a_put_does() {
-        let fenced = Epochs { promised: Epoch(10), ..sample() };
-        let own = EpochStart { node: NodeId(0), ..start(11, 500) };
-        let mut epochs = fenced.clone();
-        epochs.begin(own);
-        assert!(!epochs.is_fenced());
-        epochs.take_back_looks(500);
-        assert_eq!(epochs, fenced);
-        epochs.begin(own);
-        epochs.leave(500);
-        assert_eq!((epochs.promised, epochs.is_fenced()), (Epoch(11), false));
+    fn what_is_done_without_replication_ends_neither_a_fence_nor_a_reign() {
+        let fenced = Epochs { promised: Epoch(1 << 32), ..sample() };
+        for drawn in [0, 7, u64::MAX] {
+            let mut epochs = fenced.clone();
+            epochs.begin_alone(500, true, drawn).expect("there is a number");
+            assert!(epochs.is_fenced());
+            // Had it been but a look.
+            let mut looked = epochs.clone();
+            looked.take_back_looks(500);
+            assert_eq!(looked, fenced);
+            // It is known of no more once that is cut.
+            epochs.begin_alone(600, true, drawn).expect("there is a number");
+            for end in [500, 600] {
+                let (mut left, mut lost) = (epochs.clone(), epochs.clone());
+                left.leave(end);
+                lost.end_at(end - 1);
+                assert_eq!(left.promised, fenced.promised);
+                assert_eq!(lost.promised, fenced.promised);
+            }
+            epochs.begin(EpochStart { epoch: Epoch(1 << 32), ..start(1, 700) });
+            assert_eq!(epochs.starts().len(), fenced.starts().len() + 3);
+        }
+    }
+
+    #[test]
+    fn an_epoch_that_is_out_of_sight_lets_no_older_one_write() {
+        let mut epochs = Epochs { promised: Epoch(0), ..sample() };
+        epochs.begin_alone(400, true, 0).expect("there is a number");
+        assert!(epochs.in_sight().iter().all(|one| one.epoch != Epoch(6)));
+        assert_eq!(epochs.promised, Epoch(6));
     }
 
     #[test]

@@ -177,7 +177,7 @@ impl Asking {
         let store = Store::open_replicated(config, environment, replicator.clone())?;
         let log = replicator.log()?.clone();
         let gate = (node.cluster, node.secret.clone());
-        let inquiry = Inquiry::new(log.clone(), gate, replicas, Arc::default());
+        let inquiry = Inquiry::new((log.clone(), store.given().0), gate, replicas, Arc::default());
         Ok(Self { store, log, inquiry, now, nonce, accepted: 0 })
     }
 

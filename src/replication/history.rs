@@ -1,6 +1,6 @@
 //! What two logs have in common, told by their epochs alone.
 
-use super::{Epoch, EpochStart, LogId, NodeId, ReplicatedLog};
+use super::{Epoch, EpochStart, LogId, NodeId, ReplicatedLog, given};
 
 /// Which log it is, its epochs, with one for the records that lie before the first replicator was started,
 /// where it begins and ends, and up to where it is known to be confirmed.
@@ -26,6 +26,41 @@ impl History {
         Self { id: log.log_id(), epochs, min, end, confirmed: log.confirmed() }
     }
 
+    /// The newest epoch of the log `id`. Those of another one say nothing of it.
+    pub(crate) fn last_in(&self, id: Option<LogId>) -> EpochStart {
+        self.last_of(id, |_| true)
+    }
+
+    /// The newest one of a primary: what was put without replication ends nobody's.
+    pub(crate) fn last_reign_in(&self, id: Option<LogId>) -> EpochStart {
+        self.last_of(id, |one| one.node != NodeId(0))
+    }
+
+    fn last_of(&self, id: Option<LogId>, counts: impl Fn(&EpochStart) -> bool) -> EpochStart {
+        let last = self.epochs.iter().rev().find(|one| counts(one));
+        last.filter(|_| !self.is_of_another(id)).copied().unwrap_or(BEFORE)
+    }
+
+    /// Whether it was last of another log than `id`, even if nothing of that is left.
+    fn is_of_another(&self, id: Option<LogId>) -> bool {
+        self.id.is_some() && id.is_some() && self.id != id
+    }
+
+    /// How far primaries have brought it, see [`given`].
+    pub(crate) fn given(&self) -> (Epoch, u64) {
+        given(&self.epochs, self.end)
+    }
+
+    /// The same for the log `id`.
+    pub(crate) fn given_in(&self, id: Option<LogId>) -> (Epoch, u64) {
+        if self.is_of_another(id) { (BEFORE.epoch, 0) } else { self.given() }
+    }
+
+    /// Whether it is of the same log, so that what no epoch tells of is the same there, as far as it goes.
+    pub(crate) fn is_copy_of(&self, other: &Self) -> bool {
+        self.id.is_some() && self.id == other.id
+    }
+
     fn is_empty(&self) -> bool {
         self.min == self.end
     }
@@ -41,11 +76,12 @@ impl History {
 
     /// The log of which this one holds records, if that is another than `id`.
     pub(crate) fn other_than(&self, id: Option<LogId>) -> Option<LogId> {
-        self.id.filter(|own| !self.is_empty() && id.is_some_and(|id| id != *own))
+        self.id.filter(|_| !self.is_empty() && self.is_of_another(id))
     }
 
-    /// Whether a log with this history may be brought in line like this with one whose id is `id`.
-    pub(crate) fn allows(&self, plan: Plan, id: Option<LogId>) -> bool {
+    /// Whether the log of `node`, which has this history, may be brought in line like this with one whose id
+    /// is `id`.
+    pub(crate) fn allows(&self, plan: Plan, id: Option<LogId>, node: NodeId) -> bool {
         let is_same = self.id.is_some() && self.id == id;
         match plan {
             _ if is_same || self.is_empty() => true,
@@ -53,8 +89,13 @@ impl History {
             Plan::Follow(_) => self.id.is_none() || id.is_none(),
             // A first primary whom nobody followed gives up all that it has: its cluster has begun without
             // it, in another log. Whoever knows of something that was ever confirmed is no such node, but one of
-            // another cluster, even if that has expired since.
-            Plan::Truncate(_) => self.id.is_some() && self.is_told() && self.confirmed == 0,
+            // another cluster, even if that has expired since. Nor is a replica, which may hold what was
+            // confirmed without having heard of that, or what was put without replication, which is safe where
+            // it is.
+            Plan::Truncate(_) => {
+                let is_own = self.epochs.iter().all(|one| one.node == node);
+                self.id.is_some() && self.is_told() && is_own && self.confirmed == 0
+            }
             Plan::Restart(_) => false,
             Plan::Diverged => true,
         }
@@ -74,9 +115,9 @@ impl History {
         common.or(told.then_some(other.min))
     }
 
-    /// What a replica with the history `other` has to do before it can follow this log. It refuses to give
-    /// up what it was told to be confirmed.
-    pub(crate) fn plan_for(&self, other: &Self) -> Plan {
+    /// What the replica `node` with the history `other` has to do before it can follow this log. It refuses
+    /// to give up what it was told to be confirmed.
+    pub(crate) fn plan_for(&self, other: &Self, node: NodeId) -> Plan {
         let plan = if other.other_than(self.id).is_some() {
             // Epochs of another log have nothing to do with these, however much they look like them.
             if self.is_told() && other.min <= self.end {
@@ -87,7 +128,7 @@ impl History {
         } else {
             self.plan_for_same(other)
         };
-        if other.allows(plan, self.id) { plan } else { Plan::Diverged }
+        if other.allows(plan, self.id, node) { plan } else { Plan::Diverged }
     }
 
     /// The same where both are of one log.
@@ -95,11 +136,17 @@ impl History {
         let common = if other.is_empty() { Some(other.end) } else { self.common_end(other) };
         match common {
             // What they had in common may have been deleted here.
-            None if self.min > other.min && other.is_told() => Plan::Restart(self.min),
+            None if self.min > other.min && (other.is_told() || other.is_copy_of(self)) => {
+                Plan::Restart(self.min)
+            }
             None => Plan::Diverged,
             Some(common) if common < self.min => Plan::Restart(self.min),
             // An empty log further on than this one holds nothing that could be cut.
             Some(common) if common > self.end => Plan::Diverged,
+            // All that it still holds came later.
+            Some(common) if common < other.min && other.min <= self.end => {
+                Plan::Truncate(other.min)
+            }
             Some(common) if common < other.min => Plan::Diverged,
             Some(common) if common < other.end => Plan::Truncate(common),
             Some(common) => Plan::Follow(common),
@@ -142,6 +189,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    impl History {
+        fn plan(&self, other: &Self) -> Plan {
+            self.plan_for(other, NodeId(1))
+        }
+    }
+
     fn start(epoch: u64, start: u64) -> EpochStart {
         EpochStart { epoch: Epoch(epoch), start, node: NodeId(1), record_crc: true }
     }
@@ -165,18 +218,18 @@ mod tests {
     #[test]
     fn a_replica_that_is_behind_follows_on_from_its_end() {
         let primary = history(&[(1, 0), (2, 100)], 0, 300);
-        assert_eq!(primary.plan_for(&history(&[(1, 0)], 0, 60)), Plan::Follow(60));
-        assert_eq!(primary.plan_for(&history(&[(1, 0)], 0, 100)), Plan::Follow(100));
-        assert_eq!(primary.plan_for(&history(&[(1, 0), (2, 100)], 0, 300)), Plan::Follow(300));
-        assert_eq!(primary.plan_for(&history(&[], 0, 0)), Plan::Follow(0));
+        assert_eq!(primary.plan(&history(&[(1, 0)], 0, 60)), Plan::Follow(60));
+        assert_eq!(primary.plan(&history(&[(1, 0)], 0, 100)), Plan::Follow(100));
+        assert_eq!(primary.plan(&history(&[(1, 0), (2, 100)], 0, 300)), Plan::Follow(300));
+        assert_eq!(primary.plan(&history(&[], 0, 0)), Plan::Follow(0));
     }
 
     #[test]
     fn what_another_epoch_wrote_is_cut() {
         let primary = history(&[(1, 0), (3, 100)], 0, 300);
-        assert_eq!(primary.plan_for(&history(&[(1, 0)], 0, 150)), Plan::Truncate(100));
+        assert_eq!(primary.plan(&history(&[(1, 0)], 0, 150)), Plan::Truncate(100));
         let other = history(&[(1, 0), (2, 80)], 0, 500);
-        assert_eq!(primary.plan_for(&other), Plan::Truncate(80));
+        assert_eq!(primary.plan(&other), Plan::Truncate(80));
     }
 
     #[test]
@@ -184,32 +237,31 @@ mod tests {
         let primary = history(&[(1, 0), (2, 100)], 0, 300);
         let mut other = primary.clone();
         other.epochs[1].node = NodeId(9);
-        assert_eq!(primary.plan_for(&other), Plan::Truncate(100));
+        assert_eq!(primary.plan(&other), Plan::Truncate(100));
     }
 
     #[test]
     fn what_is_no_longer_kept_is_begun_anew() {
         let primary = history(&[(2, 50)], 200, 300);
-        assert_eq!(primary.plan_for(&history(&[], 0, 0)), Plan::Restart(200));
-        assert_eq!(primary.plan_for(&history(&[(2, 50)], 0, 120)), Plan::Restart(200));
+        assert_eq!(primary.plan(&history(&[], 0, 0)), Plan::Restart(200));
+        assert_eq!(primary.plan(&history(&[(2, 50)], 0, 120)), Plan::Restart(200));
     }
 
     #[test]
     fn where_the_common_epoch_is_no_longer_kept_a_replica_begins_anew() {
         let primary = history(&[(4, 150)], 200, 300);
-        assert_eq!(primary.plan_for(&history(&[(1, 0)], 0, 120)), Plan::Restart(200));
-        assert_eq!(primary.plan_for(&history(&[(1, 0)], 0, 250)), Plan::Restart(200));
-        assert_eq!(primary.plan_for(&history(&[(1, 50)], 0, 120)), Plan::Diverged);
+        assert_eq!(primary.plan(&history(&[(1, 0)], 0, 120)), Plan::Restart(200));
+        assert_eq!(primary.plan(&history(&[(1, 0)], 0, 250)), Plan::Restart(200));
+        let untold = history(&[(1, 50)], 0, 120);
+        assert_eq!(primary.plan(&untold), Plan::Restart(200), "it is of this log");
+        assert_eq!(primary.plan(&of_no_log(untold)), Plan::Diverged);
     }
 
     #[test]
     fn what_follows_on_an_epoch_that_is_no_longer_kept_is_cut() {
         let primary = history(&[(1, 0), (5, 200), (7, 300)], 0, 400);
-        assert_eq!(
-            primary.plan_for(&history(&[(3, 200), (4, 500)], 200, 800)),
-            Plan::Truncate(200)
-        );
-        assert_eq!(primary.plan_for(&history(&[(3, 500)], 500, 800)), Plan::Diverged);
+        assert_eq!(primary.plan(&history(&[(3, 200), (4, 500)], 200, 800)), Plan::Truncate(200));
+        assert_eq!(primary.plan(&history(&[(3, 500)], 500, 800)), Plan::Diverged);
     }
 
     #[test]
@@ -218,12 +270,12 @@ mod tests {
         for end in [120, 300, 500] {
             let mut other = of_another_log(history(&[(1, 0)], 0, end));
             other.confirmed = 100;
-            assert_eq!(primary.plan_for(&other), Plan::Diverged, "{end}");
+            assert_eq!(primary.plan(&other), Plan::Diverged, "{end}");
         }
         let behind = history(&[(1, 0)], 200, 300);
         let mut other = of_another_log(history(&[(1, 0)], 0, 120));
         other.confirmed = 100;
-        assert_eq!(behind.plan_for(&other), Plan::Diverged);
+        assert_eq!(behind.plan(&other), Plan::Diverged);
     }
 
     #[test]
@@ -232,7 +284,7 @@ mod tests {
         for end in [120, 250, 500] {
             let mut other = of_another_log(history(&[(1, 0)], 0, end));
             other.confirmed = 100;
-            assert_eq!(primary.plan_for(&other), Plan::Diverged, "{end}");
+            assert_eq!(primary.plan(&other), Plan::Diverged, "{end}");
         }
     }
 
@@ -240,11 +292,11 @@ mod tests {
     fn an_empty_log_follows_any_other_one() {
         let primary = history(&[(1, 0)], 0, 300);
         for empty in [history(&[], 0, 0), history(&[(1, 0)], 0, 0)] {
-            assert_eq!(primary.plan_for(&of_another_log(empty.clone())), Plan::Follow(0));
-            assert_eq!(primary.plan_for(&of_no_log(empty)), Plan::Follow(0));
+            assert_eq!(primary.plan(&of_another_log(empty.clone())), Plan::Follow(0));
+            assert_eq!(primary.plan(&of_no_log(empty)), Plan::Follow(0));
         }
         let behind = history(&[(1, 0)], 200, 300);
-        assert_eq!(behind.plan_for(&of_another_log(history(&[], 0, 0))), Plan::Restart(200));
+        assert_eq!(behind.plan(&of_another_log(history(&[], 0, 0))), Plan::Restart(200));
     }
 
     #[test]
@@ -252,46 +304,46 @@ mod tests {
         for min in [0, 200] {
             let primary = history(&[(2, min)], min, 300);
             let other = of_another_log(history(&[(1, 0)], 0, 120));
-            assert_eq!(primary.plan_for(&other), Plan::Truncate(0));
+            assert_eq!(primary.plan(&other), Plan::Truncate(0));
             let known = History { confirmed: 1, ..other };
-            assert_eq!(primary.plan_for(&known), Plan::Diverged);
+            assert_eq!(primary.plan(&known), Plan::Diverged);
             let expired = History { min: 50, ..known };
-            assert_eq!(primary.plan_for(&expired), Plan::Diverged);
+            assert_eq!(primary.plan(&expired), Plan::Diverged);
         }
         // What was there before is not its own.
         let primary = history(&[(2, 0)], 0, 300);
         let older = of_another_log(history(&[(1, 50)], 0, 120));
-        assert_eq!(primary.plan_for(&older), Plan::Diverged);
+        assert_eq!(primary.plan(&older), Plan::Diverged);
         let far = of_another_log(history(&[(1, 400)], 400, 500));
-        assert_eq!(primary.plan_for(&far), Plan::Diverged);
+        assert_eq!(primary.plan(&far), Plan::Diverged);
     }
 
     #[test]
     fn nothing_of_a_log_that_was_never_replicated_is_cut() {
         let primary = history(&[(1, 500)], 0, 700);
-        assert_eq!(primary.plan_for(&of_no_log(history(&[], 0, 300))), Plan::Follow(300));
-        assert_eq!(primary.plan_for(&of_no_log(history(&[], 0, 600))), Plan::Diverged);
+        assert_eq!(primary.plan(&of_no_log(history(&[], 0, 300))), Plan::Follow(300));
+        assert_eq!(primary.plan(&of_no_log(history(&[], 0, 600))), Plan::Diverged);
         let behind = history(&[(1, 500)], 400, 700);
-        assert_eq!(behind.plan_for(&of_no_log(history(&[], 0, 300))), Plan::Diverged);
+        assert_eq!(behind.plan(&of_no_log(history(&[], 0, 300))), Plan::Diverged);
     }
 
     #[test]
     fn logs_without_a_common_epoch_have_nothing_to_do_with_each_other() {
         let primary = history(&[(2, 0)], 0, 300);
-        assert_eq!(primary.plan_for(&history(&[(1, 50)], 0, 120)), Plan::Diverged);
-        assert_eq!(primary.plan_for(&history(&[], 0, 120)), Plan::Diverged);
+        assert_eq!(primary.plan(&history(&[(1, 50)], 0, 120)), Plan::Diverged);
+        assert_eq!(primary.plan(&history(&[], 0, 120)), Plan::Diverged);
     }
 
     #[test]
     fn a_first_primary_that_never_had_a_replica_begins_anew() {
         let primary = history(&[(2, 0)], 0, 300);
-        assert_eq!(primary.plan_for(&history(&[(1, 0)], 0, 120)), Plan::Truncate(0));
+        assert_eq!(primary.plan(&history(&[(1, 0)], 0, 120)), Plan::Truncate(0));
     }
 
     #[test]
     fn records_from_before_the_first_epoch_are_one_epoch() {
         let primary = history(&[(1, 500)], 0, 700);
-        assert_eq!(primary.plan_for(&history(&[], 0, 300)), Plan::Follow(300));
+        assert_eq!(primary.plan(&history(&[], 0, 300)), Plan::Follow(300));
         assert_eq!(epoch_at(&primary.epochs, 499).epoch, Epoch(0));
         assert_eq!(next_epoch(&primary.epochs, 300), Some(500));
         assert_eq!(epoch_at(&primary.epochs, 500).epoch, Epoch(1));
@@ -317,7 +369,7 @@ mod tests {
                 nodes[primary].end += grow;
                 if primary != follower {
                     let (ours, theirs) = (nodes[primary].clone(), nodes[follower].clone());
-                    let common = match ours.plan_for(&theirs) {
+                    let common = match ours.plan(&theirs) {
                         Plan::Follow(at) | Plan::Truncate(at) => at,
                         other => panic!("{other:?}"),
                     };

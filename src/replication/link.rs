@@ -202,7 +202,7 @@ impl Link {
             drop(session);
             if let Some(farewell) = farewell {
                 // The peer may have gone first.
-                let _ = writing.writer.write_all(&farewell);
+                let _ = writing.writer.write_all(&farewell).and_then(|()| writing.writer.flush());
             }
             self.set_said();
             return Next::Idle;

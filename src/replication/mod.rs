@@ -180,16 +180,12 @@ pub struct EpochStart {
 /// nothing of how far the node had come.
 #[cfg(feature = "replication")]
 pub(crate) fn given(epochs: &[EpochStart], end: u64) -> (Epoch, u64) {
-    let (mut newest, mut behind) = (Epoch(0), end);
-    for one in epochs.iter().rev() {
-        if one.node != NodeId(0) {
-            newest = one.epoch;
-            break;
-        }
-        behind = behind.min(one.start);
-    }
-    // Where nobody gave any of it, all of it is from before replication.
-    (newest, if newest > Epoch(0) { behind } else { end })
+    let reigns = epochs.iter().rposition(|one| one.node != NodeId(0));
+    let newest = reigns.and_then(|at| epochs.get(at)).map_or(Epoch(0), |one| one.epoch);
+    let alone = epochs.iter().skip(reigns.map_or(0, |at| at + 1));
+    // What is from before replication counts: others have it from whoever was the first primary.
+    let alone = alone.filter(|one| one.epoch > Epoch(0));
+    (newest, alone.map(|one| one.start).fold(end, u64::min))
 }
 
 /// Who gives out the offsets of a log.

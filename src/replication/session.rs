@@ -5,7 +5,7 @@
 
 use super::inbox::Inbox;
 use super::wire::{Frame, WireError};
-use super::{Epoch, LogId, LogSlice, NodeId, QueueStart, ReplicatedLog};
+use super::{Epoch, LogId, LogSlice, NodeId, QueueStart, Refusal, ReplicatedLog};
 use crate::error::Error;
 use std::collections::VecDeque;
 use std::fmt;
@@ -65,7 +65,8 @@ impl Outgoing {
 /// What a replica has to do to its log before it can follow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Order {
-    /// Of the primary that gives it.
+    /// Which log the primary has that gives it, and its epoch; none of a RocketMQ master.
+    pub(crate) log: Option<LogId>,
     pub(crate) epoch: Epoch,
     pub(crate) change: Change,
 }
@@ -88,6 +89,13 @@ impl Order {
         if by > epoch {
             // Someone has asked for that promise to find out what is here.
             return Err(SessionError::Superseded { epoch, by });
+        }
+        if let Some(id) = self.log {
+            match log.follow(Some(id), epoch) {
+                // It has to be given up first.
+                Err(Error::Refused(Refusal::AnotherLog)) => {}
+                followed => followed?,
+            }
         }
         match &self.change {
             Change::Truncate(to) => log.truncate(*to)?,
@@ -360,7 +368,7 @@ mod tests {
         let store = store.expect("it opens");
         let log = replicator.log().expect("it has begun");
         log.promise(Epoch(7)).expect("nothing is promised");
-        let order = |epoch| Order { epoch: Epoch(epoch), change: Change::Truncate(0) };
+        let order = |epoch| Order { log: None, epoch: Epoch(epoch), change: Change::Truncate(0) };
         let answer = order(6).give(&**log);
         let (epoch, by) = (Epoch(6), Epoch(7));
         assert_eq!(

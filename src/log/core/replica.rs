@@ -79,8 +79,7 @@ impl Core {
     /// Of a log that is another node's, shows what is confirmed, as far as that was saved here.
     pub(crate) fn hide_what_may_be_taken_back(&self) {
         let epochs = self.epochs.known();
-        let is_plain = epochs.starts().last().is_none_or(|last| last.node == NodeId(0));
-        if !is_plain && !epochs.own && self.directory.has_copies() {
+        if !epochs.alone && !epochs.own && self.directory.has_copies() {
             let confirmed = self.agreed().max(self.min_offset()).min(self.progress.durable());
             self.progress.require_confirmation(confirmed);
         }
@@ -122,8 +121,8 @@ impl Core {
             if self.progress.appended() > self.min_offset() {
                 return Err(Error::Refused(Refusal::AnotherLog));
             }
-            // Nothing is here of those epochs, and nothing will be.
-            changed.leave(0);
+            // Nothing is here of those epochs, and nothing will be: they bind nobody in this log.
+            changed.cut(0);
         }
         (changed.id, changed.own) = (id, false);
         changed.note_reign(primary);
@@ -141,6 +140,10 @@ impl Core {
         let mut changed = Epochs::clone(&epochs);
         changed.own = false;
         changed.leave(end);
+        if end == self.min_offset() && changed.starts().last() != Some(&start) {
+            // Nothing is left of those that began before, either.
+            changed.leave(0);
+        }
         let goes_on = match changed.starts().last() {
             Some(last) => *last == start,
             None => start.epoch == Epoch(0),

@@ -125,18 +125,20 @@ pub(super) fn recover(
             && epochs.checksummed().iter().any(|range| range.contains(&start))
         {
             // No primary gave it: its epoch says that each of its records has a checksum of its own.
-            epochs.begin_alone(start, false)?;
+            epochs.begin_alone(start, false, directory.token())?;
         }
+        // Whoever had a look, without replication, has put nothing, and what records were to carry then says
+        // nothing of those that come.
+        epochs.take_back_looks(end);
         if role == Some(Role::Replica) {
             recovery.take_checksummed_of(&epochs);
         } else {
             recovery.extend_checksummed(end);
         }
-        // Whoever had a look, without replication, has put nothing.
-        epochs.take_back_looks(end);
-        if role.is_none() && !found.starts().is_empty() {
-            epochs.begin_alone(end, config.record_crc)?;
+        if role.is_none() && found.is_replicated() {
+            epochs.begin_alone(end, config.record_crc, directory.token())?;
         }
+        epochs.alone = role.is_none() && (found.is_replicated() || directory.has_copies());
         if epochs != found {
             directory.save(disk, super::epochs::NAME, &epochs.encode())?;
         }
@@ -418,7 +420,9 @@ impl Recovery<'_> {
         }
         let found = epochs.clone();
         epochs.end_at(end);
-        epochs.in_doubt |= epochs.lazy && self.report.unclean;
+        // What was closed in order holds here all that was vouched for.
+        epochs.lazy &= self.report.unclean;
+        epochs.in_doubt |= epochs.lazy;
         if epochs != found && !self.config.read_only {
             // Once the log has grown again they would seem to be part of it.
             self.directory.save(self.disk, super::epochs::NAME, &epochs.encode())?;

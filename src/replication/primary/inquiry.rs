@@ -9,7 +9,7 @@ use crate::replication::secret::Secret;
 use crate::replication::session::{Order, Outgoing, Session, SessionError, last_words, unexpected};
 use crate::replication::tail::Tail;
 use crate::replication::wire::{self, CONTROL_MAX, FRAME_MAX, Frame, Join, Nonce};
-use crate::replication::{Epoch, NodeId, Refusal, ReplicatedLog, given};
+use crate::replication::{Epoch, NodeId, Refusal, ReplicatedLog};
 use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -21,6 +21,8 @@ type Standing = (Epoch, u64);
 /// What is asked, and what has been heard.
 pub(crate) struct Inquiry {
     log: Arc<dyn ReplicatedLog>,
+    /// The newest epoch that a primary gave this node, even if others are not told of it.
+    newest: Epoch,
     cluster: u64,
     secret: Secret,
     /// So many replicas have to be heard.
@@ -40,13 +42,13 @@ struct State {
 
 impl Inquiry {
     pub(crate) fn new(
-        log: Arc<dyn ReplicatedLog>,
+        (log, newest): (Arc<dyn ReplicatedLog>, Epoch),
         (cluster, secret): (u64, Secret),
         needed: usize,
         bells: Arc<Bells>,
     ) -> Arc<Self> {
         let (state, changed) = (Mutex::default(), Condvar::new());
-        Arc::new(Self { log, cluster, secret, needed, bells, state, changed })
+        Arc::new(Self { log, newest, cluster, secret, needed, bells, state, changed })
     }
 
     /// Waits for the outcome, at most `patience`; otherwise who was not heard.
@@ -57,8 +59,9 @@ impl Inquiry {
         state.outcome.clone().ok_or(Refusal::NotEnoughReplicas { available, required })
     }
 
-    fn standing(&self) -> Standing {
-        given(&self.log.epochs(), self.log.end())
+    fn standing(&self, own: &History) -> Standing {
+        let (epoch, end) = own.given();
+        (epoch.max(self.newest), end)
     }
 
     /// Hears what a replica holds.
@@ -72,14 +75,13 @@ impl Inquiry {
             // What it holds, or has promised, says nothing about this log, of which it has nothing.
             return Err(SessionError::AnotherLog { primary, replica });
         }
-        let newest = |history: &History| history.epochs.last().map_or(Epoch(0), |last| last.epoch);
-        let (by, epoch) = (join.promised.max(newest(&join.history)), newest(&own));
-        let standing = given(&join.history.epochs, join.history.end);
+        let (epoch, standing) = (self.newest, join.history.given_in(own.id));
+        let by = join.promised.max(standing.0);
         let mut state = self.state.lock();
         let told = if by > epoch {
             Err(SessionError::Superseded { epoch, by })
-        } else if standing > given(&own.epochs, own.end)
-            && join.history.plan_for(&own) != Plan::Follow(own.end)
+        } else if standing > self.standing(&own)
+            && join.history.plan_for(&own, join.node) != Plan::Follow(own.end)
         {
             // Also what was put here without replication since would be in its way.
             Err(SessionError::Diverged)
@@ -102,7 +104,7 @@ impl Inquiry {
             return;
         }
         match state.heard.values().max_by_key(|(_, standing)| *standing) {
-            Some((session, standing)) if *standing > self.standing() => {
+            Some((session, standing)) if *standing > self.standing(&History::of(&*self.log)) => {
                 state.lender = Some(*session);
                 self.bells.ring_all();
             }
@@ -172,7 +174,8 @@ impl InquirySession {
             (Stage::Greeting(greeting), frame) => {
                 let (cluster, secret) = (inquiry.cluster, &inquiry.secret);
                 if let Some(join) = greeting.hear(frame, cluster, secret, &mut self.outbox)? {
-                    self.stage = Stage::Waiting { end: join.history.end };
+                    let (_, end) = join.history.given();
+                    self.stage = Stage::Waiting { end };
                     inquiry.hear(self.id, &join)?;
                 }
             }

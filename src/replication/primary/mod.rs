@@ -29,6 +29,7 @@ use crate::store::Store;
 use bells::Bells;
 #[cfg(not(any(test, fuzzing)))]
 use inquiry::{Inquiry, InquirySession};
+use replicator::may_be_reigned;
 use server::{MakeSession, Server, Service};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
@@ -158,8 +159,13 @@ impl Primary {
         let replicator = Arc::new(ReplicaReplicator::default());
         let store =
             Store::open_replicated(config.clone(), environment.clone(), replicator.clone())?;
-        let asked =
-            inquire(&options, replicator.log()?, &environment, acceptor, replicas, patience);
+        let asked = replicator.log().and_then(|log| {
+            if options.epoch.is_none() && may_be_reigned(&**log, replicator.begun()) {
+                return Err(Error::Refused(Refusal::NotFenced));
+            }
+            let own = (log.clone(), store.given().0);
+            inquire(&options, own, &environment, acceptor, replicas, patience)
+        });
         let flushed = asked.and_then(|()| store.flush());
         let epoch = replicator.log().map(|log| {
             let newest = log.epochs().last().map_or(Epoch(0), |last| last.epoch);
@@ -271,7 +277,7 @@ impl Primary {
 /// Asks so many replicas for what the log lost.
 fn inquire(
     options: &PrimaryOptions,
-    log: &Arc<dyn ReplicatedLog>,
+    own: (Arc<dyn ReplicatedLog>, Epoch),
     environment: &Environment,
     acceptor: impl Acceptor + 'static,
     replicas: usize,
@@ -279,7 +285,7 @@ fn inquire(
 ) -> Result<()> {
     let (node, bells) = (&options.node, Arc::<Bells>::default());
     let gate = (node.cluster, node.secret.clone());
-    let inquiry = Inquiry::new(log.clone(), gate, replicas, bells.clone());
+    let inquiry = Inquiry::new(own, gate, replicas, bells.clone());
     let asking = inquiry.clone();
     let make: MakeSession = Box::new(move |id, protocol, _peer, now| match protocol {
         Protocol::Duralog => Ok(Box::new(InquirySession::new(asking.clone(), id, random()?, now))),

@@ -73,6 +73,12 @@ impl PrimaryReplicator {
     }
 }
 
+/// Whether another primary of this log may be at work, whose the next epoch is; `begun` is the newest that
+/// this node has begun.
+pub(super) fn may_be_reigned(log: &dyn ReplicatedLog, begun: Epoch) -> bool {
+    begun == Epoch(0) && log.log_id().is_some() && !log.is_fenced()
+}
+
 impl Replicator for PrimaryReplicator {
     fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<u64> {
         let options = &self.options;
@@ -82,8 +88,7 @@ impl Replicator for PrimaryReplicator {
             None if at.in_doubt && !canary!("tail_trusted") => {
                 return Err(Error::Refused(Refusal::TailInDoubt));
             }
-            // The epoch after this one is its primary's, which may be at work.
-            None if at.begun == Epoch(0) && log.log_id().is_some() && !log.is_fenced() => {
+            None if may_be_reigned(&*log, at.begun) => {
                 return Err(Error::Refused(Refusal::NotFenced));
             }
             // Refused by the log if it has promised a newer one to someone.

@@ -155,15 +155,12 @@ impl Hub {
 
     /// Looks for an epoch that ends this one, or was given to two.
     fn check_epochs(&self, join: &Join) -> Result<(), SessionError> {
-        let last = join.history.epochs.last();
-        let newest = last.map_or(Epoch(0), |last| last.epoch);
-        self.check_epoch(join.promised.max(newest))?;
-        match last.filter(|last| last.epoch == self.epoch.epoch) {
-            Some(last) if last.node != self.epoch.node => {
-                Err(SessionError::EpochTaken { epoch: last.epoch, node: last.node })
-            }
-            _ => Ok(()),
+        let last = join.history.last_reign_in(Some(self.log_id));
+        self.check_epoch(join.promised.max(last.epoch))?;
+        if last.epoch == self.epoch.epoch && last.node != self.epoch.node {
+            return Err(SessionError::EpochTaken { epoch: last.epoch, node: last.node });
         }
+        Ok(())
     }
 
     fn check_epoch(&self, theirs: Epoch) -> Result<(), SessionError> {
@@ -178,9 +175,11 @@ impl Hub {
 #[derive(Debug)]
 enum State {
     Greeting(Greeting),
+    /// It is `told` that the replica holds the same before `at`: the bytes show it otherwise.
     AwaitBegin {
         node: NodeId,
         at: u64,
+        told: bool,
     },
     /// What the replica was told last is `told`: which epoch it is in, and what is confirmed.
     Streaming {
@@ -256,11 +255,12 @@ impl PrimarySession {
                     self.join(&join)?;
                 }
             }
-            (State::AwaitBegin { node, at }, Frame::Begin { from, len, crc })
+            (State::AwaitBegin { node, at, told }, Frame::Begin { from, len, crc })
                 if from == *at && len <= CHECKED_MAX =>
             {
-                let (node, next) = (*node, *at);
-                if self.hub.log.checksum(next, len)? != (len, crc) && self.holds(next, len) {
+                let (node, next, told) = (*node, *at, *told);
+                let is_equal = self.hub.log.checksum(next, len)? == (len, crc);
+                if !is_equal && (!told || self.holds(next, len)) {
                     return Err(SessionError::Diverged);
                 }
                 let acked = Acked { in_epoch: false, written: next, durable: 0 };
@@ -305,7 +305,7 @@ impl PrimarySession {
 
     fn join(&mut self, join: &Join) -> Result<(), SessionError> {
         let hub = &self.hub;
-        let plan = hub.history().plan_for(&join.history);
+        let plan = hub.history().plan_for(&join.history, join.node);
         if let Some(replica) = join.history.other_than(Some(hub.log_id))
             && plan == Plan::Diverged
         {
@@ -323,7 +323,9 @@ impl PrimarySession {
         self.state = match plan {
             Plan::Follow(at) => {
                 hub.group.join(join.node, join.instance, self.id)?;
-                State::AwaitBegin { node: join.node, at }
+                let is_told = epoch_at(&hub.epochs, at.saturating_sub(1)).epoch > Epoch(0);
+                let told = is_told || join.history.is_copy_of(&hub.history());
+                State::AwaitBegin { node: join.node, at, told }
             }
             Plan::Truncate(_) => State::Dismissed,
             Plan::Restart(at) => State::Telling { queues: hub.queue_starts(at)?, next: 0 },

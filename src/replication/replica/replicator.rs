@@ -1,7 +1,7 @@
 //! What a replica answers to its store.
 
 use crate::error::{Error, Result};
-use crate::replication::{Admission, Refusal, ReplicatedLog, Replicator, Role, StartPoint};
+use crate::replication::{Admission, Epoch, Refusal, ReplicatedLog, Replicator, Role, StartPoint};
 use crate::worker::{Alarm, Doorbell};
 use parking_lot::RwLock;
 use std::sync::{Arc, OnceLock};
@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 #[derive(Debug, Default)]
 pub(crate) struct ReplicaReplicator {
     log: OnceLock<Arc<dyn ReplicatedLog>>,
+    begun: OnceLock<Epoch>,
     /// Rung when more is written or durable.
     alarm: RwLock<Option<Arc<Alarm>>>,
 }
@@ -18,6 +19,11 @@ impl ReplicaReplicator {
     /// The log, once the store is open.
     pub(crate) fn log(&self) -> Result<&Arc<dyn ReplicatedLog>> {
         self.log.get().ok_or(Error::Closed)
+    }
+
+    /// The newest epoch that this node had begun itself, if nobody else had since.
+    pub(crate) fn begun(&self) -> Epoch {
+        self.begun.get().copied().unwrap_or_default()
     }
 
     /// An alarm that rings `bell` from now on, in place of the one before.
@@ -40,8 +46,9 @@ impl Replicator for ReplicaReplicator {
         Role::Replica
     }
 
-    fn start(&self, log: Arc<dyn ReplicatedLog>, _at: StartPoint) -> Result<u64> {
+    fn start(&self, log: Arc<dyn ReplicatedLog>, at: StartPoint) -> Result<u64> {
         let confirmed = log.confirmed();
+        self.begun.get_or_init(|| at.begun);
         self.log.get_or_init(|| log);
         Ok(confirmed)
     }

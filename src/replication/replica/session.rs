@@ -40,7 +40,7 @@ enum State {
     },
     /// It has to begin anew, and is told where the queues go on; of so many it is still to hear.
     AwaitQueues {
-        primary: Epoch,
+        primary: (LogId, Epoch),
         at: u64,
         queues: Vec<QueueStart>,
         left: Option<u32>,
@@ -60,7 +60,7 @@ struct Following {
     primary: EpochStart,
     /// The primary's log, until this one is known to be the same.
     joins: Option<LogId>,
-    entered: Epoch,
+    entered: EpochStart,
     tail: Tail,
     /// What the primary was told last.
     told: Option<(Epoch, u64, u64)>,
@@ -138,23 +138,24 @@ impl ReplicaSession {
                 queues.extend(more);
                 *left = Some(behind);
                 if behind == 0 {
-                    let (epoch, queues) = (*primary, Some(std::mem::take(queues).into()));
-                    let change = Change::Restart { at: *at, queues };
-                    return Ok(Some(Order { epoch, change }));
+                    let ((log, epoch), queues) = (*primary, std::mem::take(queues));
+                    let change = Change::Restart { at: *at, queues: Some(queues.into()) };
+                    return Ok(Some(Order { log: Some(log), epoch, change }));
                 }
             }
             (State::AwaitWelcome { history }, Frame::Lend { from }) => {
-                let History { epochs, min, end, .. } = history;
-                if !(*min..=*end).contains(&from) {
+                // What was put here without replication is not part of what the primary lost.
+                let (_, end) = history.given();
+                if !(history.min..=end).contains(&from) {
                     return Err(SessionError::protocol("a Lend of what was never offered"));
                 }
-                let epochs = std::mem::take(epochs);
-                self.state = State::Lending { epochs, next: from, end: *end };
+                let epochs = std::mem::take(&mut history.epochs);
+                self.state = State::Lending { epochs, next: from, end };
             }
             (State::Following(following), Frame::Data { epoch, offset, confirmed, bytes, .. }) => {
                 following.take_over(&*self.log, epoch, offset, bytes)?;
                 let confirmed = confirmed.min(following.tail.end());
-                self.log.confirm(confirmed, following.entered)?;
+                self.log.confirm(confirmed, following.entered.epoch)?;
                 // At the latest with the next heartbeat there may be room.
                 if bytes.is_empty() {
                     following.groups.try_again();
@@ -196,21 +197,19 @@ impl ReplicaSession {
         plan: Plan,
         history: &History,
     ) -> Result<Option<Order>, SessionError> {
-        if !history.allows(plan, Some(log)) {
+        if !history.allows(plan, Some(log), self.identity.node) {
             return Err(match history.other_than(Some(log)) {
                 Some(replica) => SessionError::AnotherLog { primary: log, replica },
                 None => SessionError::Diverged,
             });
         }
-        let last = self.log.epochs().last().copied();
-        let newest = last.map_or(Epoch(0), |last| last.epoch);
-        let by = self.log.promised().max(newest);
+        let now = History::of(&*self.log);
+        let last = now.last_reign_in(Some(log));
+        let by = self.log.promised().max(last.epoch);
         if primary.epoch < by {
             return Err(SessionError::Superseded { epoch: primary.epoch, by });
         }
-        if let Some(last) = last.filter(|last| last.epoch == primary.epoch)
-            && last.node != primary.node
-        {
+        if last.epoch == primary.epoch && last.node != primary.node {
             return Err(SessionError::EpochTaken { epoch: last.epoch, node: last.node });
         }
         match plan {
@@ -219,17 +218,19 @@ impl ReplicaSession {
                 self.outbox.push_back(Frame::Begin { from: at, len, crc });
                 let tail = Tail::at(at);
                 let joins = Some(log);
-                let (entered, told, groups) = (newest, None, Groups::default());
+                let entered = now.last_in(Some(log));
+                let (told, groups) = (None, Groups::default());
                 self.state =
                     State::Following(Following { primary, joins, entered, tail, told, groups });
                 Ok(None)
             }
             Plan::Follow(_) => Err(SessionError::protocol("a Welcome to another log")),
             Plan::Truncate(to) => {
-                Ok(Some(Order { epoch: primary.epoch, change: Change::Truncate(to) }))
+                let (log, change) = (Some(log), Change::Truncate(to));
+                Ok(Some(Order { log, epoch: primary.epoch, change }))
             }
             Plan::Restart(at) => {
-                let (primary, queues) = (primary.epoch, Vec::new());
+                let (primary, queues) = ((log, primary.epoch), Vec::new());
                 self.state = State::AwaitQueues { primary, at, queues, left: None };
                 Ok(None)
             }
@@ -243,7 +244,10 @@ impl Following {
     fn held(&self, log: &dyn ReplicatedLog) -> (Epoch, u64, u64) {
         // The durable offset first: it must not pass the other.
         let durable = log.durable();
-        (self.entered, log.end().max(durable), durable)
+        // What was put without replication belongs to no primary's, whatever it is called.
+        let is_reign = self.entered.node != NodeId(0);
+        let entered = if is_reign { self.entered.epoch } else { Epoch(0) };
+        (entered, log.end().max(durable), durable)
     }
 
     fn check_promise(&self, log: &dyn ReplicatedLog) -> Result<(), SessionError> {
@@ -270,15 +274,17 @@ impl Following {
         if let Some(id) = self.joins.take() {
             // Now that the primary has found that what is here is the beginning of what it has.
             log.follow(Some(id), self.primary.epoch)?;
+            // An empty log forgets those of another one.
+            self.entered = History::of(log).last_in(Some(id));
         }
-        if epoch.epoch != self.entered {
+        if epoch != self.entered {
             if self.tail.received() > self.tail.end() {
                 return Err(SessionError::protocol("an epoch that begins inside of a record"));
             }
             log.enter_epoch(epoch)?;
-            self.entered = epoch.epoch;
+            self.entered = epoch;
         }
-        self.tail.take(log, self.entered, bytes)?;
+        self.tail.take(log, epoch.epoch, bytes)?;
         Ok(())
     }
 }

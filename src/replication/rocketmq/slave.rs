@@ -92,7 +92,7 @@ impl SlaveSession {
         }
         if is_empty && offset > self.tail.end() && offset.is_multiple_of(self.log.segment_size()) {
             let change = Change::Restart { at: offset, queues: None };
-            return Ok(Some(Order { epoch: Epoch(0), change }));
+            return Ok(Some(Order { log: None, epoch: Epoch(0), change }));
         }
         Err(SessionError::Diverged)
     }

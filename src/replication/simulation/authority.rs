@@ -17,6 +17,8 @@
 use super::Simulation;
 use super::network::{NODES, Side};
 use super::node::{Crash, Opened, Part};
+use crate::Store;
+use crate::replication::history::History;
 use crate::replication::{Ack, Epoch, PrimaryOptions, Role};
 use std::time::Duration;
 
@@ -78,13 +80,13 @@ impl Simulation {
         }
     }
 
-    fn note_loss(&mut self, node: usize) {
+    /// To be told when a node loses what it may have vouched for.
+    pub(super) fn note_loss(&mut self, node: usize) {
         self.authority.lost[node] = Some(self.authority.newest);
     }
 
     /// To be told when a node gets a new disk.
     pub(super) fn note_new_disk(&mut self, node: usize) {
-        self.note_loss(node);
         self.authority.doubted[node] = None;
         self.authority.new[node] = true;
         if let Some(fenced) = &mut self.authority.failover {
@@ -100,8 +102,8 @@ impl Simulation {
     fn counts_in_failover(&mut self, node: usize) -> bool {
         let Some(running) = &self.nodes[node].running else { return false };
         // All that comes before an epoch that it has entered is to be safe there, too.
-        let last = running.log.epochs().last().copied();
-        let last = last.filter(|last| last.start <= running.log.durable());
+        let last = History::of(&*running.log).last_reign_in(None);
+        let last = Some(last).filter(|last| last.start <= running.log.durable());
         let has_come_to = |lost: Epoch| last.is_some_and(|last| last.epoch > lost);
         self.authority.lost[node].take_if(|lost| has_come_to(*lost));
         self.authority.doubted[node].take_if(|own| has_come_to(*own));
@@ -158,7 +160,8 @@ impl Simulation {
         let kept = running.log.promised() == term;
         let promised = if kept { Ok(()) } else { running.log.promise(term) };
         let fenced = promised.and_then(|()| running.store.flush());
-        let standing = (running.newest_epoch(), running.log.durable());
+        let (epoch, end) = running.store.given();
+        let standing = (epoch, end.min(running.log.durable()));
         if !self.settle(node) {
             return;
         }
@@ -308,7 +311,7 @@ impl Simulation {
     }
 
     /// Ends a store in one of the ways in which that is done; whether nothing came between.
-    fn stop(&mut self, node: usize) -> bool {
+    pub(super) fn stop(&mut self, node: usize) -> bool {
         if self.rng.one_in(2) {
             return self.close(node);
         }
@@ -335,24 +338,38 @@ impl Simulation {
         !self.authority.new[node]
     }
 
-    fn note_opened(&mut self, node: usize, opened: Opened) -> bool {
+    /// A node is opened without replication, and may put something: its epochs need not be known.
+    pub(super) fn note_visit(&mut self, node: usize, store: &Store) {
+        self.note_recovery(node, store);
+        self.authority.newest.0 += 1 << 20;
+    }
+
+    fn note_recovery(&mut self, node: usize, store: &Store) {
+        let report = store.recovery();
+        if std::mem::take(&mut self.authority.cut[node]) && !report.unclean {
+            // The power went when all was closed.
+            self.authority.doubted[node] = None;
+        }
+        self.counts.add_if(report.finished_cut.is_some(), "cuts carried out");
+    }
+
+    pub(super) fn note_opened(&mut self, node: usize, opened: Opened) -> bool {
         match opened {
             Opened::Runs => {
-                let report = self.nodes[node].running.as_ref().map(|one| one.store.recovery());
-                if std::mem::take(&mut self.authority.cut[node])
-                    && report.as_ref().is_some_and(|report| !report.unclean)
-                {
-                    // The power went when all was closed.
-                    self.authority.doubted[node] = None;
+                let store = self.nodes[node].running.as_ref().map(|one| one.store.clone());
+                if let Some(store) = store {
+                    self.note_recovery(node, &store);
                 }
-                let finished = report.is_some_and(|report| report.finished_cut.is_some());
-                self.counts.add_if(finished, "cuts carried out");
                 self.counts.add("opened");
             }
             Opened::Refused => self.counts.add("refused to be primary"),
             Opened::Failed => self.counts.add("failed to open"),
             Opened::Crashed(crash) => {
                 self.counts.add("crashed while it opened");
+                if std::mem::take(&mut self.authority.cut[node]) {
+                    // Whether all was closed when the power went is not known any more.
+                    self.authority.doubted[node] = None;
+                }
                 if crash == Crash::PowerCut {
                     self.note_power_cut(node);
                 }

@@ -137,6 +137,8 @@ struct Simulation {
     /// rest of the schedule stays the same.
     stranger: Option<Node>,
     stranger_rng: Rng,
+    /// When someone opens a node's store without replication.
+    visitor_rng: Rng,
     network: Network,
     authority: Authority,
     checker: Checker,
@@ -160,6 +162,7 @@ impl Simulation {
             nodes,
             stranger: None,
             stranger_rng: Rng(seed),
+            visitor_rng: Rng(!seed),
             network: Network::default(),
             authority: Authority::default(),
             checker: Checker::new(settings.segment_size),
@@ -191,7 +194,7 @@ fn run(seed: u64) -> Counts {
 }
 
 /// What has to happen often for a run to mean anything.
-const FAULTS: [&str; 20] = [
+const FAULTS: [&str; 21] = [
     "connections broken",
     "connections half open",
     "crashed in the middle of a call",
@@ -212,6 +215,7 @@ const FAULTS: [&str; 20] = [
     "truncations",
     "views of an earlier opening read again",
     "two-way partitions",
+    "visits without replication",
 ];
 
 fn report(counts: &Counts, schedules: u64) {

@@ -114,6 +114,8 @@ pub(super) struct Node {
     /// Its newest epoch as a primary.
     pub(super) reign: Epoch,
     pub(super) views: Vec<KeptView>,
+    /// It was open without replication, and showed all that it had.
+    pub(super) visited: bool,
     clock: Arc<ManualClock>,
 }
 
@@ -137,6 +139,7 @@ impl Node {
             was_primary: false,
             reign: Epoch(0),
             views: Vec::new(),
+            visited: false,
             clock,
         }
     }
@@ -164,7 +167,8 @@ impl Node {
         let opened = self.open(replica.clone(), Part::Replica(replica), self.fragile);
         if let Some(running) = &mut self.running {
             let gate = (options.cluster, options.secret.clone());
-            let inquiry = Inquiry::new(running.log.clone(), gate, replicas, Arc::default());
+            let own = (running.log.clone(), running.store.given().0);
+            let inquiry = Inquiry::new(own, gate, replicas, Arc::default());
             running.part = Part::Inquirer(inquiry);
         }
         opened
@@ -179,22 +183,16 @@ impl Node {
 
     fn open(&mut self, replicator: Arc<dyn Replicator>, part: Part, fragile: bool) -> Opened {
         assert!(self.running.is_none(), "opened twice");
-        self.openings += 1;
-        let environment = Environment::on(self.disk.shared()).clock(self.clock.clone()).stepped();
+        let environment = self.environment();
         let opened = Store::open_replicated(self.config.clone(), environment, replicator);
-        if self.disk.is_down() {
-            let crash = self.reboot();
-            drop(opened);
-            return Opened::Crashed(crash);
-        }
-        match opened {
+        match self.look_at(opened) {
             Ok(store) => {
                 let log = match &part {
                     Part::Primary(primary) => primary.hub().expect("it is open").log.clone(),
                     Part::Replica(replica) => replica.log().expect("it is open").clone(),
                     Part::Inquirer(_) => unreachable!("it opens as a replica"),
                 };
-                (self.fragile, self.hurt) = (fragile, self.failing);
+                self.fragile = fragile;
                 let (tickets, observed) = (Vec::new(), log.min_offset());
                 let consumed = [0; QUEUES];
                 let (shows_all, began) = (false, log.end());
@@ -210,14 +208,44 @@ impl Node {
                 });
                 Opened::Runs
             }
-            Err(Error::Refused(Refusal::EpochFell { .. } | Refusal::TailInDoubt)) => {
-                Opened::Refused
-            }
-            Err(error) => {
-                assert!(self.excuses(&error), "node {} does not open: {error}", self.id.0);
-                Opened::Failed
-            }
+            Err(otherwise) => otherwise,
         }
+    }
+
+    /// Opens the store without replication. All that is in the log by then is durable.
+    pub(super) fn open_alone(&mut self) -> std::result::Result<Store, Opened> {
+        assert!(self.running.is_none(), "opened twice");
+        let opened = Store::open_in(self.config.clone(), self.environment());
+        let store = self.look_at(opened)?;
+        (self.fragile, self.visited) = (false, true);
+        Ok(store)
+    }
+
+    /// For the next opening.
+    fn environment(&mut self) -> Environment {
+        self.openings += 1;
+        Environment::on(self.disk.shared()).clock(self.clock.clone()).stepped()
+    }
+
+    /// The store, if it was opened.
+    fn look_at(&mut self, opened: Result<Store>) -> std::result::Result<Store, Opened> {
+        if self.disk.is_down() {
+            let crash = self.reboot();
+            drop(opened);
+            return Err(Opened::Crashed(crash));
+        }
+        let error = match opened {
+            Ok(store) => {
+                self.hurt = self.failing;
+                return Ok(store);
+            }
+            Err(error) => error,
+        };
+        if let Error::Refused(Refusal::EpochFell { .. } | Refusal::TailInDoubt) = error {
+            return Err(Opened::Refused);
+        }
+        assert!(self.excuses(&error), "node {} does not open: {error}", self.id.0);
+        Err(Opened::Failed)
     }
 
     /// Whether an error may come of what was done to the disk.
@@ -266,6 +294,7 @@ impl Node {
     pub(super) fn replace_disk(&mut self, disk: SimDisk) {
         self.disk = disk;
         (self.planned, self.hurt, self.failing, self.fragile) = (None, false, false, false);
+        self.visited = false;
     }
 
     /// Whether what was read before is still what it was.

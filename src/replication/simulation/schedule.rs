@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::replication::primary::{InquirySession, PrimarySession};
 use crate::replication::replica::{Identity, ReplicaSession};
 use crate::replication::session::{Change, Order, Session, SessionError};
-use crate::replication::{Refusal, Role, Secret};
+use crate::replication::{Epoch, Refusal, Role, Secret};
 use crate::{Message, Next, PutStatus, StoreWorker, TagFilter, Ticket};
 use std::time::Duration;
 
@@ -31,8 +31,13 @@ impl Simulation {
         self.begin_failover();
         (0..NODES).for_each(|node| self.fence(node));
         self.promote();
+        // What a visitor has seen may be deleted, though nobody has confirmed it.
+        let is_visited = !self.settings.retention && self.visitor_rng.one_in(3);
         for _ in 0..self.settings.events {
             self.event();
+            if is_visited && self.visitor_rng.one_in(64) {
+                self.visit();
+            }
         }
         self.heal();
         self.counts
@@ -280,7 +285,7 @@ impl Simulation {
         // What a primary has shown before it still shows, though it waits for replicas now.
         let shown = match running.role() {
             Role::Primary if running.shows_all => u64::MAX,
-            Role::Primary if self.settings.mixed => running.began,
+            Role::Primary if self.settings.mixed || self.nodes[node].visited => running.began,
             _ => 0,
         };
         let fetched = running.store.get(TOPIC, queue as i32, from, 1000);
@@ -440,18 +445,22 @@ impl Simulation {
         }
     }
 
+    fn is_asked_by_a_visited_one(&self, at: usize) -> bool {
+        let asking = self.network.connections[at].node(Side::Primary);
+        let part = self.running(asking).map(|running| &running.part);
+        self.nodes[asking].visited && matches!(part, Some(Part::Inquirer(_)))
+    }
+
     fn end_session(&mut self, at: usize, side: Side, error: &SessionError) {
         let node = self.network.connections[at].node(side);
         let name = match error {
             SessionError::Stopped => "sessions taken over by another",
             SessionError::Superseded { .. } => "sessions of an older primary refused",
-            // A first primary that nobody had followed was replaced by a node that knew nothing of its log.
-            // Whoever is in office is followed all the same: nothing of the other log is confirmed.
-            SessionError::AnotherLog { .. }
-                if self.acting_primary()
-                    != Some(self.network.connections[at].node(Side::Primary)) =>
-            {
-                "sessions with a log that was given up refused"
+            // A first primary was replaced by a node that knew nothing of its log.
+            SessionError::AnotherLog { .. } => "sessions with a log that was given up refused",
+            // What a visitor put where the end of a log was lost is in the way of getting that back.
+            SessionError::Diverged if self.is_asked_by_a_visited_one(at) => {
+                "inquiries given up after a visit"
             }
             SessionError::DuplicateNode { .. } => "sessions refused while an old one was there",
             SessionError::Log(Error::SegmentNotReady { .. } | Error::Full | Error::Closed) => {
@@ -469,7 +478,24 @@ impl Simulation {
         };
         self.trace(|_| format!("session of {node} ends: {error}"));
         self.counts.add(name);
-        self.network.connections[at].end(side, Some(error));
+        let connection = &mut self.network.connections[at];
+        let primary = connection.node(Side::Primary);
+        connection.end(side, Some(error));
+        if matches!(error, SessionError::AnotherLog { .. })
+            && side == Side::Replica
+            && self.acting_primary() == Some(primary)
+        {
+            self.empty(node);
+        }
+    }
+
+    /// Empties a replica whose log was given up before anything of it was confirmed, as an operator is told to.
+    /// Of the log that took its place it has acknowledged nothing.
+    fn empty(&mut self, node: usize) {
+        let confirmed = self.running(node).map_or(0, |running| running.log.confirmed());
+        assert_eq!(confirmed, 0, "{node} was left with a log of which something is confirmed");
+        self.replace_disk(node);
+        self.counts.add("replicas of a log that was given up emptied");
     }
 
     /// Does what a replica was told to do to its log, and opens it again.
@@ -670,12 +696,17 @@ impl Simulation {
         if !self.bears_loss(node) {
             return;
         }
+        self.note_loss(node);
+        self.replace_disk(node);
+        self.counts.add("disks replaced by empty ones");
+    }
+
+    fn replace_disk(&mut self, node: usize) {
         self.crash(node, Crash::Kill);
         self.note_new_disk(node);
         let disk = SimDisk::new(self.rng.next());
         self.nodes[node].replace_disk(disk);
         self.trace(|_| format!("{node} has a new disk"));
-        self.counts.add("disks replaced by empty ones");
     }
 
     fn hurt(&mut self, number: usize) {
@@ -748,6 +779,60 @@ impl Simulation {
             if self.running(node).is_none() && !self.rng.one_in(3) {
                 self.restart(node);
             }
+        }
+    }
+
+    /// Someone opens a node's store without replication, and puts something there or does not.
+    fn visit(&mut self) {
+        let node = self.visitor_rng.index(NODES);
+        if self.running(node).is_some() && !self.stop(node) {
+            return;
+        }
+        let store = match self.nodes[node].open_alone() {
+            Ok(store) => store,
+            Err(otherwise) => {
+                self.note_opened(node, otherwise);
+                return;
+            }
+        };
+        self.note_visit(node, &store);
+        self.counts.add("visits without replication");
+        // What is put where no primary ever was is another log, and nobody takes it back.
+        let most = if store.given().0 > Epoch(0) { 3 } else { 0 };
+        for _ in 0..self.visitor_rng.below(most + 1) {
+            let (id, message) = self.checker.message(0, 8 + self.visitor_rng.index(60));
+            match store.try_submit(&message) {
+                Ok(ticket) => {
+                    self.counts.add("puts without replication");
+                    self.trace(|_| {
+                        format!("{node} takes {id} alone at {}", ticket.physical_offset())
+                    });
+                }
+                Err(Error::Unknown { .. }) => {}
+                Err(error) => {
+                    let is_full = matches!(error, Error::Full | Error::SegmentNotReady { .. });
+                    let is_down = self.nodes[node].disk.is_down();
+                    let excused = is_full || is_down || self.nodes[node].excuses(&error);
+                    assert!(excused, "a put on {node} alone: {error}");
+                    // Whether it was stored nobody knows of a machine that went down.
+                    if !is_down {
+                        self.checker.refused(id);
+                    }
+                }
+            }
+            let workers = [StoreWorker::Flush, StoreWorker::Upkeep, StoreWorker::Dispatch];
+            store.step(self.visitor_rng.pick(&workers));
+        }
+        self.trace(|_| format!("{node} was visited: {:?}", store.stats().watermarks));
+        if self.nodes[node].disk.is_down() || self.visitor_rng.one_in(3) {
+            let crash = self.visitor_rng.pick(&[Crash::Kill, Crash::PowerCut]);
+            self.crash(node, crash);
+        } else if let Err(error) = store.close() {
+            let excused = self.nodes[node].disk.is_down() || self.nodes[node].excuses(&error);
+            assert!(excused, "{node} closes alone: {error}");
+        }
+        if self.nodes[node].disk.is_down() {
+            self.crash(node, Crash::Kill);
         }
     }
 
