@@ -159,7 +159,7 @@ fn a_history_of_other_epochs_alone_is_told_what_to_cut_and_no_more() {
             let mut join = Join::of(NODE, SEGMENT_SIZE);
             (join.log, join.min, join.end) = (LOG_ID, 1000, end);
             let epochs = (1..=count).map(|number| EpochStart::new(number, number * 1000));
-            join.epochs = epochs.map(|one| EpochStart { node: 77, ..one }).collect();
+            join.epochs = epochs.map(|one| EpochStart { node: NODE, ..one }).collect();
             let mut peer = scene.connect();
             let welcome = peer.join(&join);
             assert_eq!((welcome.plan, welcome.offset), (1, 1000));
