@@ -151,7 +151,8 @@ pub enum SessionError {
         node: NodeId,
     },
     /// The replica holds records of another log than the primary's: it was pointed at another cluster, or
-    /// the primary's directory was emptied. It keeps what it has. Point it at a primary of its own log; to
+    /// the primary's directory was emptied. It keeps what it has, unless it began that log itself and knows
+    /// of nothing in it that was confirmed or put without replication. Point it at a primary of its own log; to
     /// give up what it holds instead, empty its directory, and fence it with the newest term before it
     /// follows.
     AnotherLog {

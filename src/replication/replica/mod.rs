@@ -23,7 +23,7 @@ use follower::Follower;
 ///
 /// What was put while the store was open without replication counts for nothing here: no primary gave it, and
 /// no other node has it. It lies behind [`end`](Self::end), stays where this node is promoted, and is cut where
-/// another one is.
+/// it follows another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub struct Standing {
@@ -75,7 +75,8 @@ pub struct ReplicaState {
 /// - `n` counts every node that ever acknowledged anything. Before one is taken out for good, or `k` is
 ///   raised, let all others catch up with what is confirmed.
 /// - All of them are to have one [log](super::LogId). Where the first primary is lost before anyone has
-///   followed it, the next one begins another, and the first gives up its own when it returns.
+///   followed it, the next one begins another, and the first gives up its own when it returns. A replica that
+///   had followed it keeps what it has, see [`SessionError::AnotherLog`].
 /// - RocketMQ slaves cannot be fenced: they are no part of this, and with them among the `k` it does not
 ///   hold.
 #[derive(Debug)]
