@@ -137,8 +137,8 @@ struct Simulation {
     /// rest of the schedule stays the same.
     stranger: Option<Node>,
     stranger_rng: Rng,
-    /// When someone opens a node's store without replication.
-    visitor_rng: Rng,
+    /// For what was thought of later: the rest of a schedule stays the same.
+    later_rng: Rng,
     network: Network,
     authority: Authority,
     checker: Checker,
@@ -162,7 +162,7 @@ impl Simulation {
             nodes,
             stranger: None,
             stranger_rng: Rng(seed),
-            visitor_rng: Rng(!seed),
+            later_rng: Rng(!seed),
             network: Network::default(),
             authority: Authority::default(),
             checker: Checker::new(settings.segment_size),
@@ -194,12 +194,13 @@ fn run(seed: u64) -> Counts {
 }
 
 /// What has to happen often for a run to mean anything.
-const FAULTS: [&str; 21] = [
+const FAULTS: [&str; 23] = [
     "connections broken",
     "connections half open",
     "crashed in the middle of a call",
     "crashed while it opened",
     "cuts carried out",
+    "delays",
     "disks full",
     "disks replaced by empty ones",
     "failing calls",
@@ -211,6 +212,7 @@ const FAULTS: [&str; 21] = [
     "power cuts",
     "restarts of a replica far behind",
     "sessions taken over by another",
+    "slow disks",
     "strangers met",
     "truncations",
     "views of an earlier opening read again",

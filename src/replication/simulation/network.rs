@@ -179,6 +179,13 @@ impl Network {
         self.blocked[from][to] = blocked;
     }
 
+    /// Whether anything is on the way to an end that it will reach only once links work again.
+    pub(super) fn holds_up(&self) -> bool {
+        let sides = [Side::Primary, Side::Replica];
+        let waits = |one: &Connection, side| one.brings(side) && !self.arrives(one, side);
+        self.connections.iter().any(|one| sides.iter().any(|side| waits(one, *side)))
+    }
+
     pub(super) fn unblock_all(&mut self) {
         self.blocked = Default::default();
     }

@@ -105,6 +105,8 @@ pub(super) struct Node {
     pub(super) planned: Option<Crash>,
     /// Something may fail because of the disk.
     pub(super) hurt: bool,
+    /// What waits for the disk is seldom done.
+    pub(super) slow: bool,
     /// Something is planted in the disk, or it is full.
     pub(super) failing: bool,
     /// It may have vouched for what a power cut takes.
@@ -134,6 +136,7 @@ impl Node {
             openings: 0,
             planned: None,
             hurt: false,
+            slow: false,
             failing: false,
             fragile: false,
             was_primary: false,

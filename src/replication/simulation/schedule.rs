@@ -32,11 +32,14 @@ impl Simulation {
         (0..NODES).for_each(|node| self.fence(node));
         self.promote();
         // What a visitor has seen may be deleted, though nobody has confirmed it.
-        let is_visited = !self.settings.retention && self.visitor_rng.one_in(3);
+        let is_visited = !self.settings.retention && self.later_rng.one_in(3);
         for _ in 0..self.settings.events {
             self.event();
-            if is_visited && self.visitor_rng.one_in(64) {
+            if is_visited && self.later_rng.one_in(64) {
                 self.visit();
+            }
+            if self.later_rng.one_in(100) {
+                self.change_pace();
             }
         }
         self.heal();
@@ -335,6 +338,11 @@ impl Simulation {
     // The stores' own work.
 
     fn step(&mut self, node: usize, worker: StoreWorker) {
+        let waits_for_disk = matches!(worker, StoreWorker::Flush | StoreWorker::Upkeep);
+        if waits_for_disk && self.nodes[node].slow && !self.later_rng.one_in(16) {
+            self.counts.add("steps not done for a slow disk");
+            return;
+        }
         let Some(running) = self.running(node) else { return };
         let next = running.store.step(worker);
         if !self.settle(node) {
@@ -617,6 +625,7 @@ impl Simulation {
     fn change_links(&mut self) {
         let (from, to) = (self.rng.index(NODES), self.rng.index(NODES));
         if from == to || self.rng.one_in(2) {
+            self.counts.add_if(self.network.holds_up(), "delays");
             self.network.unblock_all();
             return;
         }
@@ -737,6 +746,14 @@ impl Simulation {
         node.disk.inject(fault.nth(nth));
     }
 
+    /// The disk of a node becomes slow, or as fast as it was.
+    fn change_pace(&mut self) {
+        let node = self.later_rng.index(NODES);
+        let slow = self.later_rng.one_in(3) && !self.nodes[node].slow;
+        self.nodes[node].slow = slow;
+        self.counts.add_if(slow, "slow disks");
+    }
+
     fn mend(&mut self, node: usize) {
         let node = &mut self.nodes[node];
         node.disk.clear_faults();
@@ -784,7 +801,7 @@ impl Simulation {
 
     /// Someone opens a node's store without replication, and puts something there or does not.
     fn visit(&mut self) {
-        let node = self.visitor_rng.index(NODES);
+        let node = self.later_rng.index(NODES);
         if self.running(node).is_some() && !self.stop(node) {
             return;
         }
@@ -799,8 +816,8 @@ impl Simulation {
         self.counts.add("visits without replication");
         // What is put where no primary ever was is another log, and nobody takes it back.
         let most = if store.given().0 > Epoch(0) { 3 } else { 0 };
-        for _ in 0..self.visitor_rng.below(most + 1) {
-            let (id, message) = self.checker.message(0, 8 + self.visitor_rng.index(60));
+        for _ in 0..self.later_rng.below(most + 1) {
+            let (id, message) = self.checker.message(0, 8 + self.later_rng.index(60));
             match store.try_submit(&message) {
                 Ok(ticket) => {
                     self.counts.add("puts without replication");
@@ -821,11 +838,11 @@ impl Simulation {
                 }
             }
             let workers = [StoreWorker::Flush, StoreWorker::Upkeep, StoreWorker::Dispatch];
-            store.step(self.visitor_rng.pick(&workers));
+            store.step(self.later_rng.pick(&workers));
         }
         self.trace(|_| format!("{node} was visited: {:?}", store.stats().watermarks));
-        if self.nodes[node].disk.is_down() || self.visitor_rng.one_in(3) {
-            let crash = self.visitor_rng.pick(&[Crash::Kill, Crash::PowerCut]);
+        if self.nodes[node].disk.is_down() || self.later_rng.one_in(3) {
+            let crash = self.later_rng.pick(&[Crash::Kill, Crash::PowerCut]);
             self.crash(node, crash);
         } else if let Err(error) = store.close() {
             let excused = self.nodes[node].disk.is_down() || self.nodes[node].excuses(&error);
@@ -847,6 +864,7 @@ impl Simulation {
             .retain_mut(|one| one.is_alive(Side::Primary) && one.is_alive(Side::Replica));
         for node in 0..NODES {
             self.mend(node);
+            self.nodes[node].slow = false;
             self.nodes[node].disk.disarm();
             self.nodes[node].planned = None;
             let fails = |one: &Running| one.is_latched() || one.store.flush_offsets().is_err();
