@@ -45,7 +45,7 @@ enum State {
         queues: Vec<QueueStart>,
         left: Option<u32>,
     },
-    Following(Following),
+    Following(Box<Following>),
     /// The primary lost the end of its log, and asked for it.
     Lending {
         epochs: Vec<EpochStart>,
@@ -220,8 +220,14 @@ impl ReplicaSession {
                 let joins = Some(log);
                 let entered = now.last_in(Some(log));
                 let (told, groups) = (None, Groups::default());
-                self.state =
-                    State::Following(Following { primary, joins, entered, tail, told, groups });
+                self.state = State::Following(Box::new(Following {
+                    primary,
+                    joins,
+                    entered,
+                    tail,
+                    told,
+                    groups,
+                }));
                 Ok(None)
             }
             Plan::Follow(_) => Err(SessionError::protocol("a Welcome to another log")),
