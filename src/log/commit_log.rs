@@ -230,12 +230,10 @@ impl CommitLog {
     pub(crate) fn abandon(&self, keep_lock: bool) {
         self.closed.store(true, Ordering::Release);
         self.core.close_appends();
-        let stopped = self.stop_upkeep(self.core.config.close_timeout);
-        if !keep_lock && stopped.is_ok() {
-            self.core.directory().unlock(self.core.config.close_timeout);
-        } else {
-            self.keeps_lock.store(true, Ordering::Release);
-        }
+        let timeout = self.core.config.close_timeout;
+        let stopped = self.stop_upkeep(timeout);
+        let let_go = !keep_lock && stopped.is_ok() && self.core.directory().unlock(timeout);
+        self.keeps_lock.store(!let_go, Ordering::Release);
     }
 
     /// Whether it was closed while a thread hung, and no thread is left now.
@@ -243,9 +241,10 @@ impl CommitLog {
         self.keeps_lock.load(Ordering::Acquire) && !self.core.is_running()
     }
 
-    /// Lets another store have what this one kept when it was closed.
+    /// Lets another store have what this one kept when it was closed, unless somebody writes there even now.
     pub(crate) fn unlock(&self) {
-        self.core.directory().unlock(Duration::ZERO);
+        let let_go = self.core.directory().unlock(Duration::ZERO);
+        self.keeps_lock.store(!let_go, Ordering::Release);
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {
@@ -267,5 +266,34 @@ impl Drop for CommitLog {
     fn drop(&mut self) {
         // Best effort; `close` is how a caller hears of errors.
         let _ = self.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::SimDisk;
+    use crate::error::Error;
+
+    #[test]
+    fn a_directory_that_somebody_writes_to_is_let_go_of_afterwards() {
+        let disk = SimDisk::new(1);
+        let open = || {
+            let mut config = LogConfig::new("/store").segment_size(4096);
+            config.close_timeout = Duration::from_millis(1);
+            CommitLog::open_in(config, Environment::on(disk.shared()).stepped())
+        };
+        let log = open().expect("it opens");
+        let held = log.core().directory().hold().expect("it is open");
+        let closed = log.core().shut(false);
+        assert!(matches!(closed, Err(Error::CloseTimeout { .. })), "{closed:?}");
+        log.abandon(false);
+        log.unlock();
+        assert!(log.may_unlock());
+        assert!(matches!(open(), Err(Error::Locked { .. })));
+        drop(held);
+        log.unlock();
+        assert!(!log.may_unlock());
+        open().expect("it is let go of");
     }
 }

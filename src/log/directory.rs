@@ -91,11 +91,14 @@ impl Directory {
         Ok(directory)
     }
 
-    /// Lets another store have the directory, unless a thread of this one hangs while it writes there.
-    pub(crate) fn unlock(&self, patience: Duration) {
-        if let Some(mut lock) = self.lock.try_lock_for(patience) {
+    /// Lets another store have the directory, unless a thread of this one hangs while it writes there;
+    /// whether it did.
+    pub(crate) fn unlock(&self, patience: Duration) -> bool {
+        let lock = self.lock.try_lock_for(patience);
+        lock.is_some_and(|mut lock| {
             *lock = None;
-        }
+            true
+        })
     }
 
     /// Keeps the directory from others while something is written there.

@@ -319,10 +319,11 @@ impl Core {
         let deadline = self.clock.now() + self.config.close_timeout;
         let shut = self.flush_until(deadline).and_then(|()| self.finish(behind));
         // A thread that hangs may yet write: nobody else may have the directory then.
-        if !matches!(shut, Err(Error::CloseTimeout { .. })) {
-            self.directory.unlock(self.config.close_timeout);
+        let hangs = matches!(shut, Err(Error::CloseTimeout { .. }));
+        if hangs || self.directory.unlock(self.config.close_timeout) {
+            return shut;
         }
-        shut
+        shut.and(Err(Error::CloseTimeout { thread: "that writes to the directory".to_owned() }))
     }
 
     /// Removes what only a running store needs and marks the log clean.

@@ -247,3 +247,9 @@ impl Session for InquirySession {
         matches!(self.stage, Stage::Borrowing { .. })
     }
 }
+
+impl Drop for InquirySession {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
