@@ -45,9 +45,9 @@ impl Peer {
         self.lent.is_some() && !self.done
     }
 
-    /// Where its log ends, as it says.
+    /// Where what primaries gave it ends, as it says.
     fn until(&self) -> Option<u64> {
-        self.claims.as_ref().map(|join| join.end)
+        self.claims.as_ref().map(|join| given(join).1)
     }
 
     /// Whether it says that it holds the epoch in which the primary lost something.
@@ -87,12 +87,20 @@ struct Peers {
 }
 
 /// The newest epoch that a primary gave, and where what it gave ends. Node 0 stands for puts without
-/// replication, which are on one node alone.
+/// replication, which are on one node alone; what has no epoch, for what is older than all of that.
 fn given(join: &Join) -> (u64, u64) {
-    let alone = join.epochs.iter().rev().take_while(|one| one.node == 0);
-    let end = alone.map(|one| one.start).fold(join.end, u64::min);
-    let newest = join.epochs.iter().rev().find(|one| one.node != 0);
-    newest.map_or((0, join.end), |newest| (newest.epoch, end))
+    if ![0, LEFT.id].contains(&join.log) {
+        // Of another log it has nothing left, or it is not heard.
+        return (0, 0);
+    }
+    let (mut newest, mut end) = (0, join.end);
+    for one in join.epochs.iter().filter(|one| one.epoch > 0) {
+        (newest, end) = match one.node {
+            0 => (newest, end.min(one.start)),
+            _ => (one.epoch, join.end),
+        };
+    }
+    (newest, end)
 }
 
 pub fn attack(script: &mut Unstructured<'_>) {
@@ -141,7 +149,7 @@ impl Peers {
         if heard.is_ok() && peer.claims.is_none() && peer.end.is_introduced() {
             assert!(peer.proved, "a stranger is believed");
             let join = Join::parse(&frames(&said)[0].1);
-            let newest = join.epochs.last().map_or(0, |last| last.epoch);
+            let (newest, _) = given(&join);
             assert!(newest.max(join.promised) <= EPOCH, "it knows of a newer primary");
             self.heard.insert(join.node, (peer.serial, given(&join)));
             peer.claims = Some(join);
