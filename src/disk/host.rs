@@ -9,11 +9,13 @@ use super::{
 use memmap2::{MmapMut, MmapOptions, MmapRaw};
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -392,13 +394,15 @@ impl DiskFile for HostFile {
         let (mut at, count) = (offset(range.start)?, range.end.saturating_sub(range.start));
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let (to, from) = (socket.as_raw_fd(), self.file.as_raw_fd());
-        // SAFETY: plain system call on two descriptors that are borrowed for it; it writes to `at` alone,
-        // and neither reads nor writes memory of this process otherwise.
-        let sent = unsafe { libc::sendfile(to, from, &raw mut at, count) };
+        let (sent, error) = without_sigpipe(|| {
+            // SAFETY: plain system call on two descriptors that are borrowed for it; it writes to `at`
+            // alone, and neither reads nor writes memory of this process otherwise.
+            let sent = unsafe { libc::sendfile(to, from, &raw mut at, count) };
+            (sent, io::Error::last_os_error())
+        });
         if sent > 0 {
             return Ok(sent as u64);
         }
-        let error = io::Error::last_os_error();
         Err(match error.raw_os_error() {
             _ if sent == 0 => io::ErrorKind::UnexpectedEof.into(),
             Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP) => {
@@ -425,6 +429,32 @@ impl DiskFile for HostFile {
         Region::new(memory, self.published.clone(), writable)
             .ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
+}
+
+/// Keeps a peer that hangs up from ending the process where nobody ignores `SIGPIPE`: a flag of the other
+/// calls that send says so, and this one has none.
+fn without_sigpipe<T>(call: impl FnOnce() -> T) -> T {
+    let mut sigpipe = MaybeUninit::<libc::sigset_t>::uninit();
+    let (mut before, mut pending) = (sigpipe, sigpipe);
+    // SAFETY: the first call initializes `sigpipe`, and the others fill the sets that they are given; they
+    // fail for no valid signal and way. Only the mask of this thread is changed.
+    let was_pending = unsafe {
+        libc::sigemptyset(sigpipe.as_mut_ptr());
+        libc::sigaddset(sigpipe.as_mut_ptr(), libc::SIGPIPE);
+        libc::sigpending(pending.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_BLOCK, sigpipe.as_ptr(), before.as_mut_ptr());
+        libc::sigismember(pending.as_ptr(), libc::SIGPIPE) == 1
+    };
+    let result = call();
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: all sets were initialized above. The signal that is taken, if there is one, came of `call`.
+    unsafe {
+        if !was_pending {
+            libc::sigtimedwait(sigpipe.as_ptr(), ptr::null_mut(), &raw const at_once);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut());
+    }
+    result
 }
 
 struct Mapped {
@@ -463,6 +493,7 @@ mod tests {
     use std::io::Read;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
+    use std::process::Command;
 
     #[test]
     fn published_bytes_are_refused_to_every_write() {
@@ -496,5 +527,36 @@ mod tests {
         let mut got = String::new();
         there.read_to_string(&mut got).unwrap();
         assert_eq!(got, "the page cache");
+    }
+
+    #[test]
+    fn a_peer_that_hangs_up_does_not_end_the_process() {
+        const ALONE: &str = "DURALOG_TEST_ALONE";
+        if std::env::var_os(ALONE).is_none() {
+            // In a process of its own, for all threads share what a signal does.
+            let name = "disk::host::tests::a_peer_that_hangs_up_does_not_end_the_process";
+            let mut alone = Command::new(std::env::current_exe().unwrap());
+            let ended = alone.args(["--exact", name]).env(ALONE, "1").output().unwrap();
+            assert!(ended.status.success(), "{ended:?}");
+            return;
+        }
+        // SAFETY: nobody relies on its being ignored here.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+        let path = std::env::temp_dir().join(format!("duralog-pipe-{}", std::process::id()));
+        let file = HostDisk.create(&path, 8192, Allocation::Reserved).unwrap();
+        HostDisk.remove(&path).unwrap();
+        let (here, there) = UnixStream::pair().unwrap();
+        drop(there);
+        for _ in 0..2 {
+            let error = file.send(0..8192, here.as_fd()).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        }
+        let mut mask = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: the first call fills the set, and changes nothing.
+        let is_blocked = unsafe {
+            libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), mask.as_mut_ptr());
+            libc::sigismember(mask.as_ptr(), libc::SIGPIPE)
+        };
+        assert_eq!(is_blocked, 0, "the thread is as it was");
     }
 }

@@ -176,8 +176,8 @@ impl Asking {
         let replicator = Arc::new(ReplicaReplicator::default());
         let store = Store::open_replicated(config, environment, replicator.clone())?;
         let log = replicator.log()?.clone();
-        let gate = (node.cluster, node.secret.clone());
-        let inquiry = Inquiry::new((log.clone(), store.given().0), gate, replicas, Arc::default());
+        let inquiry =
+            Inquiry::new((log.clone(), store.given().0), node.clone(), replicas, Arc::default());
         Ok(Self { store, log, inquiry, now, nonce, accepted: 0 })
     }
 

@@ -218,15 +218,18 @@ impl Link {
                 Next::Now
             }
             Ok(None) => {
-                let due = session.due();
                 drop(session);
                 if let Some(rest) = self.rest.filter(|_| std::mem::take(&mut writing.worked)) {
                     return Next::At(now + rest);
                 }
-                match self
-                    .alarm
-                    .sleep_unless(|| self.is_over() || self.session.lock().is_ready(now))
-                {
+                // Asked once whoever brings news rings: what came before that would be slept over.
+                let mut due = None;
+                let is_called = || {
+                    let session = self.session.lock();
+                    due = session.due();
+                    self.is_over() || session.is_ready(now)
+                };
+                match self.alarm.sleep_unless(is_called) {
                     Next::Now => Next::Now,
                     _ => due.map_or(Next::Idle, Next::At),
                 }

@@ -93,9 +93,13 @@ impl Epoch {
         Self((term as u64) << OPENING_BITS)
     }
 
-    /// The beginning of the term after this epoch's.
+    /// The beginning of the term after this epoch's. Nothing follows the last term: there it is an epoch that
+    /// begins none.
     pub const fn next_term(self) -> Self {
-        Self(((self.0 >> OPENING_BITS) + 1) << OPENING_BITS)
+        match ((self.0 >> OPENING_BITS) + 1).checked_mul(1 << OPENING_BITS) {
+            Some(next) => Self(next),
+            None => Self(u64::MAX),
+        }
     }
 
     /// The epoch after this one. Nothing follows the last one: it is refused again.

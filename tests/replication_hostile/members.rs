@@ -223,17 +223,11 @@ fn a_frame_that_is_none_is_refused_after_the_proof_too() {
         data(EpochStart::new(EPOCH, 0), 0, 0, b""),
         welcome(LOG_ID, EpochStart::new(EPOCH, 0), 0, 0),
         frame(LEND, &u64s(&[0])),
+        // That an epoch is over is believed of nobody who has not said who it is.
+        refuse(6, 1, u64::MAX),
     ] {
         says("a frame out of turn", bytes);
     }
-    // That an epoch is over is believed of nobody who has not said who it is.
-    let is = |error: &SessionError| matches!(error, SessionError::Superseded { .. });
-    withstands("a Refuse out of turn", is, |scene| {
-        let mut peer = scene.connect();
-        peer.introduce();
-        peer.send(&refuse(6, 1, u64::MAX));
-        peer.kinds();
-    });
 }
 
 #[test]

@@ -11,8 +11,9 @@ pub(crate) struct Bells(RwLock<Vec<(SessionId, Arc<Alarm>)>>);
 
 impl Bells {
     pub(super) fn add(&self, session: SessionId, alarm: Arc<Alarm>) {
+        self.0.write().push((session, alarm.clone()));
+        // For what came up before.
         alarm.ring();
-        self.0.write().push((session, alarm));
     }
 
     pub(super) fn remove(&self, session: SessionId) {

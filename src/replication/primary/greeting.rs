@@ -66,9 +66,6 @@ impl Greeting {
                 Err(SessionError::Cluster { theirs: join.cluster })
             }
             (Awaited::Join, Frame::Join(join)) => Ok(Some(join)),
-            (Awaited::Join, Frame::Refuse { code, details }) => {
-                Err(SessionError::from_refusal(code, details))
-            }
             (_, other) => Err(unexpected(&other)),
         }
     }

@@ -19,7 +19,7 @@ pub(super) struct Groups {
     news: Vec<GroupOffset>,
     is_whole: bool,
     is_open: bool,
-    /// When there may be more.
+    /// When to look whether there is more.
     due: Instant,
 }
 
@@ -33,9 +33,9 @@ impl Groups {
         self.told.as_ref().is_none_or(|told| told.moves != hub.log.group_moves())
     }
 
-    /// When there is something to say.
-    pub(super) fn due(&self, hub: &Hub, at_once: Instant) -> Option<Instant> {
-        if self.is_open { Some(at_once) } else { self.is_behind(hub).then_some(self.due) }
+    /// When there is something to say, or to look for.
+    pub(super) fn due(&self, at_once: Instant) -> Instant {
+        if self.is_open { at_once } else { self.due }
     }
 
     /// The next of it.
@@ -45,7 +45,12 @@ impl Groups {
         now: Instant,
     ) -> Result<Option<Frame<'static>>, Error> {
         if !self.is_open {
-            if now < self.due || !self.is_behind(hub) {
+            if now < self.due {
+                return Ok(None);
+            }
+            // Nobody rings when a group moves.
+            self.due = now + GROUPS_INTERVAL;
+            if !self.is_behind(hub) {
                 return Ok(None);
             }
             let now_there = hub.standings()?;
@@ -56,7 +61,7 @@ impl Groups {
             self.news.retain(wire::is_plausible);
             // The last ones are told first.
             self.is_open = self.is_whole || !self.news.is_empty();
-            (self.told, self.due) = (Some(now_there), now + GROUPS_INTERVAL);
+            self.told = Some(now_there);
         }
         let Some(told) = self.told.as_ref().filter(|_| self.is_open) else { return Ok(None) };
         let left = self.news.len().saturating_sub(OFFSETS_MAX);

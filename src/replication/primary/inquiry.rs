@@ -9,7 +9,7 @@ use crate::replication::secret::Secret;
 use crate::replication::session::{Order, Outgoing, Session, SessionError, last_words, unexpected};
 use crate::replication::tail::Tail;
 use crate::replication::wire::{self, CONTROL_MAX, FRAME_MAX, Frame, Join, Nonce};
-use crate::replication::{Epoch, NodeId, Refusal, ReplicatedLog};
+use crate::replication::{Epoch, NodeId, NodeOptions, Refusal, ReplicatedLog};
 use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -25,6 +25,7 @@ pub(crate) struct Inquiry {
     newest: Epoch,
     cluster: u64,
     secret: Secret,
+    heartbeat: Duration,
     /// So many replicas have to be heard.
     needed: usize,
     bells: Arc<Bells>,
@@ -43,12 +44,13 @@ struct State {
 impl Inquiry {
     pub(crate) fn new(
         (log, newest): (Arc<dyn ReplicatedLog>, Epoch),
-        (cluster, secret): (u64, Secret),
+        NodeOptions { cluster, secret, heartbeat_interval, .. }: NodeOptions,
         needed: usize,
         bells: Arc<Bells>,
     ) -> Arc<Self> {
         let (state, changed) = (Mutex::default(), Condvar::new());
-        Arc::new(Self { log, newest, cluster, secret, needed, bells, state, changed })
+        let heartbeat = heartbeat_interval;
+        Arc::new(Self { log, newest, cluster, secret, heartbeat, needed, bells, state, changed })
     }
 
     /// Waits for the outcome, at most `patience`; otherwise who was not heard.
@@ -147,13 +149,13 @@ pub(crate) struct InquirySession {
     id: SessionId,
     stage: Stage,
     outbox: VecDeque<Frame<'static>>,
-    since: Instant,
+    sent_at: Instant,
 }
 
 impl InquirySession {
     pub(crate) fn new(inquiry: Arc<Inquiry>, id: SessionId, nonce: Nonce, now: Instant) -> Self {
         let stage = Stage::Greeting(Greeting::new(nonce));
-        Self { inquiry, id, stage, outbox: VecDeque::new(), since: now }
+        Self { inquiry, id, stage, outbox: VecDeque::new(), sent_at: now }
     }
 
     fn max_frame(&self) -> u32 {
@@ -161,6 +163,24 @@ impl InquirySession {
             Stage::Greeting(greeting) => greeting.max_frame(),
             Stage::Borrowing { .. } => FRAME_MAX,
             Stage::Waiting { .. } | Stage::Done => CONTROL_MAX,
+        }
+    }
+
+    /// Asks for what was lost, or gives a sign of life.
+    fn next(&mut self, now: Instant) -> Option<Frame<'static>> {
+        let log = &self.inquiry.log;
+        match &self.stage {
+            Stage::Waiting { end } if self.inquiry.is_lender(self.id) => {
+                let (from, until) = (log.end(), *end);
+                self.stage = Stage::Borrowing { tail: Tail::at(from), until };
+                Some(Frame::Lend { from })
+            }
+            _ if self.due().is_some_and(|due| due <= now) => {
+                // The durable offset first: it must not pass the other.
+                let durable = log.durable();
+                Some(Frame::Ack { epoch: Epoch(0), written: log.end().max(durable), durable })
+            }
+            _ => None,
         }
     }
 
@@ -207,22 +227,17 @@ impl Session for InquirySession {
         Ok(None)
     }
 
-    fn poll(&mut self, _now: Instant) -> Result<Option<Outgoing>, SessionError> {
-        if let Some(frame) = self.outbox.pop_front() {
-            return Ok(Some(Outgoing::frame(&frame)));
+    fn poll(&mut self, now: Instant) -> Result<Option<Outgoing>, SessionError> {
+        let frame = self.outbox.pop_front().or_else(|| self.next(now));
+        if frame.is_some() {
+            self.sent_at = now;
         }
-        let Stage::Waiting { end } = self.stage else { return Ok(None) };
-        if !self.inquiry.is_lender(self.id) {
-            return Ok(None);
-        }
-        let from = self.inquiry.log.end();
-        self.stage = Stage::Borrowing { tail: Tail::at(from), until: end };
-        Ok(Some(Outgoing::frame(&Frame::Lend { from })))
+        Ok(frame.map(|frame| Outgoing::frame(&frame)))
     }
 
-    fn is_ready(&self, _now: Instant) -> bool {
+    fn is_ready(&self, now: Instant) -> bool {
         let chosen = matches!(self.stage, Stage::Waiting { .. }) && self.inquiry.is_lender(self.id);
-        chosen || !self.outbox.is_empty()
+        chosen || self.due().is_some_and(|due| due <= now)
     }
 
     fn leave(&mut self) {
@@ -232,7 +247,11 @@ impl Session for InquirySession {
     }
 
     fn due(&self) -> Option<Instant> {
-        (!self.outbox.is_empty()).then_some(self.since)
+        match &self.stage {
+            _ if !self.outbox.is_empty() => Some(self.sent_at),
+            Stage::Greeting(_) => None,
+            _ => Some(self.sent_at + self.inquiry.heartbeat),
+        }
     }
 
     fn farewell(&self, error: &SessionError) -> Option<Vec<u8>> {

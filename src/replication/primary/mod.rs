@@ -284,8 +284,7 @@ fn inquire(
     patience: Duration,
 ) -> Result<()> {
     let (node, bells) = (&options.node, Arc::<Bells>::default());
-    let gate = (node.cluster, node.secret.clone());
-    let inquiry = Inquiry::new(own, gate, replicas, bells.clone());
+    let inquiry = Inquiry::new(own, node.clone(), replicas, bells.clone());
     let asking = inquiry.clone();
     let make: MakeSession = Box::new(move |id, protocol, _peer, now| match protocol {
         Protocol::Duralog => Ok(Box::new(InquirySession::new(asking.clone(), id, random()?, now))),

@@ -153,9 +153,13 @@ impl Server {
         put_away(&self.served, service);
         let mut served = self.served.lock();
         make_room(&served, protocol);
-        if served.len() >= CONNECTIONS_MAX || self.is_stopped() {
+        let refused = match self.is_stopped() {
+            true => Some(SessionError::Stopped),
+            false => (served.len() >= CONNECTIONS_MAX).then_some(SessionError::Crowded),
+        };
+        if let Some(error) = refused {
             (stream.hang_up)();
-            return Err(SessionError::Crowded);
+            return Err(error);
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (clock, now) = (service.clock.clone(), service.clock.now());

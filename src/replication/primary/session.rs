@@ -288,7 +288,9 @@ impl PrimarySession {
             }
             (_, Frame::Refuse { code, details }) => {
                 let error = SessionError::from_refusal(code, details);
-                if let SessionError::Superseded { by, .. } = error {
+                if let SessionError::Superseded { by, .. } = error
+                    && by.next() > by
+                {
                     self.hub.check_epoch(by)?;
                 }
                 return Err(error);
@@ -429,8 +431,7 @@ impl Session for PrimarySession {
             State::Streaming { told: Some(told), next, groups, .. } => {
                 let word = self.sent_at + self.hub.rest(*told, *next);
                 let records = (*next < self.hub.log.end()).then_some(self.paced_until);
-                let groups = groups.due(&self.hub, self.sent_at);
-                [Some(word), records, groups].into_iter().flatten().min()
+                [Some(word), records, Some(groups.due(self.sent_at))].into_iter().flatten().min()
             }
             State::Streaming { told: None, .. } | State::Telling { .. } => Some(self.sent_at),
             _ => None,

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const RECEIVE_THREAD: &str = "duralog-replica";
-const SEND_THREAD: &str = "duralog-replica-ack";
+const SEND_THREAD: &str = "duralog-acks";
 /// How long a connection may take to come about.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 const STOP_MAX: Duration = Duration::from_secs(10);
@@ -289,6 +289,8 @@ impl Following {
                 self.followed = Some(followed);
                 Next::Now
             }
+            // Whoever has closed it does not wait for this.
+            Err(_) if shared.is_stopped() => Next::Idle,
             Err((peer, error)) => self.failed(shared, peer, error),
         }
     }

@@ -62,6 +62,8 @@ struct Following {
     joins: Option<LogId>,
     entered: EpochStart,
     tail: Tail,
+    /// The primary has sent something that could be taken: it has found that the logs are equal so far.
+    heard: bool,
     /// What the primary was told last.
     told: Option<(Epoch, u64, u64)>,
     groups: Groups,
@@ -169,6 +171,8 @@ impl ReplicaSession {
                 }
                 following.groups.settle(&*self.log)?;
             }
+            // A primary that asks others first, or takes what it lost, is alive.
+            (State::AwaitWelcome { .. } | State::Lending { .. }, Frame::Ack { .. }) => {}
             (_, Frame::Refuse { code, details }) if known => {
                 return Err(SessionError::from_refusal(code, details));
             }
@@ -219,12 +223,13 @@ impl ReplicaSession {
                 let tail = Tail::at(at);
                 let joins = Some(log);
                 let entered = now.last_in(Some(log));
-                let (told, groups) = (None, Groups::default());
+                let (heard, told, groups) = (false, None, Groups::default());
                 self.state = State::Following(Box::new(Following {
                     primary,
                     joins,
                     entered,
                     tail,
+                    heard,
                     told,
                     groups,
                 }));
@@ -291,6 +296,7 @@ impl Following {
             self.entered = epoch;
         }
         self.tail.take(log, epoch.epoch, bytes)?;
+        self.heard = true;
         Ok(())
     }
 }
@@ -361,6 +367,6 @@ impl Session for ReplicaSession {
     }
 
     fn is_streaming(&self) -> bool {
-        matches!(self.state, State::Following(_))
+        matches!(&self.state, State::Following(following) if following.heard)
     }
 }

@@ -169,9 +169,8 @@ impl Node {
         let replica = Arc::new(ReplicaReplicator::default());
         let opened = self.open(replica.clone(), Part::Replica(replica), self.fragile);
         if let Some(running) = &mut self.running {
-            let gate = (options.cluster, options.secret.clone());
             let own = (running.log.clone(), running.store.given().0);
-            let inquiry = Inquiry::new(own, gate, replicas, Arc::default());
+            let inquiry = Inquiry::new(own, options.clone(), replicas, Arc::default());
             running.part = Part::Inquirer(inquiry);
         }
         opened
