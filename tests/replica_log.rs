@@ -822,6 +822,47 @@ fn puts_without_replication_are_judged_by_what_they_were_to_carry() {
     }
 }
 
+/// Changes the tag of the first record that is whole in `bytes`: only a checksum of all of it tells.
+fn change_tag(bytes: &mut [u8]) {
+    let name = bytes.windows(4).position(|name| name == b"TAGS").expect("it has a tag");
+    bytes[name + 5] ^= 2;
+}
+
+#[test]
+fn a_look_changes_nothing_of_what_the_records_of_a_copy_are_checked_for() {
+    let (_original, bytes) = original(8);
+    let half = records(&bytes)[4];
+    for looks in [false, true] {
+        let disk = disk();
+        let copy = copy_of(&disk, config());
+        copy.log.enter_epoch(FIRST).expect("it is the first");
+        take_over(&copy, &bytes[..half as usize], &[4096]);
+        copy.store.close().expect("it closes");
+        drop(copy);
+        if looks {
+            let mut config = config();
+            config.log.record_crc = false;
+            open(&disk, config).close().expect("it closes");
+        }
+        // Damaged on its way here.
+        let copy = copy_of(&disk, unsynced());
+        assert_eq!((copy.log.epochs(), copy.log.end()), (vec![FIRST], half));
+        let mut changed = bytes[half as usize..].to_vec();
+        change_tag(&mut changed);
+        let taken = copy.log.append(half, Epoch(1), &changed);
+        assert!(matches!(taken, Err(Error::Corrupt { .. })), "looked: {looks}: {taken:?}");
+        // And in a page that did not get to the disk.
+        take_over(&copy, &bytes, &[4096]);
+        let disk = disk.kill();
+        drop(copy);
+        let mut on_disk = disk.bytes(segment(0)).expect("it is there");
+        change_tag(&mut on_disk[half as usize..]);
+        disk.put_file(segment(0), &on_disk).expect("there is room");
+        let copy = copy_of(&disk, unsynced());
+        assert_eq!(copy.log.end(), half, "looked: {looks}");
+    }
+}
+
 #[test]
 fn what_a_broker_wrote_behind_a_log_is_of_no_epoch_of_a_primary() {
     let (_original, bytes) = original(5);

@@ -1,5 +1,7 @@
 //! What a node says of itself, and knows, after power cuts, cuts and looks.
 
+#[path = "support/nodes.rs"]
+mod nodes;
 #[path = "support/passive.rs"]
 mod passive;
 #[path = "support/sim.rs"]
@@ -7,118 +9,20 @@ mod sim;
 
 use duralog::disk::{Cut, SimDisk};
 use duralog::replication::{
-    Ack, Connector, Epoch, EpochStart, Event, NodeId, NodeOptions, Primary, PrimaryOptions,
-    Refusal, Replica, ReplicaOptions, ReplicatedLog, SessionError, Stream, TcpAcceptor,
-    TcpConnector,
+    Ack, Epoch, EpochStart, NodeId, NodeOptions, Primary, Refusal, Replica, ReplicaOptions,
+    ReplicatedLog, SessionError,
 };
-use duralog::{Environment, Error, PutStatus, Store, StoreConfig};
+use duralog::{Environment, Error, PutStatus, Store};
+use nodes::*;
 use passive::Passive;
 use sim::*;
-use std::io;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
-
-/// The way to a primary, while there is one.
-#[derive(Debug, Clone, Default)]
-struct Line(Arc<Mutex<Option<SocketAddr>>>);
-
-impl Line {
-    fn to(primary: &Primary) -> Self {
-        let line = Self::default();
-        line.lead_to(primary);
-        line
-    }
-
-    fn lead_to(&self, primary: &Primary) {
-        let address = primary.listen("127.0.0.1:0").expect("a port is free");
-        *self.0.lock().expect("nobody panics") = Some(address);
-    }
-
-    /// No connection comes about any more; one that there is stays.
-    fn end(&self) {
-        *self.0.lock().expect("nobody panics") = None;
-    }
-
-    fn has_ended(&self) -> bool {
-        self.0.lock().expect("nobody panics").is_none()
-    }
-}
-
-impl Connector for Line {
-    fn connect(&self, limit: Duration, patience: Duration) -> io::Result<Stream> {
-        let address = *self.0.lock().expect("nobody panics");
-        let address = address.ok_or(io::ErrorKind::ConnectionRefused)?;
-        TcpConnector::new(address.to_string()).connect(limit, patience)
-    }
-}
-
-fn node(id: u64) -> PrimaryOptions {
-    PrimaryOptions::new(NodeOptions::new(NodeId(id)))
-}
-
-fn primary_with(disk: &SimDisk, config: StoreConfig, id: u64) -> Primary {
-    let environment = Environment::on(disk.shared());
-    Primary::open_in(config, environment, node(id)).expect("the primary opens")
-}
-
-fn primary(disk: &SimDisk, id: u64) -> Primary {
-    primary_with(disk, config(), id)
-}
-
-fn replica_with(disk: &SimDisk, config: StoreConfig, node: NodeOptions, line: &Line) -> Replica {
-    let options = ReplicaOptions::connecting(node, line.clone());
-    Replica::open_in(config, Environment::on(disk.shared()), options).expect("the replica opens")
-}
-
-fn replica(disk: &SimDisk, id: u64, line: &Line) -> Replica {
-    replica_with(disk, config(), NodeOptions::new(NodeId(id)), line)
-}
-
-/// One that follows nobody.
-fn idle(disk: &SimDisk, id: u64) -> Replica {
-    replica(disk, id, &Line::default())
-}
-
-fn status_of_put(primary: &Primary, id: u64) -> PutStatus {
-    primary.store().put(message(id)).expect("it is accepted").status
-}
-
-fn end(primary: &Primary) -> u64 {
-    primary.store().stats().watermarks.appended
-}
+use std::sync::Arc;
 
 fn log_on(disk: &SimDisk) -> (Store, Arc<dyn ReplicatedLog>) {
     let replicator = Arc::new(Passive::default());
     let environment = Environment::on(disk.shared()).stepped();
     let store = Store::open_replicated(config(), environment, replicator.clone());
     (store.expect("the copy opens"), replicator.log())
-}
-
-/// A primary, A, that has lost all that it was given, and its replica, B, that holds it.
-struct Lost {
-    a_disk: SimDisk,
-    b_disk: SimDisk,
-    b: Replica,
-    /// Everything before was acknowledged.
-    acked: u64,
-    /// The next one.
-    term: Epoch,
-}
-
-/// What a power cut leaves of A, where so many messages were put.
-fn lost_by_a(messages: u64) -> Lost {
-    let (disk_of_a, b_disk) = (disk(), disk());
-    // It syncs only when it must.
-    let a = primary_with(&disk_of_a, unsynced(), 1);
-    let b = replica(&b_disk, 2, &Line::to(&a));
-    a.wait_for_replicas(1, LONG).expect("it connects");
-    for id in 0..messages {
-        assert_eq!(status_of_put(&a, id), PutStatus::PutOk);
-    }
-    let (acked, term) = (end(&a), a.epoch().next_term());
-    let a_disk = disk_of_a.cut_power(Cut::losing_all());
-    Lost { a_disk, b_disk, b, acked, term }
 }
 
 #[test]
@@ -146,7 +50,7 @@ fn doubt_survives_a_second_power_cut() {
 #[test]
 fn doubt_outlasts_a_restart_into_an_older_epoch() {
     let disk = disk();
-    let primary = primary_with(&disk, unsynced(), 1);
+    let primary = primary_with(&disk, unsynced(), node(1));
     // Whether replicas have it by now, the node cannot tell later.
     assert_eq!(status_of_put(&primary, 1), PutStatus::ReplicaNotAvailable);
     let lost = primary.epoch();
@@ -212,13 +116,7 @@ fn three_of_which_p_wrote_alone() -> Three {
     r.close().expect("it closes");
     drop(r);
     let line = Line::to(&p);
-    let its_line = line.clone();
-    let observed = NodeOptions::new(NodeId(3)).observe(move |event| {
-        if matches!(event, Event::Truncated { .. }) {
-            its_line.end();
-        }
-    });
-    let r = replica_with(&disks[2], config(), observed, &line);
+    let r = replica_until_cut(&disks[2], 3, &line);
     p.wait_for_replicas(1, LONG).expect("it connects");
     eventually("both show it", || ids(p.store()) == SHOWN && ids(&r.store()) == SHOWN);
     Three { disks, p, r, line, term }
@@ -320,9 +218,7 @@ fn what_was_put_without_replication_outranks_nothing_that_a_primary_gave() {
         assert_eq!(status_of_put(&a, 1), PutStatus::PutOk);
         // Twice, each time under an epoch of its own.
         for id in [100, 101] {
-            let alone = open(&disks[2], config());
-            put(&alone, id);
-            alone.close().expect("it closes");
+            put_alone(&disks[2], [id]);
         }
         let term = a.epoch().next_term();
         drop(a);
@@ -347,9 +243,7 @@ fn what_was_put_without_replication_outranks_nothing_that_a_primary_gave() {
 #[test]
 fn a_store_that_was_never_replicated_becomes_the_first_primary_of_what_it_holds() {
     let disks = [disk(), disk()];
-    let alone = open(&disks[0], config());
-    put(&alone, 0);
-    alone.close().expect("it closes");
+    put_alone(&disks[0], [0]);
     let (a, b) = (idle(&disks[0], 1), idle(&disks[1], 2));
     let term = Epoch::term(1);
     let (at_a, at_b) = (a.fence(term).expect("it is newer"), b.fence(term).expect("it is newer"));
@@ -366,15 +260,10 @@ fn a_store_that_was_never_replicated_becomes_the_first_primary_of_what_it_holds(
 fn a_primary_that_lost_its_tail_does_not_recover_past_what_was_put_in_its_place() {
     let Lost { a_disk, b_disk, b, acked, term } = lost_by_a(10);
     drop(b);
-    let alone = open(&a_disk, config());
-    put(&alone, 100);
-    alone.close().expect("it closes");
-    let acceptor = TcpAcceptor::bind("127.0.0.1:0").expect("a port is free");
+    put_alone(&a_disk, [100]);
     let line = Line::default();
-    *line.0.lock().expect("nobody panics") = Some(acceptor.address());
     let b = replica(&b_disk, 2, &line);
-    let environment = Environment::on(a_disk.shared());
-    match Primary::recover_in(config(), environment, node(1), acceptor, 1, LONG) {
+    match recovered(&a_disk, config(), 1, &line) {
         Err(Error::Refused(Refusal::NotPrimary)) => {}
         other => panic!("{other:?}"),
     }
@@ -411,8 +300,7 @@ fn a_replica_is_no_primary_before_it_is_fenced() {
     assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
     b.close().expect("it closes");
     drop(b);
-    let reopened =
-        |options| Primary::open_in(config(), Environment::on(disks[1].shared()), options);
+    let reopened = |options| try_primary(&disks[1], config(), options);
     match reopened(node(2)) {
         Err(Error::Refused(Refusal::NotFenced)) => {}
         other => panic!("{other:?}"),
@@ -422,4 +310,106 @@ fn a_replica_is_no_primary_before_it_is_fenced() {
     // Whoever gives an epoch knows what he does; from then on the node is a primary of before.
     reopened(node(2).epoch(term)).expect("it is newer").close().expect("it closes");
     assert!(reopened(node(2)).expect("it goes on").epoch() > term);
+}
+
+#[test]
+fn a_primary_that_was_closed_in_order_is_in_no_doubt_after_it_was_refused() {
+    let disks = [disk(), disk()];
+    let a = primary_with(&disks[0], unsynced(), node(1).epoch(Epoch::term(5)));
+    let _b = replica(&disks[1], 2, &Line::to(&a));
+    a.wait_for_replicas(1, LONG).expect("it connects");
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    a.close().expect("it closes");
+    drop(a);
+    // By a slip of whoever starts it.
+    match try_primary(&disks[0], unsynced(), node(1).epoch(Epoch::term(4))) {
+        Err(Error::Refused(Refusal::EpochFell { .. })) => {}
+        other => panic!("{other:?}"),
+    }
+    let a = primary_with(&disks[0], unsynced(), node(1));
+    assert!(a.epoch() > Epoch::term(5));
+}
+
+#[test]
+fn an_old_primary_that_the_new_one_has_cut_reigns_no_more() {
+    let disks = [disk(), disk()];
+    let a = primary(&disks[0], 1);
+    let line = Line::to(&a);
+    let b = replica(&disks[1], 2, &line);
+    a.wait_for_replicas(1, LONG).expect("it connects");
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    line.end();
+    b.fence(a.epoch().next_term()).expect("it is newer");
+    let b = b.promote(node(2)).expect("it takes over");
+    assert_ne!(status_of_put(&a, 1), PutStatus::PutOk);
+    a.close().expect("it closes");
+    drop(a);
+    let line = Line::to(&b);
+    let a = replica_until_cut(&disks[0], 1, &line);
+    eventually("it is cut", || line.has_ended());
+    a.close().expect("it closes");
+    drop(a);
+    // It has not come to the epoch of the other one, whose first put was still to come.
+    match try_primary(&disks[0], config(), node(1)) {
+        Err(Error::Refused(Refusal::NotFenced)) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_fence_is_spent_when_the_primary_of_its_term_has_cut_the_log() {
+    let disks = [disk(), disk(), disk()];
+    let p = primary_with(&disks[0], config(), node(1).min_insync_replicas(2));
+    let line = Line::to(&p);
+    let (a, b) = (replica(&disks[1], 2, &line), replica(&disks[2], 3, &line));
+    p.wait_for_replicas(2, LONG).expect("they connect");
+    assert_eq!(status_of_put(&p, 0), PutStatus::PutOk);
+    a.close().expect("it closes");
+    drop(a);
+    assert_ne!(status_of_put(&p, 1), PutStatus::PutOk);
+    eventually("b has it", || b.state().durable == end(&p));
+    b.close().expect("it closes");
+    drop(b);
+    let term = p.epoch().next_term();
+    drop(p);
+    let line = Line::default();
+    let (a, b) = (idle(&disks[1], 2), replica_until_cut(&disks[2], 3, &line));
+    let (at_a, at_b) = (a.fence(term).expect("it is newer"), b.fence(term).expect("it is newer"));
+    // By a slip of whoever chooses: all that was confirmed is there, too.
+    assert!(at_a < at_b);
+    let a = a.promote(node(2)).expect("it takes over");
+    line.lead_to(&a);
+    eventually("b is cut", || line.has_ended());
+    let promoted = b.promote(node(3)).map(|b| b.epoch());
+    assert!(
+        matches!(promoted, Err(Error::Refused(Refusal::NotFenced))),
+        "{promoted:?}, where {:?} is another one's",
+        a.epoch()
+    );
+}
+
+#[test]
+fn nobody_recovers_as_a_primary_the_log_of_a_replica_that_was_not_fenced() {
+    let disks = [disk(), disk(), disk()];
+    let a = primary(&disks[0], 1);
+    let line = Line::to(&a);
+    let (b, c) = (replica(&disks[1], 2, &line), replica(&disks[2], 3, &line));
+    a.wait_for_replicas(2, LONG).expect("they connect");
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    eventually("both have it", || [&b, &c].iter().all(|one| one.state().durable == end(&a)));
+    b.close().expect("it closes");
+    c.close().expect("it closes");
+    drop((b, c));
+    // Even if another one says that it has no more.
+    let elsewhere = Line::default();
+    let c = replica(&disks[2], 3, &elsewhere);
+    match recovered(&disks[1], config(), 2, &elsewhere) {
+        Err(Error::Refused(Refusal::NotFenced)) => {}
+        other => panic!("{other:?}"),
+    }
+    drop(c);
+    let b = replica(&disks[1], 2, &line);
+    a.wait_for_replicas(1, LONG).expect("it is back");
+    assert_eq!(status_of_put(&a, 1), PutStatus::PutOk);
+    eventually("it shows both", || ids(&b.store()) == [0, 1]);
 }

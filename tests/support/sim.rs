@@ -114,9 +114,9 @@ pub fn ids(store: &Store) -> Vec<u64> {
     all(store).iter().map(|stored| id_of(&stored.body)).collect()
 }
 
-/// Reads the queue to its end, as a consumer would: a fetch may give less than there is.
+/// Reads what is kept of the queue to its end, as a consumer would: a fetch may give less than there is.
 pub fn all(store: &Store) -> Vec<StoredMessage> {
-    let (mut found, mut at) = (Vec::new(), 0);
+    let (mut found, mut at) = (Vec::new(), store.min_offset(TOPIC, 0).unwrap_or(0));
     loop {
         let fetched = store.get(TOPIC, 0, at, usize::MAX).expect("the queue can be read");
         if fetched.messages.is_empty() {
