@@ -1,0 +1,277 @@
+//! Nodes that come back to a cluster that has gone on, or to the wrong one.
+
+#[path = "support/gate.rs"]
+mod gate;
+#[path = "support/hooked.rs"]
+mod hooked;
+#[path = "support/nodes.rs"]
+mod nodes;
+#[path = "support/sim.rs"]
+mod sim;
+
+use duralog::config::Retention;
+use duralog::disk::{Cut, SimCall, SimDisk};
+use duralog::replication::{
+    Ack, Epoch, NodeId, NodeOptions, Primary, PrimaryOptions, Replica, ReplicaOptions, SessionError,
+};
+use duralog::{Environment, PutStatus, Store, StoreConfig};
+use gate::Gate;
+use hooked::Hooked;
+use nodes::*;
+use sim::*;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const SEGMENT: u64 = 16 << 10;
+
+fn keeping(bytes: u64) -> StoreConfig {
+    config().retention(Retention::max_total_bytes(bytes).check_interval(Duration::from_millis(1)))
+}
+
+/// One whose puts wait for nobody.
+fn asynchronous(id: u64) -> PrimaryOptions {
+    node(id).ack(Ack::Async)
+}
+
+/// Where the oldest segment begins that is still there.
+fn oldest(disk: &SimDisk) -> u64 {
+    let start = |path: &PathBuf| {
+        let name = path.strip_prefix(format!("{DIR}/commitlog")).ok()?;
+        name.to_str()?.parse().ok()
+    };
+    disk.files().iter().filter_map(start).min().expect("there is a segment")
+}
+
+fn put_until(store: &Store, mut id: u64, reached: u64) {
+    while store.stats().watermarks.appended < reached {
+        put(store, id);
+        id += 1;
+    }
+}
+
+fn places(store: &Store) -> Vec<(i64, u64)> {
+    all(store).iter().map(|one| (one.queue_offset, id_of(&one.body))).collect()
+}
+
+/// Waits until the replica shows the messages of the primary, as far back as both keep them.
+fn shows_the_same(replica: &Replica, primary: &Primary) {
+    let of_primary = places(primary.store());
+    eventually("it shows the same", || {
+        let shown = places(&replica.store());
+        let is_same = of_primary.ends_with(&shown) || shown.ends_with(&of_primary);
+        !shown.is_empty() && is_same
+    });
+}
+
+/// Waits until it follows, or is kept from that: whether by the log's being another one.
+fn is_refused_for_another_log(replica: &Replica) -> bool {
+    let is_refused = || matches!(replica.state().last_error, Some(SessionError::AnotherLog { .. }));
+    eventually("it is refused, or follows", || is_refused() || replica.state().following);
+    is_refused()
+}
+
+/// A has taken over without P, which went on alone until nothing was left of what both had.
+struct Parted {
+    a: Primary,
+    a_disk: SimDisk,
+    p_disk: SimDisk,
+}
+
+fn parted(config_of_a: StoreConfig) -> Parted {
+    let (p_disk, a_disk) = (disk(), disk());
+    let p = primary_with(&p_disk, keeping(3 * SEGMENT), asynchronous(1));
+    let line = Line::to(&p);
+    let a = replica_with(&a_disk, config_of_a, NodeOptions::new(NodeId(2)), &line);
+    p.wait_for_replicas(1, LONG).expect("it connects");
+    for id in 0..5 {
+        assert_eq!(status_of_put(&p, id), PutStatus::PutOk);
+    }
+    eventually("a knows that it is confirmed", || a.state().confirmed == end(&p));
+    line.end();
+    a.fence(p.epoch().next_term()).expect("it is newer");
+    let a = a.promote(asynchronous(2)).expect("it takes over");
+    put_until(p.store(), 1000, 4 * SEGMENT + 1);
+    // The queue goes on elsewhere there.
+    put_until(a.store(), 5100, 7 * SEGMENT + 1);
+    eventually("it expires at p", || oldest(&p_disk) == 2 * SEGMENT);
+    p.close().expect("it closes");
+    Parted { a, a_disk, p_disk }
+}
+
+#[test]
+fn an_old_primary_follows_though_all_that_it_shares_with_the_new_one_has_expired() {
+    // Whether the new one still knows of the epoch before its own.
+    for is_opened_again in [false, true] {
+        let of_a = keeping(7 * SEGMENT);
+        let Parted { mut a, a_disk, p_disk } = parted(of_a.clone());
+        eventually("it expires at a", || oldest(&a_disk) == SEGMENT);
+        if is_opened_again {
+            drop(a);
+            a = primary_with(&a_disk, of_a, asynchronous(2));
+        }
+        let p = replica(&p_disk, 1, &Line::to(&a));
+        follows(&p, &a);
+        shows_the_same(&p, &a);
+    }
+}
+
+#[test]
+fn an_old_primary_follows_though_it_has_deleted_all_that_it_shares_with_the_new_one() {
+    let Parted { a, p_disk, .. } = parted(config());
+    let p = replica(&p_disk, 1, &Line::to(&a));
+    follows(&p, &a);
+    shows_the_same(&p, &a);
+}
+
+#[test]
+fn what_cannot_be_compared_any_more_is_not_taken_for_the_same() {
+    let disks = [disk(), disk()];
+    let a = open(&disks[0], keeping(SEGMENT));
+    put_until(&a, 1000, SEGMENT + SEGMENT / 2 + 1);
+    eventually("the first segment expires", || oldest(&disks[0]) == SEGMENT);
+    a.close().expect("it closes");
+    drop(a);
+    // Another store, of messages that are as long: it ends where a record of A does.
+    let b = open(&disks[1], config());
+    put_until(&b, 5000, SEGMENT + SEGMENT / 8);
+    let held = b.stats().watermarks.appended;
+    b.close().expect("it closes");
+    drop(b);
+    let log = || {
+        let all = [0, SEGMENT].map(|base| disks[1].bytes(segment(base)).expect("it is there"));
+        let mut all = all.concat();
+        all.truncate(held as usize);
+        all
+    };
+    let before = log();
+    let a = primary(&disks[0], 1);
+    let b = replica(&disks[1], 2, &Line::to(&a));
+    // It says that it follows before they have compared what they hold; then it has the primary's log.
+    eventually("it is refused, or has joined", || {
+        b.state().last_error.is_some() || b.state().log_id.is_some()
+    });
+    let state = b.state();
+    assert!(matches!(state.last_error, Some(SessionError::Diverged)), "{state:?}");
+    assert_eq!((state.log_id, state.durable), (None, held));
+    assert_eq!(status_of_put(&a, 9000), PutStatus::ReplicaNotAvailable);
+    b.close().expect("it closes");
+    assert!(log() == before, "it was changed");
+}
+
+#[test]
+fn a_replica_that_lacks_some_of_before_replication_follows_though_that_expires() {
+    // Of that there is what the replica lacks, then, or nothing.
+    for (is_there, kept, segments) in [(true, 3, 3), (false, 2, 6)] {
+        let disks = [disk(), disk()];
+        put_alone(&disks[0], 0..100);
+        let a = primary_with(&disks[0], config(), stingy(1));
+        let before = end(&a);
+        let b = replica(&disks[1], 2, &Line::to(&a));
+        eventually("it has a segment", || b.state().durable == SEGMENT);
+        b.close().expect("it closes");
+        drop((a, b));
+        let a = primary_with(&disks[0], keeping(kept * SEGMENT), asynchronous(1));
+        put_until(a.store(), 1000, segments * SEGMENT + 1);
+        let left = (segments + 1 - kept) * SEGMENT;
+        eventually("it expires", || oldest(&disks[0]) == left);
+        assert_eq!(left == SEGMENT && SEGMENT < before, is_there);
+        a.close().expect("it closes");
+        drop(a);
+        let a = primary(&disks[0], 1);
+        let b = replica(&disks[1], 2, &Line::to(&a));
+        follows(&b, &a);
+        assert_eq!(status_of_put(&a, 9000), PutStatus::PutOk);
+        shows_the_same(&b, &a);
+    }
+}
+
+#[test]
+fn a_replica_that_has_not_heard_that_its_records_are_confirmed_keeps_them_from_another_log() {
+    let disks = [disk(), disk()];
+    let a = primary(&disks[0], 1);
+    let line = Line::to(&a);
+    // It notes that something is confirmed where it hears of it.
+    let gate = Gate::new("duralog-replica", (SimCall::Sync, 1));
+    let environment = Environment::on(Hooked::over(disks[1].shared(), gate.clone()));
+    let options = ReplicaOptions::connecting(NodeOptions::new(NodeId(2)), line.clone());
+    let b = Replica::open_in(config(), environment, options).expect("the replica opens");
+    a.wait_for_replicas(1, LONG).expect("it connects");
+    eventually("b is in the epoch", || b.standing().is_ok_and(|at| at.epoch == a.epoch()));
+    gate.set(true);
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    eventually("b hears of it", || gate.is_reached());
+    let b_disk = disks[1].cut_power(Cut::losing_all());
+    gate.set(false);
+    drop(b);
+    let held = end(&a);
+    let b = idle(&b_disk, 2);
+    assert_eq!((b.state().durable, b.state().confirmed), (held, 0));
+    b.close().expect("it closes");
+    drop(b);
+    // Its first epoch is called the same.
+    let other = primary(&disk(), 1);
+    let b = replica(&b_disk, 2, &Line::to(&other));
+    assert!(is_refused_for_another_log(&b), "it gave up {held} bytes: {:?}", b.state());
+    assert_eq!(b.state().durable, held);
+    b.close().expect("it closes");
+    drop(b);
+    let b = replica(&b_disk, 2, &line);
+    a.wait_for_replicas(1, LONG).expect("it is back");
+    eventually("it shows it", || ids(&b.store()) == [0]);
+}
+
+#[test]
+fn a_first_primary_that_was_open_without_replication_gives_up_nothing_for_another_log() {
+    let p_disk = disk();
+    let p = primary_with(&p_disk, config(), asynchronous(1));
+    for id in 0..5 {
+        assert_eq!(status_of_put(&p, id), PutStatus::PutOk);
+    }
+    p.close().expect("it closes");
+    drop(p);
+    put_alone(&p_disk, 5..10);
+    let other = primary_with(&disk(), config(), node(7).epoch(Epoch::term(3)));
+    let p = replica(&p_disk, 1, &Line::to(&other));
+    assert!(is_refused_for_another_log(&p), "it gave up all it had: {:?}", p.state());
+    p.close().expect("it closes");
+    drop(p);
+    let alone = open(&p_disk, config());
+    eventually("it is all there", || ids(&alone) == (0..10).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_terms_of_another_cluster_end_nothing_here() {
+    // What there is of them is nothing, or was never confirmed.
+    for puts in [0, 3] {
+        let disks = [disk(), disk(), disk()];
+        let a = primary(&disks[0], 1);
+        let line = Line::to(&a);
+        let _b = replica(&disks[1], 2, &line);
+        a.wait_for_replicas(1, LONG).expect("it connects");
+        assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+        let c = primary_with(&disks[2], config(), node(3).epoch(Epoch::term(9)));
+        for id in 0..puts {
+            assert_eq!(status_of_put(&c, 100 + id), PutStatus::ReplicaNotAvailable);
+        }
+        c.close().expect("it closes");
+        drop(c);
+        let c = replica(&disks[2], 3, &line);
+        follows(&c, &a);
+        assert_eq!((status_of_put(&a, 1), a.superseded()), (PutStatus::PutOk, None));
+        eventually("it shows both", || ids(&c.store()) == [0, 1]);
+    }
+}
+
+#[test]
+fn an_empty_node_that_was_a_primary_once_follows_the_first_epoch_of_another_one() {
+    let disks = [disk(), disk()];
+    let a = primary(&disks[0], 1);
+    let b = primary(&disks[1], 3);
+    assert_eq!(a.epoch(), b.epoch());
+    b.close().expect("it closes");
+    drop(b);
+    let b = replica(&disks[1], 3, &Line::to(&a));
+    a.wait_for_replicas(1, LONG).expect("it connects");
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    eventually("it shows it", || ids(&b.store()) == [0]);
+}
