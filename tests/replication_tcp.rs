@@ -7,7 +7,7 @@ use duralog::config::Retention;
 use duralog::disk::{Cut, SimDisk};
 use duralog::replication::{
     Acceptor, Ack, Connector, Epoch, Event, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal,
-    Replica, ReplicaOptions, Secret, SessionError, Stream, TcpAcceptor,
+    Replica, ReplicaOptions, Secret, SessionError, Stream, StreamWriter, TcpAcceptor,
 };
 use duralog::{
     Environment, Error, FlushMode, Message, PutStatus, Reached, Store, StoreConfig, TagFilter,
@@ -1024,4 +1024,35 @@ fn whoever_hears_of_a_cut_may_ask_the_replica() {
         Arc::new(Replica::open(config(&dir.path().join("a")), options).expect("it opens"));
     *asked.lock().expect("no panic") = Some(Arc::downgrade(&replica));
     assert_eq!(told.recv_timeout(PATIENCE), Ok(true));
+}
+
+/// Sends what is written once that is flushed.
+#[derive(Debug)]
+struct Buffering(TcpAcceptor);
+
+impl Acceptor for Buffering {
+    fn accept(&self, patience: Duration) -> io::Result<Stream> {
+        let mut stream = self.0.accept(patience)?;
+        let below = std::mem::replace(&mut stream.writer, StreamWriter::other(io::sink()));
+        stream.writer = StreamWriter::other(io::BufWriter::new(below));
+        Ok(stream)
+    }
+
+    fn close(&self) {
+        self.0.close();
+    }
+}
+
+#[test]
+fn whoever_is_refused_over_a_stream_that_buffers_hears_why() {
+    let dir = TempDir::new();
+    let primary = primary(&dir.path().join("a"), 1);
+    let acceptor = TcpAcceptor::bind("127.0.0.1:0").expect("a port is free");
+    let address = acceptor.address().to_string();
+    primary.serve(Buffering(acceptor)).expect("it listens");
+    let other = config(&dir.path().join("b")).segment_size(32 << 10);
+    let replica = Replica::open(other, ReplicaOptions::new(node(2), address)).expect("it opens");
+    eventually("the connection ends", || replica.state().last_error.is_some());
+    let state = replica.state();
+    assert!(matches!(state.last_error, Some(SessionError::SegmentSize { .. })), "{state:?}");
 }
