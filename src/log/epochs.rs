@@ -34,8 +34,8 @@ const FENCED: u32 = 4;
 const OWN: u32 = 8;
 const ALONE: u32 = 16;
 const ENTRY: usize = 28;
-/// So many numbers at most are passed over for an epoch that is nobody's.
-const ALONE_MAX: u64 = 1 << 20;
+/// Of so many parts of the numbers that a term has left, an epoch that is nobody's passes over one at most.
+const SHARES: u64 = 1 << 12;
 /// More are not kept: the oldest are forgotten.
 pub(crate) const ENTRIES_MAX: usize = 1024;
 const LEN_MAX: usize = 8 + 4 + 4 + 8 + 8 + 4 + ENTRIES_MAX * ENTRY + 4;
@@ -212,7 +212,6 @@ impl Epochs {
             // What is put without replication counts once there is something: until then, one that begins at
             // the same offset is only out of sight.
             self.end_at(start.start);
-            self.raise(self.last_reign());
         } else {
             self.cut(start.start);
             self.note_reign(start.epoch);
@@ -222,13 +221,29 @@ impl Epochs {
         self.starts.drain(..surplus);
     }
 
+    /// Nobody may write under an epoch before this one: it was promised, or is a primary's of which others are
+    /// not told, because something was put without replication where it begins.
+    pub(crate) fn barred(&self) -> Epoch {
+        let in_sight = |one: &EpochStart| self.spans().any(|(other, _)| other == one);
+        let hidden = self.starts.iter().filter(|one| one.node != NodeId(0) && !in_sight(one));
+        hidden.map(|one| one.epoch).fold(self.promised, Epoch::max)
+    }
+
     /// Begins an epoch that is nobody's: what is put from `start` on is not part of what was replicated. Its
     /// number is `drawn`, so that two nodes that went on alone from the same offset do not take what they put
-    /// for the same.
+    /// for the same; as long as nobody else can have been told of it, it goes on.
     pub(crate) fn begin_alone(&mut self, start: u64, record_crc: bool, drawn: u64) -> Result<()> {
         // Not behind what is promised: that is another one's, or this node's own by a word that it still needs.
         let was = self.last();
-        let epoch = Epoch(was.0.saturating_add(1 + drawn % ALONE_MAX));
+        if self.alone
+            && let Some(last) = self.starts.last()
+            && (last.node, last.record_crc) == (NodeId(0), record_crc)
+        {
+            return Ok(());
+        }
+        // However often that happens, it does not come to the next term.
+        let room = (was.next_term().0 - was.0) / SHARES;
+        let epoch = Epoch(was.0.saturating_add(1 + drawn % room.max(1)));
         if epoch == epoch.next() {
             return Err(Error::Refused(Refusal::EpochFell { was, is: epoch }));
         }
@@ -402,7 +417,7 @@ mod tests {
 
     #[test]
     fn what_is_done_without_replication_ends_neither_a_fence_nor_a_reign() {
-        let fenced = Epochs { promised: Epoch(1 << 32), ..sample() };
+        let fenced = Epochs { promised: Epoch(1 << 32), alone: false, ..sample() };
         for drawn in [0, 7, u64::MAX] {
             let mut epochs = fenced.clone();
             epochs.begin_alone(500, true, drawn).expect("there is a number");
@@ -427,11 +442,37 @@ mod tests {
 
     #[test]
     fn an_epoch_that_is_out_of_sight_lets_no_older_one_write() {
-        let mut epochs = Epochs { promised: Epoch(0), ..sample() };
+        let mut epochs = Epochs { promised: Epoch(0), alone: false, ..sample() };
         epochs.cut(400);
         epochs.begin_alone(300, true, 0).expect("there is a number");
         assert!(epochs.in_sight().iter().all(|one| one.epoch != Epoch(5)));
-        assert_eq!(epochs.promised, Epoch(5));
+        assert_eq!((epochs.promised, epochs.barred()), (Epoch(0), Epoch(5)));
+    }
+
+    #[test]
+    fn what_is_put_without_replication_again_and_again_is_one_epoch_until_others_may_know_it() {
+        let mut epochs = Epochs { alone: false, ..sample() };
+        epochs.begin_alone(500, true, 7).expect("there is a number");
+        let once = Epochs { alone: true, ..epochs };
+        let mut again = once.clone();
+        again.begin_alone(600, true, 8).expect("it goes on");
+        assert_eq!(again, once);
+        again.begin_alone(600, false, 8).expect("there is a number");
+        let mut known = Epochs { alone: false, ..once.clone() };
+        known.begin_alone(600, true, 8).expect("there is a number");
+        for other in [again, known] {
+            assert_eq!(other.starts().len(), once.starts().len() + 1);
+        }
+    }
+
+    #[test]
+    fn however_often_something_is_put_without_replication_the_term_goes_on() {
+        let mut epochs = Epochs::default();
+        epochs.begin(start(1, 0));
+        for number in 1..10_000 {
+            epochs.begin_alone(number, true, u64::MAX).expect("there is a number");
+        }
+        assert!(epochs.last() < Epoch::term(1), "{:?}", epochs.last());
     }
 
     #[test]

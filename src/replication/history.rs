@@ -42,13 +42,15 @@ impl History {
     }
 
     /// Whether it was last of another log than `id`, even if nothing of that is left.
-    fn is_of_another(&self, id: Option<LogId>) -> bool {
+    pub(crate) fn is_of_another(&self, id: Option<LogId>) -> bool {
         self.id.is_some() && id.is_some() && self.id != id
     }
 
-    /// How far primaries have brought it, see [`given`].
+    /// How far primaries have brought it, see [`given`]. Where nothing is left of that, it is no further than
+    /// an empty log.
     pub(crate) fn given(&self) -> (Epoch, u64) {
-        given(&self.epochs, self.end)
+        let (epoch, end) = given(&self.epochs, self.end);
+        if end < self.min { (BEFORE.epoch, 0) } else { (epoch, end) }
     }
 
     /// The same for the log `id`.
@@ -92,62 +94,60 @@ impl History {
             // another cluster, even if that has expired since. Nor is a replica, which may hold what was
             // confirmed without having heard of that, or what was put without replication, which is safe where
             // it is.
-            Plan::Truncate(_) => {
+            Plan::Restart(_) => {
                 let is_own = self.epochs.iter().all(|one| one.node == node);
                 self.id.is_some() && self.is_told() && is_own && self.confirmed == 0
             }
-            Plan::Restart(_) => false,
+            Plan::Truncate(_) => false,
             Plan::Diverged => true,
         }
     }
 
-    /// Up to where `other`, of the same log, holds the same bytes; `None` if they know no epoch in common,
-    /// and nobody can tell.
+    /// Up to where `other`, of the same log, holds the same bytes; `None` if they know no epoch in common.
     fn common_end(&self, other: &Self) -> Option<u64> {
-        let common = self.epochs.iter().enumerate().rev().find_map(|(ours, one)| {
+        self.epochs.iter().enumerate().rev().find_map(|(ours, one)| {
             let theirs = other.epochs.iter().position(|other| other == one)?;
             Some(self.end_of(ours).min(other.end_of(theirs)))
-        });
-        // Otherwise all that the other one holds is of epochs that ended differently, and without it a
-        // log is as good as one that began anew there. Of records from before replication nobody knows
-        // whose they are.
-        let told = self.is_told() && other.is_told() && self.min <= other.min;
-        common.or(told.then_some(other.min))
+        })
     }
 
     /// What the replica `node` with the history `other` has to do before it can follow this log. It refuses
     /// to give up what it was told to be confirmed.
     pub(crate) fn plan_for(&self, other: &Self, node: NodeId) -> Plan {
-        let plan = if other.other_than(self.id).is_some() {
+        let plan = if other.is_empty() {
+            self.plan_for_empty(other)
+        } else if other.is_of_another(self.id) {
             // Epochs of another log have nothing to do with these, however much they look like them.
-            if self.is_told() && other.min <= self.end {
-                Plan::Truncate(other.min)
-            } else {
-                Plan::Diverged
-            }
+            Plan::Restart(self.min)
         } else {
-            self.plan_for_same(other)
+            self.plan_for_same(other, node)
         };
         if other.allows(plan, self.id, node) { plan } else { Plan::Diverged }
     }
 
+    /// The same where nothing lies in the other log. One that goes on where it stands counts as holding all
+    /// that comes before: where it did not follow this one up to there, it begins where this one does, and is
+    /// told where the queues go on.
+    fn plan_for_empty(&self, other: &Self) -> Plan {
+        let (at, is_copy) = (other.end, other.is_copy_of(self));
+        let begins_there = at == self.min && (is_copy || at == 0);
+        let has_followed = is_copy && at > self.min && self.common_end(other) == Some(at);
+        if begins_there || has_followed { Plan::Follow(at) } else { Plan::Restart(self.min) }
+    }
+
     /// The same where both are of one log.
-    fn plan_for_same(&self, other: &Self) -> Plan {
-        let common = if other.is_empty() { Some(other.end) } else { self.common_end(other) };
-        match common {
-            // What they had in common may have been deleted here.
-            None if self.min > other.min && (other.is_told() || other.is_copy_of(self)) => {
-                Plan::Restart(self.min)
-            }
+    fn plan_for_same(&self, other: &Self, node: NodeId) -> Plan {
+        // Without an epoch in common, all that the other one holds is of epochs that ended differently. Of
+        // records from before replication nobody knows whose they are, but for a node that has only ever
+        // followed.
+        let has_reigned = other.epochs.iter().any(|one| one.node == node);
+        let follows = other.is_copy_of(self) && !has_reigned;
+        let told = follows || self.is_told() && other.is_told();
+        match self.common_end(other) {
+            None if told => Plan::Restart(self.min),
             None => Plan::Diverged,
-            Some(common) if common < self.min => Plan::Restart(self.min),
-            // An empty log further on than this one holds nothing that could be cut.
-            Some(common) if common > self.end => Plan::Diverged,
-            // All that it still holds came later.
-            Some(common) if common < other.min && other.min <= self.end => {
-                Plan::Truncate(other.min)
-            }
-            Some(common) if common < other.min => Plan::Diverged,
+            // It was deleted, here or there.
+            Some(common) if common < self.min.max(other.min) => Plan::Restart(self.min),
             Some(common) if common < other.end => Plan::Truncate(common),
             Some(common) => Plan::Follow(common),
         }
@@ -252,16 +252,19 @@ mod tests {
         let primary = history(&[(4, 150)], 200, 300);
         assert_eq!(primary.plan(&history(&[(1, 0)], 0, 120)), Plan::Restart(200));
         assert_eq!(primary.plan(&history(&[(1, 0)], 0, 250)), Plan::Restart(200));
+        // Of what no epoch tells of, it depends on whether it may be the node's own.
         let untold = history(&[(1, 50)], 0, 120);
-        assert_eq!(primary.plan(&untold), Plan::Restart(200), "it is of this log");
-        assert_eq!(primary.plan(&of_no_log(untold)), Plan::Diverged);
+        assert_eq!(primary.plan(&untold), Plan::Diverged);
+        assert_eq!(primary.plan_for(&untold, NodeId(2)), Plan::Restart(200));
+        assert_eq!(primary.plan_for(&of_no_log(untold), NodeId(2)), Plan::Diverged);
     }
 
     #[test]
-    fn what_follows_on_an_epoch_that_is_no_longer_kept_is_cut() {
+    fn what_follows_on_an_epoch_that_is_no_longer_kept_is_begun_anew() {
         let primary = history(&[(1, 0), (5, 200), (7, 300)], 0, 400);
-        assert_eq!(primary.plan(&history(&[(3, 200), (4, 500)], 200, 800)), Plan::Truncate(200));
-        assert_eq!(primary.plan(&history(&[(3, 500)], 500, 800)), Plan::Diverged);
+        for other in [history(&[(3, 200), (4, 500)], 200, 800), history(&[(3, 500)], 500, 800)] {
+            assert_eq!(primary.plan(&other), Plan::Restart(0));
+        }
     }
 
     #[test]
@@ -304,7 +307,7 @@ mod tests {
         for min in [0, 200] {
             let primary = history(&[(2, min)], min, 300);
             let other = of_another_log(history(&[(1, 0)], 0, 120));
-            assert_eq!(primary.plan(&other), Plan::Truncate(0));
+            assert_eq!(primary.plan(&other), Plan::Restart(min));
             let known = History { confirmed: 1, ..other };
             assert_eq!(primary.plan(&known), Plan::Diverged);
             let expired = History { min: 50, ..known };
@@ -315,7 +318,8 @@ mod tests {
         let older = of_another_log(history(&[(1, 50)], 0, 120));
         assert_eq!(primary.plan(&older), Plan::Diverged);
         let far = of_another_log(history(&[(1, 400)], 400, 500));
-        assert_eq!(primary.plan(&far), Plan::Diverged);
+        assert_eq!(primary.plan(&far), Plan::Restart(0));
+        assert_eq!(primary.plan_for(&far, NodeId(2)), Plan::Diverged);
     }
 
     #[test]
@@ -331,13 +335,39 @@ mod tests {
     fn logs_without_a_common_epoch_have_nothing_to_do_with_each_other() {
         let primary = history(&[(2, 0)], 0, 300);
         assert_eq!(primary.plan(&history(&[(1, 50)], 0, 120)), Plan::Diverged);
-        assert_eq!(primary.plan(&history(&[], 0, 120)), Plan::Diverged);
+        assert_eq!(primary.plan(&of_no_log(history(&[], 0, 120))), Plan::Diverged);
     }
 
     #[test]
     fn a_first_primary_that_never_had_a_replica_begins_anew() {
         let primary = history(&[(2, 0)], 0, 300);
-        assert_eq!(primary.plan(&history(&[(1, 0)], 0, 120)), Plan::Truncate(0));
+        assert_eq!(primary.plan(&history(&[(1, 0)], 0, 120)), Plan::Restart(0));
+    }
+
+    #[test]
+    fn whoever_has_deleted_what_they_shared_begins_anew() {
+        let primary = history(&[(1, 0), (2, 100)], 0, 300);
+        for end in [250, 300, 500] {
+            let other = history(&[(1, 0), (3, 120)], 200, end);
+            assert_eq!(primary.plan(&other), Plan::Restart(0), "{end}");
+        }
+        let other = history(&[(1, 0), (3, 120)], 50, 300);
+        assert_eq!(primary.plan(&other), Plan::Truncate(100));
+    }
+
+    #[test]
+    fn an_empty_log_goes_on_where_it_stands_only_if_it_followed_up_to_there() {
+        let primary = history(&[(1, 0), (2, 100)], 0, 300);
+        assert_eq!(primary.plan(&history(&[(1, 0)], 80, 80)), Plan::Follow(80));
+        assert_eq!(primary.plan(&history(&[(1, 0)], 120, 120)), Plan::Restart(0));
+        assert_eq!(primary.plan(&history(&[(1, 0), (2, 100)], 120, 120)), Plan::Follow(120));
+        assert_eq!(primary.plan(&history(&[(1, 0), (2, 100)], 400, 400)), Plan::Restart(0));
+        assert_eq!(primary.plan(&history(&[(3, 80)], 80, 80)), Plan::Restart(0));
+        let begun_anew = history(&[(2, 0)], 200, 300);
+        assert_eq!(begun_anew.plan(&history(&[], 200, 200)), Plan::Follow(200));
+        for other in [of_another_log, of_no_log] {
+            assert_eq!(begun_anew.plan(&other(history(&[], 200, 200))), Plan::Restart(200));
+        }
     }
 
     #[test]
@@ -370,7 +400,7 @@ mod tests {
                 if primary != follower {
                     let (ours, theirs) = (nodes[primary].clone(), nodes[follower].clone());
                     let common = match ours.plan(&theirs) {
-                        Plan::Follow(at) | Plan::Truncate(at) => at,
+                        Plan::Follow(at) | Plan::Truncate(at) | Plan::Restart(at) => at,
                         other => panic!("{other:?}"),
                     };
                     let differs = bytes(&ours).iter().zip(bytes(&theirs)).position(|(a, b)| *a != b);

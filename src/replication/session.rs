@@ -90,23 +90,31 @@ impl Order {
             // Someone has asked for that promise to find out what is here.
             return Err(SessionError::Superseded { epoch, by });
         }
-        if let Some(id) = self.log {
-            match log.follow(Some(id), epoch) {
-                // It has to be given up first.
-                Err(Error::Refused(Refusal::AnotherLog)) => {}
-                followed => followed?,
+        let follow = || self.log.map_or(Ok(()), |id| log.follow(Some(id), epoch));
+        match follow() {
+            Err(Error::Refused(Refusal::AnotherLog)) => {
+                self.carry_out(log)?;
+                // Its epochs bind nobody in the one that takes its place.
+                follow()?;
+            }
+            followed => {
+                followed?;
+                self.carry_out(log)?;
             }
         }
+        Ok(())
+    }
+
+    fn carry_out(&self, log: &dyn ReplicatedLog) -> Result<(), Error> {
         match &self.change {
-            Change::Truncate(to) => log.truncate(*to)?,
+            Change::Truncate(to) => log.truncate(*to),
             Change::Restart { at, queues } => {
                 if let Some(queues) = queues {
                     log.prepare_restart(*at, queues)?;
                 }
-                log.restart(*at)?;
+                log.restart(*at)
             }
         }
-        Ok(())
     }
 }
 

@@ -175,7 +175,7 @@ impl ReplicatedLog for LogHandle {
     }
 
     fn promised(&self) -> Epoch {
-        self.core.upgrade().map_or(Epoch(0), |core| core.epochs().promised)
+        self.core.upgrade().map_or(Epoch(0), |core| core.epochs().barred())
     }
 
     fn is_fenced(&self) -> bool {

@@ -153,7 +153,7 @@ fn whoever_holds_another_log_is_refused_and_ends_no_epoch_of_this_one() {
 }
 
 #[test]
-fn a_history_of_other_epochs_alone_is_told_what_to_cut_and_no_more() {
+fn a_history_of_another_log_alone_is_told_where_to_begin_anew_and_no_more() {
     for (count, end) in [(1, u64::MAX), (1024, 1 << 40)] {
         withstands("other epochs", is_connection, move |scene| {
             let mut join = Join::of(NODE, SEGMENT_SIZE);
@@ -162,7 +162,8 @@ fn a_history_of_other_epochs_alone_is_told_what_to_cut_and_no_more() {
             join.epochs = epochs.map(|one| EpochStart { node: NODE, ..one }).collect();
             let mut peer = scene.connect();
             let welcome = peer.join(&join);
-            assert_eq!((welcome.plan, welcome.offset), (1, 1000));
+            assert_eq!((welcome.plan, welcome.offset), (2, 0));
+            assert_eq!(peer.frame().map(|(kind, _)| kind), Some(QUEUES));
             peer.0.shutdown(Shutdown::Write).expect("shut down");
             assert_eq!(peer.rest(), NOTHING);
         });

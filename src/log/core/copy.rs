@@ -127,8 +127,9 @@ impl Core {
         end_ranges(&mut checksummed, end);
         let mut epochs = Epochs::clone(&self.epochs.known());
         epochs.end_at(end);
-        // It was asked of this node, which alone may be made primary by it.
-        epochs.fenced = false;
+        // It was asked of this node, which alone may be made primary by it, and alone knows how far it has
+        // come since.
+        (epochs.fenced, epochs.own) = (false, false);
         let copy = Checkpoint {
             durable: end,
             clean: true,

@@ -118,7 +118,8 @@ impl Core {
         let mut changed = Epochs::clone(&epochs);
         self.followed.store(primary.0, Ordering::Relaxed);
         if changed.id.is_some() && changed.id != id {
-            if self.progress.appended() > self.min_offset() {
+            let is_emptied = self.checkpoint.current().restarts;
+            if self.progress.appended() > self.min_offset() && !is_emptied {
                 return Err(Error::Refused(Refusal::AnotherLog));
             }
             // Nothing is here of those epochs, and nothing will be: they bind nobody in this log.
@@ -379,7 +380,9 @@ impl Core {
         if !in_place {
             return Err(Error::Refused(Refusal::OutOfPlace { end, at: to }));
         }
-        if to < confirmed {
+        // What was confirmed before the log begins here is gone already: it comes again.
+        let is_gone = restarts && confirmed <= self.min_offset();
+        if to < confirmed && !is_gone {
             return Err(Error::Refused(Refusal::Confirmed { confirmed, to }));
         }
         Ok(confirmed)

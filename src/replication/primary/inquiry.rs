@@ -79,6 +79,9 @@ impl Inquiry {
         }
         let (epoch, standing) = (self.newest, join.history.given_in(own.id));
         let by = join.promised.max(standing.0);
+        if by > epoch && join.history.is_of_another(own.id) {
+            return Err(SessionError::Superseded { epoch, by });
+        }
         let mut state = self.state.lock();
         let told = if by > epoch {
             Err(SessionError::Superseded { epoch, by })

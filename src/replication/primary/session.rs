@@ -155,6 +155,11 @@ impl Hub {
 
     /// Looks for an epoch that ends this one, or was given to two.
     fn check_epochs(&self, join: &Join) -> Result<(), SessionError> {
+        if join.history.is_of_another(Some(self.log_id)) && join.promised > self.epoch.epoch {
+            // Perhaps to whoever chooses the primaries of the other log.
+            let (epoch, by) = (self.epoch.epoch, join.promised);
+            return Err(SessionError::Superseded { epoch, by });
+        }
         let last = join.history.last_reign_in(Some(self.log_id));
         self.check_epoch(join.promised.max(last.epoch))?;
         if last.epoch == self.epoch.epoch && last.node != self.epoch.node {

@@ -235,16 +235,19 @@ fn open(config: &StoreConfig, environment: &Environment) -> Result<State> {
 fn standing(store: &Store, log: &dyn ReplicatedLog) -> Result<Standing> {
     // First: an epoch that is entered meanwhile comes behind all that is durable now.
     let durable = log.durable();
-    let (epochs, promised) = (log.epochs(), log.promised());
+    let promised = log.promised();
     let latched = store.health().latched;
     let is_retired = latched.is_some_and(|first| matches!(*first, Error::Retired { .. }));
     if !store.is_open() || is_retired {
         // What is here need not be what will be here.
         return Err(Error::Closed);
     }
-    let promised = epochs.last().map_or(promised, |last| promised.max(last.epoch));
     let (epoch, end) = store.given();
-    Ok(Standing { epoch, end: end.min(durable), promised, vouches: !log.in_doubt() })
+    let promised = promised.max(epoch);
+    // Where nothing is left of what primaries gave, it is no further than an empty node.
+    let is_left = end >= log.min_offset();
+    let (epoch, end) = if is_left { (epoch, end.min(durable)) } else { (Epoch(0), 0) };
+    Ok(Standing { epoch, end, promised, vouches: !log.in_doubt() })
 }
 
 /// What the thread has for itself.

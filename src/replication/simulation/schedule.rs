@@ -893,7 +893,7 @@ impl Simulation {
                     self.open_replica(node);
                 }
             }
-            if self.acting_primary().is_some() {
+            if self.acting_primary().is_some_and(|node| self.is_obeyed(node)) {
                 return;
             }
             if let Some(node) = self.authority.primary
@@ -917,6 +917,13 @@ impl Simulation {
             }
         }
         panic!("nobody can be made primary: {}", self.state());
+    }
+
+    /// Whether nobody has promised not to follow this primary: a node whose log is another one does not say so.
+    fn is_obeyed(&self, primary: usize) -> bool {
+        let reign = self.nodes[primary].reign;
+        let promised = |node| self.running(node).map_or(Epoch(0), |one| one.log.promised());
+        (0..NODES).all(|node| promised(node) <= reign)
     }
 
     /// Everyone does whatever there is to do.
