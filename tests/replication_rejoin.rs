@@ -14,7 +14,7 @@ use duralog::disk::{Cut, SimCall, SimDisk};
 use duralog::replication::{
     Ack, Epoch, NodeId, NodeOptions, Primary, PrimaryOptions, Replica, ReplicaOptions, SessionError,
 };
-use duralog::{Environment, PutStatus, Store, StoreConfig};
+use duralog::{Environment, Message, PutStatus, Store, StoreConfig};
 use gate::Gate;
 use hooked::Hooked;
 use nodes::*;
@@ -70,6 +70,24 @@ fn is_refused_for_another_log(replica: &Replica) -> bool {
     is_refused()
 }
 
+const ASIDE: &str = "aside";
+
+/// Puts a message to a queue of its own; its queue offset.
+fn put_aside(store: &Store) -> u64 {
+    let put = store.put(Message::new(ASIDE, "x")).expect("it is accepted");
+    put.ok().expect("it waits for nobody").queue_offset
+}
+
+/// Waits until a replica shows what comes next in that queue.
+fn shows_aside(replica: &Replica, primary: &Primary) {
+    let offset = put_aside(primary.store());
+    follows(replica, primary);
+    eventually("it shows it", || {
+        let got = replica.store().get(ASIDE, 0, offset, 1);
+        got.is_ok_and(|got| got.messages.iter().any(|one| one.queue_offset == offset as i64))
+    });
+}
+
 /// A has taken over without P, which went on alone until nothing was left of what both had.
 struct Parted {
     a: Primary,
@@ -78,6 +96,11 @@ struct Parted {
 }
 
 fn parted(config_of_a: StoreConfig) -> Parted {
+    parted_with(config_of_a, [0, 0])
+}
+
+/// To which so many messages are given that come to a queue of their own, at P and at A.
+fn parted_with(config_of_a: StoreConfig, aside: [u64; 2]) -> Parted {
     let (p_disk, a_disk) = (disk(), disk());
     let p = primary_with(&p_disk, keeping(3 * SEGMENT), asynchronous(1));
     let line = Line::to(&p);
@@ -90,6 +113,9 @@ fn parted(config_of_a: StoreConfig) -> Parted {
     line.end();
     a.fence(p.epoch().next_term()).expect("it is newer");
     let a = a.promote(asynchronous(2)).expect("it takes over");
+    for (store, count) in [p.store(), a.store()].into_iter().zip(aside) {
+        assert!((0..count).all(|offset| put_aside(store) == offset));
+    }
     put_until(p.store(), 1000, 4 * SEGMENT + 1);
     // The queue goes on elsewhere there.
     put_until(a.store(), 5100, 7 * SEGMENT + 1);
@@ -274,4 +300,40 @@ fn an_empty_node_that_was_a_primary_once_follows_the_first_epoch_of_another_one(
     a.wait_for_replicas(1, LONG).expect("it connects");
     assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
     eventually("it shows it", || ids(&b.store()) == [0]);
+}
+
+#[test]
+fn an_old_primary_that_has_deleted_what_it_shares_gives_out_no_queue_offset_again() {
+    let Parted { a, p_disk, .. } = parted_with(config(), [0, 10]);
+    let p = replica(&p_disk, 1, &Line::to(&a));
+    follows(&p, &a);
+    eventually("it knows that it is confirmed", || p.state().confirmed == end(&a));
+    p.fence(a.epoch().next_term()).expect("it is newer");
+    let p = p.promote(asynchronous(1)).expect("it takes over");
+    assert_eq!(put_aside(p.store()), 10);
+}
+
+#[test]
+fn an_old_primary_that_has_deleted_what_it_shares_shows_what_comes_to_a_queue_of_which_it_had_more()
+{
+    let Parted { a, p_disk, .. } = parted_with(config(), [5, 0]);
+    let p = replica(&p_disk, 1, &Line::to(&a));
+    follows(&p, &a);
+    shows_aside(&p, &a);
+}
+
+#[test]
+fn a_first_primary_that_gives_up_its_log_shows_what_comes_to_a_queue_of_which_it_had_more() {
+    let p_disk = disk();
+    let p = primary_with(&p_disk, keeping(3 * SEGMENT), asynchronous(1));
+    assert!((0..5).all(|offset| put_aside(p.store()) == offset));
+    put_until(p.store(), 1000, 4 * SEGMENT + 1);
+    eventually("it expires", || oldest(&p_disk) == 2 * SEGMENT);
+    p.close().expect("it closes");
+    drop(p);
+    let a = primary_with(&disk(), config(), asynchronous(2));
+    put_until(a.store(), 5100, 7 * SEGMENT + 1);
+    let p = replica(&p_disk, 1, &Line::to(&a));
+    follows(&p, &a);
+    shows_aside(&p, &a);
 }
