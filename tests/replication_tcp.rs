@@ -1011,7 +1011,7 @@ fn whoever_hears_of_a_cut_may_ask_the_replica() {
     let whom = asked.clone();
     let options = NodeOptions::new(NodeId(1)).secret(Secret::new("the secret"));
     let options = options.observe(move |event| {
-        if let Event::Truncated { .. } = event {
+        if let Event::Restarted { .. } = event {
             // Not before there is someone to ask.
             eventually("it is opened", || whom.lock().expect("no panic").is_some());
             let replica = whom.lock().expect("no panic").clone().and_then(|weak| weak.upgrade());

@@ -109,8 +109,6 @@ fn a_history_that_is_not_of_this_log_is_refused() {
     let many: Vec<_> = (1..=1024).map(|number| EpochStart::new(number, number * 1000)).collect();
     let histories = [
         ("an end beyond everything", vec![], 0, u64::MAX),
-        ("a log that is empty far away", vec![], u64::MAX, u64::MAX),
-        ("a log that is empty somewhere behind", vec![], 1 << 40, 1 << 40),
         ("an epoch that begins far away", far, 5, u64::MAX),
         ("as many epochs as there can be", many.clone(), 500, 1 << 30),
         ("many epochs that end nowhere", many, 0, u64::MAX),
@@ -153,19 +151,28 @@ fn whoever_holds_another_log_is_refused_and_ends_no_epoch_of_this_one() {
 }
 
 #[test]
-fn a_history_of_another_log_alone_is_told_where_to_begin_anew_and_no_more() {
-    for (count, end) in [(1, u64::MAX), (1024, 1 << 40)] {
-        withstands("other epochs", is_connection, move |scene| {
+fn whoever_has_nothing_in_common_is_told_where_to_begin_anew_and_no_more() {
+    let own = |count| {
+        let epochs = (1..=count).map(|number| EpochStart::new(number, number * 1000));
+        epochs.map(|one| EpochStart { node: NODE, ..one }).collect::<Vec<_>>()
+    };
+    let histories = [
+        ("another log", LOG_ID, own(1), 1000, u64::MAX),
+        ("another log of many epochs", LOG_ID, own(1024), 1000, 1 << 40),
+        ("a log that is empty far away", 0, vec![], u64::MAX, u64::MAX),
+        ("a log that is empty somewhere behind", 0, vec![], 1 << 40, 1 << 40),
+    ];
+    for (what, log, epochs, min, end) in histories {
+        withstands_follower(what, is_connection, move |scene| {
             let mut join = Join::of(NODE, SEGMENT_SIZE);
-            (join.log, join.min, join.end) = (LOG_ID, 1000, end);
-            let epochs = (1..=count).map(|number| EpochStart::new(number, number * 1000));
-            join.epochs = epochs.map(|one| EpochStart { node: NODE, ..one }).collect();
+            (join.log, join.min, join.end) = (log, min, end);
+            join.epochs.clone_from(&epochs);
             let mut peer = scene.connect();
             let welcome = peer.join(&join);
-            assert_eq!((welcome.plan, welcome.offset), (2, 0));
-            assert_eq!(peer.frame().map(|(kind, _)| kind), Some(QUEUES));
+            assert_eq!((welcome.plan, welcome.offset), (2, 0), "{what}");
+            assert_eq!(peer.frame().map(|(kind, _)| kind), Some(QUEUES), "{what}");
             peer.0.shutdown(Shutdown::Write).expect("shut down");
-            assert_eq!(peer.rest(), NOTHING);
+            assert_eq!(peer.rest(), NOTHING, "{what}");
         });
     }
 }
