@@ -1,4 +1,5 @@
-//! The hook through which a log is copied elsewhere before a put is called safe.
+//! The hook through which a log is copied elsewhere before a put is called safe, and a primary and replicas
+//! over TCP behind it (feature `replication`): begin with `Primary` and `Replica`.
 //!
 //! The store gives out offsets and bytes; a [`Replicator`] carries them away and says how far the
 //! others have come, by moving one watermark: everything below *confirmed* is held by as many
@@ -122,7 +123,7 @@ pub struct NodeId(pub u64);
 ///
 /// A copy of the directory, a [snapshot](crate::Store::snapshot) for instance, is of the same log: it may
 /// join the cluster it was taken from. To make a cluster of its own out of it, keep the two apart by
-/// `NodeOptions::cluster` or a secret, and give it an epoch where it is a replica's.
+/// `NodeOptions::cluster` or a secret, and give it an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LogId(pub NonZeroU64);
 
@@ -519,8 +520,8 @@ pub trait ReplicatedLog: Send + Sync + fmt::Debug {
     fn begin_epoch(&self, epoch: Epoch, node: NodeId) -> Result<EpochStart>;
 
     /// Notes that what comes next, at the end of the log, is of this epoch; durable on return. Entering
-    /// the newest one again changes nothing. Epochs of which the log holds nothing are left for it, and are
-    /// promised from then on. In [`Role::Replica`].
+    /// the newest one again changes nothing. Epochs of which the log holds nothing are left for it, and
+    /// those of primaries are promised from then on. In [`Role::Replica`].
     ///
     /// It may be older than what was promised: a new primary also brings what was written before. The
     /// backend sees to it that nobody brings anything whose own epoch is.

@@ -96,7 +96,8 @@ impl NodeOptions {
     }
 }
 
-/// Settings of a [`Primary`](super::Primary).
+/// Settings of a [`Primary`](super::Primary). What has no method to set it is assigned. How long a put waits for
+/// replicas is the store's [`sync_replica_timeout`](crate::StoreConfig::sync_replica_timeout).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PrimaryOptions {

@@ -190,7 +190,7 @@ pub enum SessionError {
     Crowded,
     /// The log could not be read or written, or did not take what came.
     Log(Error),
-    /// This node closes.
+    /// This node ended it: it closes, was fenced, or the same replica has connected anew.
     Stopped,
 }
 
@@ -329,7 +329,7 @@ impl fmt::Display for SessionError {
             ),
             Self::Crowded => f.write_str("there are too many connections"),
             Self::Log(error) => write!(f, "the log does not go on: {error}"),
-            Self::Stopped => f.write_str("this node closes"),
+            Self::Stopped => f.write_str("this node ended it: it closes, was fenced or connected to anew"),
         }
     }
 }
