@@ -240,3 +240,22 @@ fn what_is_put_on_a_node_that_was_only_fenced_ends_no_fence_and_counts_for_nothi
     let promoted = fenced.promote(node(2).ack(Ack::Async)).expect("it was fenced");
     assert_eq!((promoted.epoch(), ids(promoted.store())), (Epoch::term(3), vec![0]));
 }
+
+#[test]
+fn a_copy_shows_all_that_it_holds_whatever_was_confirmed() {
+    let disks = [disk(), disk()];
+    let a = primary(&disks[0], 1);
+    let b = replica(&disks[1], 2, &Line::to(&a));
+    a.wait_for_replicas(1, LONG).expect("it connects");
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    b.fence(a.epoch().next_term()).expect("it promises");
+    // Its puts wait for nobody, and nothing that comes now is ever confirmed.
+    let b = b.promote(node(2).ack(Ack::Async)).expect("it is promoted");
+    assert_eq!(status_of_put(&b, 1), PutStatus::PutOk);
+    eventually("it shows both", || ids(b.store()) == [0, 1]);
+    b.store().snapshot("/copy").expect("there is room");
+    let mut config = config().read_only(true);
+    config.log.dir = "/copy".into();
+    let copy = open_stepped(&disks[1], config).expect("it opens");
+    assert_eq!(ids(&copy), [0, 1]);
+}

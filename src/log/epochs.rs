@@ -11,8 +11,9 @@
 //! file, that the newest epoch is this node's own and what was acknowledged under it may be durable on
 //! replicas alone; flag 2, that some of that may have been lost here; flag 4, that whoever chooses the next
 //! primary has asked for the promise, and nobody has reigned by it yet; flag 8, that this node was the last
-//! to reign here, as far as it knows; flag 16, that the log was last open without replication. Starts rise; only an epoch of node 0, of puts without replication, may
-//! begin where another one does, which has no byte then.
+//! to reign here, as far as it knows; flag 16, that the log was last open without replication, or copied.
+//! Starts rise; only an epoch of node 0, of puts without replication, may begin where another one does, which
+//! has no byte then.
 
 use super::directory::read_small;
 use crate::disk::Disk;
@@ -57,7 +58,8 @@ pub(crate) struct Epochs {
     pub(crate) in_doubt: bool,
     /// This node has begun an epoch, and has followed nobody since.
     pub(super) own: bool,
-    /// The log was last open without replication: nobody but this node has what was put then, or shown.
+    /// The log was last open without replication, or is a copy that nobody has had open yet: all of it was
+    /// shown, whatever is confirmed.
     pub(super) alone: bool,
     pub(super) starts: Vec<EpochStart>,
 }

@@ -130,6 +130,8 @@ impl Core {
         // It was asked of this node, which alone may be made primary by it, and alone knows how far it has
         // come since.
         (epochs.fenced, epochs.own) = (false, false);
+        // Nothing is in it that a reader may not see.
+        epochs.alone = epochs.is_replicated() || self.directory.has_copies();
         let copy = Checkpoint {
             durable: end,
             clean: true,

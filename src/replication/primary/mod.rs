@@ -292,8 +292,9 @@ fn inquire(
     });
     let clock = environment.clock.clone();
     // Without an epoch there is nothing to be ended.
-    let (node, newest) = (node.clone(), AtomicU64::new(u64::MAX));
-    let service = Service { node, clock, bells, rest: None, make, newest };
+    let (node, superseded) = (node.clone(), Box::new(|| None));
+    let told = AtomicU64::default();
+    let service = Service { node, clock, bells, rest: None, make, superseded, told };
     let server = Server::start(service)?;
     let served = server.serve(Arc::new(acceptor), Protocol::Duralog);
     let outcome = served.and_then(|()| inquiry.wait(patience).map_err(Error::Refused));

@@ -102,7 +102,7 @@ impl Replicator for PrimaryReplicator {
         let hub = Hub::new(log, group, log_id, epoch, options, at.lazy);
         let hub = self.hub.get_or_init(|| Arc::new(hub)).clone();
         if self.threads == Threads::Own {
-            let bells = hub.bells.clone();
+            let (bells, reigning) = (hub.bells.clone(), hub.clone());
             let make: MakeSession = Box::new(move |id, protocol, peer, now| {
                 Ok(match protocol {
                     Protocol::Duralog => {
@@ -117,7 +117,8 @@ impl Replicator for PrimaryReplicator {
                 bells,
                 rest: (options.ack == Ack::Async).then_some(REST),
                 make,
-                newest: AtomicU64::new(epoch.epoch.0),
+                superseded: Box::new(move || reigning.superseded()),
+                told: AtomicU64::default(),
             };
             *self.server.lock() = Some(Server::start(service)?);
         }

@@ -3,6 +3,7 @@
 use super::bells::Bells;
 use crate::clock::Clock;
 use crate::error::{Error, IoContext, IoOp, Result};
+use crate::replication::Epoch;
 use crate::replication::events::{Event, host};
 use crate::replication::group::SessionId;
 use crate::replication::link::{Ended, Link};
@@ -52,8 +53,10 @@ pub(super) struct Service {
     /// How long a sender rests after work, rather than be woken for each put.
     pub(super) rest: Option<Duration>,
     pub(super) make: MakeSession,
-    /// The newest epoch that is known, the own one at first: a newer one of which a peer tells ends that.
-    pub(super) newest: AtomicU64,
+    /// The newer epoch that ended this primary's, if there is one.
+    pub(super) superseded: Box<dyn Fn() -> Option<Epoch> + Send + Sync>,
+    /// The newest one that the observer was told of.
+    pub(super) told: AtomicU64,
 }
 
 /// A connection that is served.
@@ -335,8 +338,8 @@ fn put_away(served: &Mutex<Vec<Served>>, service: &Service) {
     for one in gone {
         if let Some(Ended::Error(error)) = one.link.ended() {
             let (peer, observer) = (one.link.peer.clone(), &service.node.observer);
-            if let SessionError::Superseded { by, .. } = error
-                && service.newest.fetch_max(by.0, Ordering::Relaxed) < by.0
+            if let Some(by) = (service.superseded)()
+                && service.told.fetch_max(by.0, Ordering::Relaxed) < by.0
             {
                 // Whoever hears of it may close the primary: no session is held by now.
                 observer.tell(&Event::Superseded { by });
