@@ -29,7 +29,7 @@ use follower::Follower;
 pub struct Standing {
     /// The newest epoch that a primary gave it.
     pub epoch: Epoch,
-    /// Physical offset behind the last record of that; all of it is durable.
+    /// Physical offset behind the last record of that; all of it is durable. Both are 0 where nothing of it is kept.
     pub end: u64,
     /// It lets nobody write under an epoch before this one any more.
     pub promised: Epoch,
