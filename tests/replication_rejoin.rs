@@ -53,6 +53,14 @@ fn places(store: &Store) -> Vec<(i64, u64)> {
     all(store).iter().map(|one| (one.queue_offset, id_of(&one.body))).collect()
 }
 
+/// Opens a store without replication, and puts so much that the oldest segment expires.
+fn expires_alone(disk: &SimDisk) {
+    let alone = open(disk, keeping(2 * SEGMENT));
+    put_until(&alone, 1000, 2 * SEGMENT + 1);
+    eventually("the oldest segment expires", || oldest(disk) == SEGMENT);
+    alone.close().expect("it closes");
+}
+
 /// Waits until the replica shows the messages of the primary, as far back as both keep them.
 fn shows_the_same(replica: &Replica, primary: &Primary) {
     let of_primary = places(primary.store());
@@ -336,4 +344,108 @@ fn a_first_primary_that_gives_up_its_log_shows_what_comes_to_a_queue_of_which_it
     let p = replica(&p_disk, 1, &Line::to(&a));
     follows(&p, &a);
     shows_aside(&p, &a);
+}
+
+#[test]
+fn a_replica_that_deleted_what_it_shared_while_it_was_open_alone_gets_what_it_missed() {
+    let disks = [disk(), disk(), disk()];
+    let a = primary(&disks[0], 1);
+    let line = Line::to(&a);
+    let (b, c) = (replica(&disks[1], 2, &line), replica(&disks[2], 3, &line));
+    a.wait_for_replicas(2, LONG).expect("they connect");
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    eventually("both have it", || [&b, &c].iter().all(|one| one.state().durable == end(&a)));
+    b.close().expect("it closes");
+    drop(b);
+    expires_alone(&disks[1]);
+    // C confirms it: past where the log of B begins, but not up to where that ends.
+    put_until(a.store(), 1, SEGMENT + SEGMENT / 2);
+    let b = replica(&disks[1], 2, &line);
+    follows(&b, &a);
+    c.close().expect("it closes");
+    drop(c);
+    assert_eq!(status_of_put(&a, 2000), PutStatus::PutOk);
+    let (shown, term) = (places(a.store()), a.epoch().next_term());
+    drop(a);
+    let c = idle(&disks[2], 3);
+    let (at_b, at_c) = (b.fence(term).expect("it is newer"), c.fence(term).expect("it is newer"));
+    assert!(at_b > at_c, "{at_b:?}, {at_c:?}");
+    let b = b.promote(asynchronous(2)).expect("it takes over");
+    assert_eq!(places(b.store()), shown);
+}
+
+#[test]
+fn a_replica_that_deleted_alone_what_it_shared_follows_a_primary_with_less_than_that() {
+    let disks = [disk(), disk()];
+    let a = primary(&disks[0], 1);
+    let line = Line::to(&a);
+    let b = replica(&disks[1], 2, &line);
+    a.wait_for_replicas(1, LONG).expect("it connects");
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    b.close().expect("it closes");
+    drop(b);
+    expires_alone(&disks[1]);
+    assert!(end(&a) < oldest(&disks[1]));
+    let b = replica(&disks[1], 2, &line);
+    follows(&b, &a);
+    assert_eq!(status_of_put(&a, 1), PutStatus::PutOk);
+    eventually("it shows both", || ids(&b.store()) == [0, 1]);
+}
+
+#[test]
+fn an_old_primary_that_has_deleted_what_it_shares_lacks_nothing_when_it_is_chosen_again() {
+    let Parted { a, p_disk, .. } = parted(config());
+    let p = replica(&p_disk, 1, &Line::to(&a));
+    follows(&p, &a);
+    let (shown, term) = (places(a.store()), a.epoch().next_term());
+    drop(a);
+    p.fence(term).expect("it is newer");
+    let p = p.promote(asynchronous(1)).expect("it takes over");
+    assert_eq!(places(p.store()), shown);
+}
+
+#[test]
+fn a_first_primary_whose_log_nobody_has_follows_the_one_that_has_begun_without_it() {
+    let disks = [disk(), disk(), disk()];
+    // Opened again, it is in an epoch that is newer than that of the other one.
+    for id in [100, 101] {
+        let a = primary(&disks[0], 1);
+        assert_eq!(status_of_put(&a, id), PutStatus::ReplicaNotAvailable);
+        a.close().expect("it closes");
+    }
+    let b = primary(&disks[1], 2);
+    let line = Line::to(&b);
+    let _c = replica(&disks[2], 3, &line);
+    b.wait_for_replicas(1, LONG).expect("it connects");
+    assert_eq!(status_of_put(&b, 0), PutStatus::PutOk);
+    let a = replica(&disks[0], 1, &line);
+    follows(&a, &b);
+    assert_eq!((status_of_put(&b, 1), b.superseded()), (PutStatus::PutOk, None));
+    eventually("it shows both", || ids(&a.store()) == [0, 1]);
+}
+
+#[test]
+fn a_primary_that_is_opened_again_is_not_ended_by_a_node_that_reigned_in_another_cluster() {
+    let disks = [disk(), disk(), disk()];
+    // In a term, and again without being given one.
+    for (options, id) in [(node(3).epoch(Epoch::term(5)), 100), (node(3), 101)] {
+        let c = primary_with(&disks[2], config(), options);
+        assert_eq!(status_of_put(&c, id), PutStatus::ReplicaNotAvailable);
+        c.close().expect("it closes");
+    }
+    let mut a = primary(&disks[0], 1);
+    let line = Line::to(&a);
+    let b = replica(&disks[1], 2, &line);
+    a.wait_for_replicas(1, LONG).expect("it connects");
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    let c = replica(&disks[2], 3, &line);
+    for id in [1, 2] {
+        follows(&b, &a);
+        follows(&c, &a);
+        assert_eq!((status_of_put(&a, id), a.superseded()), (PutStatus::PutOk, None));
+        drop(a);
+        a = primary(&disks[0], 1);
+        line.lead_to(&a);
+    }
+    eventually("both show all", || [&b, &c].iter().all(|one| ids(&one.store()) == [0, 1, 2]));
 }

@@ -259,3 +259,26 @@ fn a_copy_shows_all_that_it_holds_whatever_was_confirmed() {
     let copy = open_stepped(&disks[1], config).expect("it opens");
     assert_eq!(ids(&copy), [0, 1]);
 }
+
+#[test]
+fn however_often_a_replica_is_visited_it_counts_for_what_it_was_given_and_follows_on() {
+    let disks = [disk(), disk()];
+    let a = primary(&disks[0], 1);
+    let line = Line::to(&a);
+    let b = replica(&disks[1], 2, &line);
+    a.wait_for_replicas(1, LONG).expect("it connects");
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    let standing = b.standing().expect("it is open");
+    close(b);
+    // More than there are epochs that a log remembers.
+    for id in 0..1025 {
+        put_alone(&disks[1], [100 + id]);
+    }
+    let b = idle(&disks[1], 2);
+    assert_eq!(b.standing().expect("it is open"), standing);
+    close(b);
+    let b = replica(&disks[1], 2, &line);
+    a.wait_for_replicas(1, LONG).expect("it is back");
+    assert_eq!(status_of_put(&a, 1), PutStatus::PutOk);
+    eventually("it shows both", || ids(&b.store()) == [0, 1]);
+}

@@ -6,18 +6,22 @@
 mod fixtures;
 #[path = "support/hooked.rs"]
 mod hooked;
+#[path = "support/nodes.rs"]
+mod nodes;
 #[path = "support/sim.rs"]
 mod sim;
 #[path = "support/temp.rs"]
 mod temp;
 
 use duralog::disk::{Cut, CutMoment, Fault, SimCall, SimDisk};
+use duralog::replication::{NodeId, NodeOptions, Refusal};
 use duralog::tables::{ConsumerOffsets, Tables};
 use duralog::{
-    Acknowledged, Environment, Error, FlushMode, Message, RecoveryMode, SnapshotReport, Store,
-    StoreConfig, StoreWorker, WriteMode,
+    Acknowledged, Environment, Error, FlushMode, Message, PutStatus, RecoveryMode, SnapshotReport,
+    Store, StoreConfig, StoreWorker, WriteMode,
 };
 use hooked::{Hook, Hooked};
+use nodes::{Line, node, primary_with, replica_with, status_of_put, try_primary};
 use sim::{DIR, LONG, TOPIC, body, eventually, id_of, ids, put};
 use std::collections::BTreeMap;
 use std::fs;
@@ -660,4 +664,37 @@ fn a_log_that_ends_with_a_full_segment_goes_on_in_a_file_of_its_own() {
             assert!(disk.bytes(path).expect("it is there") == *bytes, "{path:?} was written to");
         }
     }
+}
+
+#[test]
+fn a_snapshot_of_a_primary_takes_no_puts_by_the_epoch_of_the_primary() {
+    let disks = [sim::disk(), sim::disk()];
+    let a = primary_with(&disks[0], small(DIR), node(1));
+    let line = Line::to(&a);
+    let follow =
+        |disk, dir: &str, id| replica_with(disk, small(dir), NodeOptions::new(NodeId(id)), &line);
+    let b = follow(&disks[1], DIR, 2);
+    a.wait_for_replicas(1, LONG).expect("it connects");
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    a.store().snapshot(COPY).expect("it is copied");
+    // What comes where this lies would pass for it.
+    assert_eq!(status_of_put(&a, 1), PutStatus::PutOk);
+    let term = a.epoch().next_term();
+    drop(a);
+    match try_primary(&disks[0], small(COPY), node(1)) {
+        Err(Error::Refused(Refusal::NotFenced)) => {}
+        other => panic!("{other:?}"),
+    }
+    // Whoever gives it one knows that what came later is lost.
+    let elsewhere = sim::disk_with(&sim::contents(&disks[0]));
+    let restored = try_primary(&elsewhere, small(COPY), node(1).epoch(term));
+    assert_eq!(ids(restored.expect("it has an epoch of its own").store()), [0]);
+    // As a replica it gets what it lacks.
+    b.fence(term).expect("it is newer");
+    let b = b.promote(node(2)).expect("it takes over");
+    line.lead_to(&b);
+    let copy = follow(&disks[0], COPY, 1);
+    b.wait_for_replicas(1, LONG).expect("it follows");
+    assert_eq!(status_of_put(&b, 2), PutStatus::PutOk);
+    eventually("it shows all", || ids(&copy.store()) == [0, 1, 2]);
 }

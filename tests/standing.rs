@@ -413,3 +413,25 @@ fn nobody_recovers_as_a_primary_the_log_of_a_replica_that_was_not_fenced() {
     assert_eq!(status_of_put(&a, 1), PutStatus::PutOk);
     eventually("it shows both", || ids(&b.store()) == [0, 1]);
 }
+
+#[test]
+fn what_is_put_without_replication_promises_nothing() {
+    let disks = [disk(), disk()];
+    let a = primary(&disks[0], 1);
+    let line = Line::to(&a);
+    let b = replica(&disks[1], 2, &line);
+    a.wait_for_replicas(1, LONG).expect("it connects");
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    b.close().expect("it closes");
+    drop(b);
+    put_alone(&disks[1], [100]);
+    let b = idle(&disks[1], 2);
+    // Whom it follows next is not from before what it says.
+    assert_eq!(b.standing().expect("it is open").promised, a.epoch());
+    b.close().expect("it closes");
+    drop(b);
+    let b = replica(&disks[1], 2, &line);
+    a.wait_for_replicas(1, LONG).expect("it is back");
+    assert_eq!(status_of_put(&a, 1), PutStatus::PutOk);
+    assert_eq!(b.standing().expect("it is open").promised, a.epoch());
+}
