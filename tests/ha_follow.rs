@@ -2,6 +2,8 @@
 //! Java slaves that follow a primary. How RocketMQ's replication works stands in `tests/ha_interop.rs`.
 //! `.ci/interop` runs this.
 
+#[path = "support/counting.rs"]
+mod counting;
 #[allow(dead_code, reason = "its `main` is not called")]
 #[path = "../examples/dump.rs"]
 mod dump;
@@ -19,9 +21,10 @@ mod stored_log;
 #[path = "support/temp.rs"]
 mod temp;
 
+use counting::Counting;
 use duralog::replication::{
     Ack, AckLevel, Connector, Epoch, Event, NodeId, NodeOptions, Primary, PrimaryOptions, Refusal,
-    Replica, ReplicaOptions, SessionError, Stream, TcpAcceptor, TcpConnector,
+    Replica, ReplicaOptions, SessionError, TcpAcceptor, TcpConnector,
 };
 use duralog::{Error, FlushMode, Message, PutStatus, Store, StoreConfig, TagFilter};
 use ha_wire::SlaveSocket;
@@ -31,11 +34,10 @@ use rng::Rng;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, BufRead, BufReader};
+use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -256,27 +258,15 @@ fn an_empty_replica_begins_with_the_file_that_the_master_writes(java: Java) {
     println!("replication {}: a replica began at {begin} and came to {end}", java.0);
 }
 
-/// Counts how often it was asked.
-#[derive(Debug)]
-struct Counting(TcpConnector, AtomicUsize);
-
-impl Connector for Counting {
-    fn connect(&self, limit: Duration, patience: Duration) -> io::Result<Stream> {
-        self.1.fetch_add(1, Ordering::SeqCst);
-        self.0.connect(limit, patience)
-    }
-}
-
 /// Lets a replica on what is in `dir` connect again and again, and see that it is of no use.
 #[track_caller]
 fn assert_diverged(port: u16, dir: &Path, end: u64) {
     let before = Log::stored(dir, end);
     let heard = Heard::default();
-    let connector =
-        Arc::new(Counting(TcpConnector::new(format!("127.0.0.1:{port}")), AtomicUsize::default()));
+    let connector = Arc::new(Counting::to(format!("127.0.0.1:{port}")));
     let options = options(&heard, connector.clone());
     let replica = Replica::open(config(dir), options).expect("the replica opens");
-    eventually("it tries again", || connector.1.load(Ordering::SeqCst) > 2);
+    eventually("it tries again", || connector.taken() > 2);
     let state = replica.state();
     assert!(!state.following);
     assert_eq!(state.durable, end);

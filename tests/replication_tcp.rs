@@ -140,6 +140,32 @@ fn consumer_groups_go_on_where_they_were_after_a_failover_and_back() {
 }
 
 #[test]
+fn a_replica_hears_of_groups_that_move_while_nothing_is_put_long_before_the_next_heartbeat() {
+    let dir = TempDir::new();
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    let rare = |id| {
+        let mut node = node(id);
+        node.heartbeat_interval = 10 * PATIENCE;
+        node.housekeeping_interval = 40 * PATIENCE;
+        node
+    };
+    let primary =
+        Primary::open(config(&a), PrimaryOptions::new(rare(1))).expect("the primary opens");
+    let address = primary.listen("127.0.0.1:0").expect("a port is free").to_string();
+    let replica = Replica::open(config(&b), ReplicaOptions::new(rare(2), address));
+    let replica = replica.expect("it opens");
+    primary.wait_for_replicas(1, PATIENCE).expect("it connects");
+    for n in 0..3 {
+        assert_eq!(put(primary.store(), &format!("message {n}")).status, PutStatus::PutOk);
+    }
+    for next in 1..=3 {
+        // Each time after it had nothing more to say.
+        primary.store().commit_offset("billing", "t", 0, next).expect("it is committed");
+        eventually("it knows", || group(&replica.store(), "billing") == Some(next));
+    }
+}
+
+#[test]
 fn a_group_that_reads_a_replica_goes_on_by_itself() {
     let dir = TempDir::new();
     let mut options = node(1);
@@ -987,6 +1013,24 @@ fn a_replica_is_promoted_while_it_seeks_a_primary_that_is_gone() {
     assert_eq!(primary.epoch(), term);
     swallows.lets_go.store(true, Ordering::SeqCst);
     primary.close().expect("it closes");
+}
+
+#[test]
+fn a_replica_that_is_closed_while_it_seeks_a_primary_tells_of_nothing_that_comes_of_it() {
+    let dir = TempDir::new();
+    let (swallows, told) = (Swallows::default(), Arc::new(AtomicBool::new(false)));
+    let telling = told.clone();
+    let observed =
+        NodeOptions::new(NodeId(2)).observe(move |_| telling.store(true, Ordering::SeqCst));
+    let options = ReplicaOptions::connecting(observed, swallows.clone());
+    let replica = Replica::open(config(dir.path()), options).expect("it opens");
+    eventually("it seeks one", || swallows.asked.load(Ordering::SeqCst));
+    replica.close().expect("it closes");
+    drop(replica);
+    swallows.lets_go.store(true, Ordering::SeqCst);
+    // Its thread lets go of the connector, and of whom it tells, when it ends.
+    eventually("its thread ends", || Arc::strong_count(&told) == 1);
+    assert!(!told.load(Ordering::SeqCst));
 }
 
 #[test]

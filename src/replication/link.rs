@@ -282,8 +282,10 @@ fn write(writer: &mut StreamWriter, outgoing: &Outgoing) -> io::Result<()> {
 #[cfg(all(test, feature = "sim"))]
 mod tests {
     use super::*;
+    use crate::clock::ManualClock;
     use crate::disk::{Allocation, Disk, HostDisk, MapAccess, SimDisk};
     use crate::replication::LogSlice;
+    use crate::worker::Doorbell;
     use std::net::{TcpListener, TcpStream};
     use std::path::PathBuf;
 
@@ -323,5 +325,73 @@ mod tests {
             assert_eq!(arrives(&HostDisk, path(), len, false), 0);
             assert_eq!(arrives(&SimDisk::new(1), "/file".into(), len, true), 0);
         }
+    }
+
+    /// A session that is to send something sooner than it has just said: another thread brings it.
+    struct Hastened {
+        due: Mutex<Instant>,
+        soon: Instant,
+        alarm: Arc<Alarm>,
+    }
+
+    impl Session for Hastened {
+        fn receive(&mut self, _: &mut Inbox, _: Instant) -> Result<Option<Order>, SessionError> {
+            Ok(None)
+        }
+
+        fn poll(&mut self, _: Instant) -> Result<Option<Outgoing>, SessionError> {
+            Ok(None)
+        }
+
+        fn is_ready(&self, now: Instant) -> bool {
+            *self.due.lock() <= now
+        }
+
+        fn leave(&mut self) {}
+
+        fn due(&self) -> Option<Instant> {
+            let due = std::mem::replace(&mut *self.due.lock(), self.soon);
+            self.alarm.ring();
+            Some(due)
+        }
+
+        fn farewell(&self, _: &SessionError) -> Option<Vec<u8>> {
+            None
+        }
+
+        fn is_introduced(&self) -> bool {
+            true
+        }
+
+        fn is_streaming(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn what_becomes_due_while_the_sender_falls_asleep_is_not_slept_over() {
+        let clock = Arc::new(ManualClock::new(0));
+        let soon = clock.now() + Duration::from_millis(5);
+        let due = Mutex::new(clock.now() + Duration::from_secs(3600));
+        let (bell, heard) = Doorbell::new();
+        let alarm = Arc::new(Alarm::default());
+        assert!(alarm.connect(bell));
+        // The sender has heard the last ring, and is awake.
+        alarm.ring();
+        heard.try_recv().unwrap();
+        let session = Hastened { due, soon, alarm: alarm.clone() };
+        let stream = Stream {
+            reader: Box::new(io::empty()),
+            writer: StreamWriter::other(io::sink()),
+            hang_up: Box::new(|| {}),
+            peer: String::new(),
+        };
+        let handshake = Duration::from_secs(5);
+        let (link, _reading, mut writing) =
+            Link::new(Box::new(session), clock, stream, alarm, handshake, None);
+        let next = link.send_step(&mut writing);
+        let is_woken = heard.try_recv().is_ok();
+        let comes_back = matches!(next, Next::Now) || matches!(next, Next::At(at) if at <= soon);
+        assert!(is_woken || comes_back, "{next:?}");
     }
 }

@@ -2,6 +2,8 @@
 //! meanwhile, and to a replica that takes them for its primary. Each is refused by the right error, which
 //! is told once; it learns nothing that it must not know, and disturbs nobody.
 
+#[path = "../support/counting.rs"]
+mod counting;
 #[path = "../support/rng.rs"]
 mod rng;
 #[path = "../support/temp.rs"]

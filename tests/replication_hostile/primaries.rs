@@ -1,5 +1,6 @@
 //! A primary that is none, to a replica that connects to it.
 
+use crate::counting::Counting;
 use crate::scene::{
     EPOCH, Heard, Scene, config, ends, eventually, files, is_connection, is_protocol, node,
 };
@@ -10,6 +11,7 @@ use duralog::replication::{
 };
 use duralog::{Error, Message};
 use std::net::{Shutdown, TcpListener};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What a primary may say to a replica that holds a log.
@@ -531,6 +533,29 @@ fn a_replica_whose_secret_is_wrong_says_so_once_and_goes_on_trying() {
     eventually("the replica hears that it was left", || heard.count(is_connection) == 1);
     scene.put(200);
     assert_eq!((heard.errors().len(), scene.heard.errors().len()), (1, 1));
+    ends("closing", move || replica.close().expect("it closes"));
+    scene.close();
+}
+
+#[test]
+fn a_replica_whose_last_record_was_altered_says_so_once_and_never_that_it_is_connected() {
+    let Victim { scene, dir, log } = Victim::new();
+    let path = dir.path().join(format!("commitlog/{:020}", 0));
+    let mut bytes = std::fs::read(&path).expect("readable");
+    let held = &mut bytes[..log.end as usize];
+    let body = held.windows(300).rposition(|bytes| bytes == [7; 300]).expect("a body");
+    held[body] ^= 1;
+    std::fs::write(&path, bytes).expect("written");
+    let heard = Heard::default();
+    let connector = Arc::new(Counting::to(scene.address.to_string()));
+    let mut options = ReplicaOptions::connecting(node(3, &heard), connector.clone());
+    (options.retry_min, options.retry_max) = (Duration::from_millis(1), Duration::from_millis(1));
+    let replica = Replica::open(config(dir.path()), options).expect("it opens");
+    let is_diverged = |error: &SessionError| matches!(error, SessionError::Diverged);
+    eventually("the primary says why", || scene.heard.count(is_diverged) == 1);
+    eventually("it goes on trying", || connector.taken() > 10);
+    assert_eq!((heard.count(is_diverged), heard.errors().len(), heard.connected()), (1, 1, 0));
+    assert_eq!(scene.heard.count(is_diverged), 1);
     ends("closing", move || replica.close().expect("it closes"));
     scene.close();
 }

@@ -251,7 +251,7 @@ impl Scene {
         assert_eq!(self.heard.errors().len(), times + 1, "{what}: {:?}", self.heard.errors());
         assert_eq!(self.state(), before, "{what}");
         assert_eq!(self.honest.errors().len(), 0, "{what}: the honest replica was disturbed");
-        assert_eq!(self.primary.superseded(), None, "{what}");
+        assert_eq!((self.primary.superseded(), self.heard.superseded()), (None, 0), "{what}");
         self.put(3);
     }
 
