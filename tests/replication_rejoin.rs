@@ -449,3 +449,26 @@ fn a_primary_that_is_opened_again_is_not_ended_by_a_node_that_reigned_in_another
     }
     eventually("both show all", || [&b, &c].iter().all(|one| ids(&one.store()) == [0, 1, 2]));
 }
+
+#[test]
+fn a_primary_that_goes_on_tells_nobody_that_it_was_superseded() {
+    let disks = [disk(), disk()];
+    // It has a log of its own, and has promised whoever chooses the primaries there.
+    primary(&disks[1], 2).close().expect("it closes");
+    let b = idle(&disks[1], 2);
+    b.fence(Epoch::term(9)).expect("it is newer");
+    b.close().expect("it closes");
+    drop(b);
+    let (tell, told) = std::sync::mpsc::channel();
+    let observed = NodeOptions::new(NodeId(1)).observe(move |event| {
+        // Nobody listens any more after the first.
+        let _ = tell.send(event.clone());
+    });
+    let a = primary_with(&disks[0], config(), PrimaryOptions::new(observed).ack(Ack::Async));
+    let b = replica(&disks[1], 2, &Line::to(&a));
+    let is_over = || matches!(b.state().last_error, Some(SessionError::Superseded { .. }));
+    eventually("it is refused", is_over);
+    assert_eq!((status_of_put(&a, 0), a.superseded()), (PutStatus::PutOk, None));
+    let first = told.recv_timeout(LONG).expect("it says why");
+    assert!(!matches!(first, duralog::replication::Event::Superseded { .. }), "{first:?}");
+}

@@ -359,3 +359,17 @@ fn half_a_frame_and_silence_is_given_up_at_every_stage() {
     scene.withstands(&Attack { what: "half an Ack", is, joins: true, act: Box::new(act) });
     scene.close();
 }
+
+#[test]
+fn an_epoch_that_nothing_can_follow_ends_nobodys() {
+    fn is_superseded(error: &SessionError) -> bool {
+        matches!(error, SessionError::Superseded { .. })
+    }
+    withstands_follower("an epoch that none can follow", is_superseded, |scene| {
+        let mut peer = scene.connect();
+        peer.follow(&Join::of(NODE, SEGMENT_SIZE));
+        peer.expect(DATA);
+        peer.send(&refuse(6, EPOCH, u64::MAX));
+        peer.rest();
+    });
+}
