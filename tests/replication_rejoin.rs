@@ -348,13 +348,7 @@ fn a_first_primary_that_gives_up_its_log_shows_what_comes_to_a_queue_of_which_it
 
 #[test]
 fn a_replica_that_deleted_what_it_shared_while_it_was_open_alone_gets_what_it_missed() {
-    let disks = [disk(), disk(), disk()];
-    let a = primary(&disks[0], 1);
-    let line = Line::to(&a);
-    let (b, c) = (replica(&disks[1], 2, &line), replica(&disks[2], 3, &line));
-    a.wait_for_replicas(2, LONG).expect("they connect");
-    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
-    eventually("both have it", || [&b, &c].iter().all(|one| one.state().durable == end(&a)));
+    let Trio { disks, a, line, b, c } = trio();
     b.close().expect("it closes");
     drop(b);
     expires_alone(&disks[1]);
@@ -376,20 +370,14 @@ fn a_replica_that_deleted_what_it_shared_while_it_was_open_alone_gets_what_it_mi
 
 #[test]
 fn a_replica_that_deleted_alone_what_it_shared_follows_a_primary_with_less_than_that() {
-    let disks = [disk(), disk()];
-    let a = primary(&disks[0], 1);
-    let line = Line::to(&a);
-    let b = replica(&disks[1], 2, &line);
-    a.wait_for_replicas(1, LONG).expect("it connects");
-    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    let Pair { disks, a, line, b } = pair();
     b.close().expect("it closes");
     drop(b);
     expires_alone(&disks[1]);
     assert!(end(&a) < oldest(&disks[1]));
     let b = replica(&disks[1], 2, &line);
     follows(&b, &a);
-    assert_eq!(status_of_put(&a, 1), PutStatus::PutOk);
-    eventually("it shows both", || ids(&b.store()) == [0, 1]);
+    goes_on(&a, &b);
 }
 
 #[test]

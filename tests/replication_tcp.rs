@@ -545,8 +545,8 @@ fn a_node_that_may_have_lost_something_says_so_until_it_has_followed_another_one
     eventually("it vouches again", || old.standing().expect("it is open").vouches);
 }
 
-#[test]
-fn a_look_at_a_replica_without_replication_ends_nobodys_epoch() {
+/// A replica follows on, and ends nobody's epoch, after its store was opened without replication.
+fn follows_on_after(visits: impl FnOnce(&Path)) {
     let dir = TempDir::new();
     let primary = primary(&dir.path().join("a"), 1);
     let address = primary.listen("127.0.0.1:0").expect("a port is free");
@@ -555,9 +555,7 @@ fn a_look_at_a_replica_without_replication_ends_nobodys_epoch() {
     primary.wait_for_replicas(1, PATIENCE).expect("it connects");
     assert_eq!(put(primary.store(), "first").status, PutStatus::PutOk);
     follower.close().expect("it closes");
-    for _ in 0..2 {
-        Store::open(config(&b)).expect("it opens").close().expect("it closes");
-    }
+    visits(&b);
     let follower = replica(&b, 2, address);
     primary.wait_for_replicas(1, PATIENCE).expect("it comes back");
     assert_eq!(put(primary.store(), "second").status, PutStatus::PutOk);
@@ -566,26 +564,24 @@ fn a_look_at_a_replica_without_replication_ends_nobodys_epoch() {
 }
 
 #[test]
+fn a_look_at_a_replica_without_replication_ends_nobodys_epoch() {
+    follows_on_after(|b| {
+        for _ in 0..2 {
+            Store::open(config(b)).expect("it opens").close().expect("it closes");
+        }
+    });
+}
+
+#[test]
 fn what_was_put_on_a_replica_without_replication_ends_nobodys_epoch_and_is_cut() {
-    let dir = TempDir::new();
-    let primary = primary(&dir.path().join("a"), 1);
-    let address = primary.listen("127.0.0.1:0").expect("a port is free");
-    let b = dir.path().join("b");
-    let follower = replica(&b, 2, address);
-    primary.wait_for_replicas(1, PATIENCE).expect("it connects");
-    assert_eq!(put(primary.store(), "first").status, PutStatus::PutOk);
-    follower.close().expect("it closes");
-    // In two visits, of which the second one, too, comes behind what a primary gave.
-    for body in ["of its own", "again"] {
-        let store = Store::open(config(&b)).expect("it opens");
-        assert_eq!(put(&store, body).status, PutStatus::PutOk);
-        store.close().expect("it closes");
-    }
-    let follower = replica(&b, 2, address);
-    primary.wait_for_replicas(1, PATIENCE).expect("it comes back");
-    assert_eq!(put(primary.store(), "second").status, PutStatus::PutOk);
-    assert_eq!(primary.superseded(), None);
-    eventually("it shows both", || bodies(&follower.store()) == ["first", "second"]);
+    follows_on_after(|b| {
+        // In two visits, of which the second one, too, comes behind what a primary gave.
+        for body in ["of its own", "again"] {
+            let store = Store::open(config(b)).expect("it opens");
+            assert_eq!(put(&store, body).status, PutStatus::PutOk);
+            store.close().expect("it closes");
+        }
+    });
 }
 
 #[test]

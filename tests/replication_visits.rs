@@ -111,12 +111,7 @@ fn a_look_without_writing_shows_no_more_of_a_replica_than_it_showed_itself() {
 
 #[test]
 fn what_was_put_on_a_replica_does_not_pass_for_the_next_epoch_of_its_primary() {
-    let disks = [disk(), disk()];
-    let a = primary(&disks[0], 1);
-    let line = Line::to(&a);
-    let b = replica(&disks[1], 2, &line);
-    a.wait_for_replicas(1, LONG).expect("it connects");
-    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    let Pair { disks, a, line, b } = pair();
     close(b);
     put_alone(&disks[1], [100]);
     a.close().expect("it closes");
@@ -125,25 +120,18 @@ fn what_was_put_on_a_replica_does_not_pass_for_the_next_epoch_of_its_primary() {
     let a = primary(&disks[0], 1);
     line.lead_to(&a);
     let b = replica(&disks[1], 2, &line);
-    a.wait_for_replicas(1, LONG).expect("it is back");
-    assert_eq!(status_of_put(&a, 1), PutStatus::PutOk);
-    eventually("it shows both", || ids(&b.store()) == [0, 1]);
+    goes_on(&a, &b);
 }
 
 /// A primary, and two replicas that have one message of it, and then were given one each: as long, and in
 /// the same place.
 fn two_that_were_given_something() -> (Primary, [SimDisk; 2]) {
-    let disks = [disk(), disk()];
-    let a = primary(&disk(), 1);
-    let line = Line::to(&a);
-    let replicas = [replica(&disks[0], 2, &line), replica(&disks[1], 3, &line)];
-    a.wait_for_replicas(2, LONG).expect("they connect");
-    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
-    eventually("both have it", || replicas.iter().all(|one| one.state().durable == end(&a)));
-    replicas.into_iter().for_each(close);
-    put_alone(&disks[0], [1000]);
-    put_alone(&disks[1], [1200]);
-    (a, disks)
+    let Trio { disks: [_, of_b, of_c], a, b, c, .. } = trio();
+    close(b);
+    close(c);
+    put_alone(&of_b, [1000]);
+    put_alone(&of_c, [1200]);
+    (a, [of_b, of_c])
 }
 
 #[test]
@@ -243,11 +231,7 @@ fn what_is_put_on_a_node_that_was_only_fenced_ends_no_fence_and_counts_for_nothi
 
 #[test]
 fn a_copy_shows_all_that_it_holds_whatever_was_confirmed() {
-    let disks = [disk(), disk()];
-    let a = primary(&disks[0], 1);
-    let b = replica(&disks[1], 2, &Line::to(&a));
-    a.wait_for_replicas(1, LONG).expect("it connects");
-    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    let Pair { disks, a, b, .. } = pair();
     b.fence(a.epoch().next_term()).expect("it promises");
     // Its puts wait for nobody, and nothing that comes now is ever confirmed.
     let b = b.promote(node(2).ack(Ack::Async)).expect("it is promoted");
@@ -262,12 +246,7 @@ fn a_copy_shows_all_that_it_holds_whatever_was_confirmed() {
 
 #[test]
 fn however_often_a_replica_is_visited_it_counts_for_what_it_was_given_and_follows_on() {
-    let disks = [disk(), disk()];
-    let a = primary(&disks[0], 1);
-    let line = Line::to(&a);
-    let b = replica(&disks[1], 2, &line);
-    a.wait_for_replicas(1, LONG).expect("it connects");
-    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    let Pair { disks, a, line, b } = pair();
     let standing = b.standing().expect("it is open");
     close(b);
     // More than there are epochs that a log remembers.
@@ -278,7 +257,5 @@ fn however_often_a_replica_is_visited_it_counts_for_what_it_was_given_and_follow
     assert_eq!(b.standing().expect("it is open"), standing);
     close(b);
     let b = replica(&disks[1], 2, &line);
-    a.wait_for_replicas(1, LONG).expect("it is back");
-    assert_eq!(status_of_put(&a, 1), PutStatus::PutOk);
-    eventually("it shows both", || ids(&b.store()) == [0, 1]);
+    goes_on(&a, &b);
 }

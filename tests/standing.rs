@@ -87,13 +87,7 @@ struct Three {
 const SHOWN: [u64; 2] = [0, 1];
 
 fn three_of_which_p_wrote_alone() -> Three {
-    let disks = [disk(), disk(), disk()];
-    let p = primary(&disks[0], 1);
-    let line = Line::to(&p);
-    let (q, r) = (replica(&disks[1], 2, &line), replica(&disks[2], 3, &line));
-    p.wait_for_replicas(2, LONG).expect("they connect");
-    assert_eq!(status_of_put(&p, 0), PutStatus::PutOk);
-    eventually("both have it", || [&q, &r].iter().all(|one| one.state().durable == end(&p)));
+    let Trio { disks, a: p, b: q, c: r, .. } = trio();
     q.close().expect("it closes");
     r.close().expect("it closes");
     drop((q, r));
@@ -196,13 +190,7 @@ fn a_slow_replica_of_three_keeps_its_log_from_another_cluster() {
 fn what_was_put_without_replication_outranks_nothing_that_a_primary_gave() {
     // Whether C comes to an epoch in which it gets nothing before something is put there.
     for reopened in [false, true] {
-        let disks = [disk(), disk(), disk()];
-        let mut a = primary(&disks[0], 1);
-        let line = Line::to(&a);
-        let (b, mut c) = (replica(&disks[1], 2, &line), replica(&disks[2], 3, &line));
-        a.wait_for_replicas(2, LONG).expect("they connect");
-        assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
-        eventually("both have it", || [&b, &c].iter().all(|one| one.state().durable == end(&a)));
+        let Trio { disks, mut a, line, b, mut c } = trio();
         if reopened {
             drop(a);
             a = primary(&disks[0], 1);
@@ -278,11 +266,7 @@ fn a_primary_that_lost_its_tail_does_not_recover_past_what_was_put_in_its_place(
 
 #[test]
 fn a_primary_becomes_a_replica_on_its_own_disk() {
-    let disks = [disk(), disk()];
-    let a = primary(&disks[0], 1);
-    let b = replica(&disks[1], 2, &Line::to(&a));
-    a.wait_for_replicas(1, LONG).expect("it connects");
-    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    let Pair { a, b, .. } = pair();
     b.fence(a.epoch().next_term()).expect("it is newer");
     let b = b.promote(node(2)).expect("it takes over");
     let options = ReplicaOptions::connecting(NodeOptions::new(NodeId(1)), Line::to(&b));
@@ -293,11 +277,7 @@ fn a_primary_becomes_a_replica_on_its_own_disk() {
 
 #[test]
 fn a_replica_is_no_primary_before_it_is_fenced() {
-    let disks = [disk(), disk()];
-    let a = primary(&disks[0], 1);
-    let b = replica(&disks[1], 2, &Line::to(&a));
-    a.wait_for_replicas(1, LONG).expect("it connects");
-    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    let Pair { disks, a, b, .. } = pair();
     b.close().expect("it closes");
     drop(b);
     let reopened = |options| try_primary(&disks[1], config(), options);
@@ -332,12 +312,7 @@ fn a_primary_that_was_closed_in_order_is_in_no_doubt_after_it_was_refused() {
 
 #[test]
 fn an_old_primary_that_the_new_one_has_cut_reigns_no_more() {
-    let disks = [disk(), disk()];
-    let a = primary(&disks[0], 1);
-    let line = Line::to(&a);
-    let b = replica(&disks[1], 2, &line);
-    a.wait_for_replicas(1, LONG).expect("it connects");
-    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    let Pair { disks, a, line, b } = pair();
     line.end();
     b.fence(a.epoch().next_term()).expect("it is newer");
     let b = b.promote(node(2)).expect("it takes over");
@@ -390,13 +365,7 @@ fn a_fence_is_spent_when_the_primary_of_its_term_has_cut_the_log() {
 
 #[test]
 fn nobody_recovers_as_a_primary_the_log_of_a_replica_that_was_not_fenced() {
-    let disks = [disk(), disk(), disk()];
-    let a = primary(&disks[0], 1);
-    let line = Line::to(&a);
-    let (b, c) = (replica(&disks[1], 2, &line), replica(&disks[2], 3, &line));
-    a.wait_for_replicas(2, LONG).expect("they connect");
-    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
-    eventually("both have it", || [&b, &c].iter().all(|one| one.state().durable == end(&a)));
+    let Trio { disks, a, line, b, c } = trio();
     b.close().expect("it closes");
     c.close().expect("it closes");
     drop((b, c));
@@ -409,19 +378,12 @@ fn nobody_recovers_as_a_primary_the_log_of_a_replica_that_was_not_fenced() {
     }
     drop(c);
     let b = replica(&disks[1], 2, &line);
-    a.wait_for_replicas(1, LONG).expect("it is back");
-    assert_eq!(status_of_put(&a, 1), PutStatus::PutOk);
-    eventually("it shows both", || ids(&b.store()) == [0, 1]);
+    goes_on(&a, &b);
 }
 
 #[test]
 fn what_is_put_without_replication_promises_nothing() {
-    let disks = [disk(), disk()];
-    let a = primary(&disks[0], 1);
-    let line = Line::to(&a);
-    let b = replica(&disks[1], 2, &line);
-    a.wait_for_replicas(1, LONG).expect("it connects");
-    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    let Pair { disks, a, line, b } = pair();
     b.close().expect("it closes");
     drop(b);
     put_alone(&disks[1], [100]);

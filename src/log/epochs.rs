@@ -178,7 +178,7 @@ impl Epochs {
         });
         let starts: Vec<_> = starts.collect::<Option<_>>()?;
         let follows = |a: &EpochStart, b: &EpochStart| {
-            a.start < b.start || a.start == b.start && b.node == NodeId(0)
+            a.start < b.start || a.start == b.start && !b.is_reign()
         };
         let ordered = starts.is_sorted_by(|a, b| a.epoch < b.epoch && follows(a, b));
         let id = LogId::new(u64::from_be_bytes(*id));
@@ -203,14 +203,13 @@ impl Epochs {
     }
 
     /// The newest one of a primary.
-    fn last_reign(&self) -> Epoch {
-        let of_primary = self.starts.iter().rev().find(|one| one.node != NodeId(0));
-        of_primary.map_or(Epoch(0), |last| last.epoch)
+    pub(crate) fn last_reign(&self) -> Epoch {
+        self.starts.iter().rev().find(|one| one.is_reign()).map_or(Epoch(0), |last| last.epoch)
     }
 
     /// Adds `start`. Epochs that would begin at or behind it have no byte in the log any more.
     pub(crate) fn begin(&mut self, start: EpochStart) {
-        if start.node == NodeId(0) {
+        if !start.is_reign() {
             // What is put without replication counts once there is something: until then, one that begins at
             // the same offset is only out of sight.
             self.end_at(start.start);
@@ -223,26 +222,30 @@ impl Epochs {
         self.starts.drain(..surplus);
     }
 
-    /// Nobody may write under an epoch before this one: it was promised, or is a primary's of which others are
-    /// not told, because something was put without replication where it begins.
+    /// Nobody may write under an epoch before this one: it was promised, or is the newest of a primary, of which
+    /// others are not told, because something was put without replication where it begins.
     pub(crate) fn barred(&self) -> Epoch {
-        let in_sight = |one: &EpochStart| self.spans().any(|(other, _)| other == one);
-        let hidden = self.starts.iter().filter(|one| one.node != NodeId(0) && !in_sight(one));
-        hidden.map(|one| one.epoch).fold(self.promised, Epoch::max)
+        let reign = self.starts.iter().rposition(EpochStart::is_reign);
+        match reign.and_then(|at| self.starts.get(at..)) {
+            Some([hidden, next, ..]) if hidden.start == next.start => {
+                hidden.epoch.max(self.promised)
+            }
+            _ => self.promised,
+        }
     }
 
     /// Begins an epoch that is nobody's: what is put from `start` on is not part of what was replicated. Its
     /// number is `drawn`, so that two nodes that went on alone from the same offset do not take what they put
     /// for the same; as long as nobody else can have been told of it, it goes on.
     pub(crate) fn begin_alone(&mut self, start: u64, record_crc: bool, drawn: u64) -> Result<()> {
-        // Not behind what is promised: that is another one's, or this node's own by a word that it still needs.
-        let was = self.last();
         if self.alone
             && let Some(last) = self.starts.last()
-            && (last.node, last.record_crc) == (NodeId(0), record_crc)
+            && (last.is_reign(), last.record_crc) == (false, record_crc)
         {
             return Ok(());
         }
+        // Not behind what is promised: that is another one's, or this node's own by a word that it still needs.
+        let was = self.last();
         // However often that happens, it does not come to the next term.
         let room = (was.next_term().0 - was.0) / SHARES;
         let epoch = Epoch(was.0.saturating_add(1 + drawn % room.max(1)));
@@ -273,7 +276,7 @@ impl Epochs {
     /// Forgets the newest epochs where they are nobody's, and have no byte in a log that ends at `end`: as if
     /// they had never begun.
     pub(crate) fn take_back_looks(&mut self, end: u64) {
-        while self.starts.pop_if(|last| last.node == NodeId(0) && last.start >= end).is_some() {}
+        while self.starts.pop_if(|last| !last.is_reign() && last.start >= end).is_some() {}
     }
 
     /// The epochs, each with where it ends, without those that something was put behind, without replication,

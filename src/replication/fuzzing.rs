@@ -177,7 +177,7 @@ impl Asking {
         let store = Store::open_replicated(config, environment, replicator.clone())?;
         let log = replicator.log()?.clone();
         let inquiry =
-            Inquiry::new((log.clone(), store.given().0), node.clone(), replicas, Arc::default());
+            Inquiry::new((log.clone(), store.last_reign()), node.clone(), replicas, Arc::default());
         Ok(Self { store, log, inquiry, now, nonce, accepted: 0 })
     }
 

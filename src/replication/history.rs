@@ -33,7 +33,7 @@ impl History {
 
     /// The newest one of a primary: what was put without replication ends nobody's.
     pub(crate) fn last_reign_in(&self, id: Option<LogId>) -> EpochStart {
-        self.last_of(id, |one| one.node != NodeId(0))
+        self.last_of(id, EpochStart::is_reign)
     }
 
     fn last_of(&self, id: Option<LogId>, counts: impl Fn(&EpochStart) -> bool) -> EpochStart {
@@ -46,11 +46,9 @@ impl History {
         self.id.is_some() && id.is_some() && self.id != id
     }
 
-    /// How far primaries have brought it, see [`given`]. Where nothing is left of that, it is no further than
-    /// an empty log.
+    /// How far primaries have brought it, see [`given`].
     pub(crate) fn given(&self) -> (Epoch, u64) {
-        let (epoch, end) = given(&self.epochs, self.end);
-        if end < self.min { (BEFORE.epoch, 0) } else { (epoch, end) }
+        given(&self.epochs, self.min..self.end)
     }
 
     /// The same for the log `id`.

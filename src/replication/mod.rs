@@ -180,17 +180,25 @@ pub struct EpochStart {
     pub record_crc: bool,
 }
 
-/// The newest of these epochs that a primary gave, and where what it gave ends, in a log that ends at `end`.
-/// What was put behind that without replication is on this node alone, whatever its epoch is called, and says
-/// nothing of how far the node had come.
+impl EpochStart {
+    /// Whether a primary wrote under it: puts without replication are under node 0's, as are the records from
+    /// before it.
+    pub(crate) fn is_reign(&self) -> bool {
+        self.node != NodeId(0)
+    }
+}
+
+/// The newest of these epochs that a primary gave, and where what it gave ends, in a log of which `kept` is
+/// there. What was put behind that without replication is on this node alone, whatever its epoch is called, and
+/// says nothing of how far the node had come. Where nothing is left of it, that is no further than an empty log.
 #[cfg(feature = "replication")]
-pub(crate) fn given(epochs: &[EpochStart], end: u64) -> (Epoch, u64) {
-    let reigns = epochs.iter().rposition(|one| one.node != NodeId(0));
-    let newest = reigns.and_then(|at| epochs.get(at)).map_or(Epoch(0), |one| one.epoch);
-    let alone = epochs.iter().skip(reigns.map_or(0, |at| at + 1));
+pub(crate) fn given(epochs: &[EpochStart], kept: Range<u64>) -> (Epoch, u64) {
+    let newest = epochs.iter().rev().find(|one| one.is_reign());
     // What is from before replication counts: others have it from whoever was the first primary.
-    let alone = alone.filter(|one| one.epoch > Epoch(0));
-    (newest, alone.map(|one| one.start).fold(end, u64::min))
+    let alone = epochs.iter().rev().take_while(|one| !one.is_reign() && one.epoch > Epoch(0));
+    let end = alone.map(|one| one.start).fold(kept.end, u64::min);
+    let none = (Epoch(0), 0);
+    if end < kept.start { none } else { (newest.map_or(none.0, |one| one.epoch), end) }
 }
 
 /// Who gives out the offsets of a log.

@@ -66,9 +66,17 @@ impl Shared {
 
 #[cfg(feature = "replication")]
 impl Store {
-    /// The newest epoch that a primary gave, and where what it gave ends at the latest.
+    /// How far primaries have brought it, durably, see [`given`].
     pub(crate) fn given(&self) -> (Epoch, u64) {
-        given(self.shared().core.epochs().starts(), u64::MAX)
+        let core = &self.shared().core;
+        // First: an epoch that is entered meanwhile comes behind all that is durable now.
+        let durable = core.progress.durable();
+        given(core.epochs().starts(), core.min_offset()..durable)
+    }
+
+    /// The newest epoch that a primary gave, also if nothing of it is left, or others are not told of it.
+    pub(crate) fn last_reign(&self) -> Epoch {
+        self.shared().core.epochs().last_reign()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Primaries and replicas on simulated disks, and the way from one to the other. Beside `sim`.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use crate::sim::{LONG, config, disk, eventually, message, open, put, unsynced};
+use crate::sim::{LONG, config, disk, eventually, ids, message, open, put, unsynced};
 use duralog::disk::{Cut, SimDisk};
 use duralog::replication::{
     Connector, Epoch, Event, NodeId, NodeOptions, Primary, PrimaryOptions, Replica, ReplicaOptions,
@@ -146,6 +146,51 @@ pub fn follows(replica: &Replica, primary: &Primary) {
         let state = replica.state();
         state.following && state.durable == end(primary)
     });
+}
+
+/// A primary, A, and its replica, B, which have one message, 0.
+pub struct Pair {
+    pub disks: [SimDisk; 2],
+    pub a: Primary,
+    pub line: Line,
+    pub b: Replica,
+}
+
+pub fn pair() -> Pair {
+    let disks = [disk(), disk()];
+    let a = primary(&disks[0], 1);
+    let line = Line::to(&a);
+    let b = replica(&disks[1], 2, &line);
+    a.wait_for_replicas(1, LONG).expect("it connects");
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    Pair { disks, a, line, b }
+}
+
+/// The replica gets one more message, and shows it behind the first one.
+pub fn goes_on(a: &Primary, b: &Replica) {
+    a.wait_for_replicas(1, LONG).expect("it is back");
+    assert_eq!(status_of_put(a, 1), PutStatus::PutOk);
+    eventually("it shows both", || ids(&b.store()) == [0, 1]);
+}
+
+/// A primary, A, and its replicas, B and C, which have one message, 0.
+pub struct Trio {
+    pub disks: [SimDisk; 3],
+    pub a: Primary,
+    pub line: Line,
+    pub b: Replica,
+    pub c: Replica,
+}
+
+pub fn trio() -> Trio {
+    let disks = [disk(), disk(), disk()];
+    let a = primary(&disks[0], 1);
+    let line = Line::to(&a);
+    let (b, c) = (replica(&disks[1], 2, &line), replica(&disks[2], 3, &line));
+    a.wait_for_replicas(2, LONG).expect("they connect");
+    assert_eq!(status_of_put(&a, 0), PutStatus::PutOk);
+    eventually("both have it", || [&b, &c].iter().all(|one| one.state().durable == end(&a)));
+    Trio { disks, a, line, b, c }
 }
 
 /// A primary, A, that has lost all that it was given, and its replica, B, that holds it.

@@ -163,7 +163,7 @@ impl Primary {
             if options.epoch.is_none() && may_be_reigned(&**log, replicator.begun()) {
                 return Err(Error::Refused(Refusal::NotFenced));
             }
-            let own = (log.clone(), store.given().0);
+            let own = (log.clone(), store.last_reign());
             inquire(&options, own, &environment, acceptor, replicas, patience)
         });
         let flushed = asked.and_then(|()| store.flush());

@@ -312,7 +312,8 @@ impl PrimarySession {
 
     fn join(&mut self, join: &Join) -> Result<(), SessionError> {
         let hub = &self.hub;
-        let plan = hub.history().plan_for(&join.history, join.node);
+        let own = hub.history();
+        let plan = own.plan_for(&join.history, join.node);
         if let Some(replica) = join.history.other_than(Some(hub.log_id))
             && plan == Plan::Diverged
         {
@@ -330,8 +331,8 @@ impl PrimarySession {
         self.state = match plan {
             Plan::Follow(at) => {
                 hub.group.join(join.node, join.instance, self.id)?;
-                let is_told = epoch_at(&hub.epochs, at.saturating_sub(1)).epoch > Epoch(0);
-                let told = is_told || join.history.is_copy_of(&hub.history());
+                let is_told = epoch_at(&own.epochs, at.saturating_sub(1)).epoch > Epoch(0);
+                let told = is_told || join.history.is_copy_of(&own);
                 State::AwaitBegin { node: join.node, at, told }
             }
             Plan::Truncate(_) => State::Dismissed,

@@ -233,20 +233,14 @@ fn open(config: &StoreConfig, environment: &Environment) -> Result<State> {
 }
 
 fn standing(store: &Store, log: &dyn ReplicatedLog) -> Result<Standing> {
-    // First: an epoch that is entered meanwhile comes behind all that is durable now.
-    let durable = log.durable();
-    let promised = log.promised();
+    let (epoch, end) = store.given();
+    let promised = log.promised().max(store.last_reign());
     let latched = store.health().latched;
     let is_retired = latched.is_some_and(|first| matches!(*first, Error::Retired { .. }));
     if !store.is_open() || is_retired {
         // What is here need not be what will be here.
         return Err(Error::Closed);
     }
-    let (epoch, end) = store.given();
-    let promised = promised.max(epoch);
-    // Where nothing is left of what primaries gave, it is no further than an empty node.
-    let is_left = end >= log.min_offset();
-    let (epoch, end) = if is_left { (epoch, end.min(durable)) } else { (Epoch(0), 0) };
     Ok(Standing { epoch, end, promised, vouches: !log.in_doubt() })
 }
 

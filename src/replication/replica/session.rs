@@ -256,8 +256,7 @@ impl Following {
         // The durable offset first: it must not pass the other.
         let durable = log.durable();
         // What was put without replication belongs to no primary's, whatever it is called.
-        let is_reign = self.entered.node != NodeId(0);
-        let entered = if is_reign { self.entered.epoch } else { Epoch(0) };
+        let entered = if self.entered.is_reign() { self.entered.epoch } else { Epoch(0) };
         (entered, log.end().max(durable), durable)
     }
 

@@ -160,8 +160,7 @@ impl Simulation {
         let kept = running.log.promised() == term;
         let promised = if kept { Ok(()) } else { running.log.promise(term) };
         let fenced = promised.and_then(|()| running.store.flush());
-        let (epoch, end) = running.store.given();
-        let standing = (epoch, end.min(running.log.durable()));
+        let standing = running.store.given();
         if !self.settle(node) {
             return;
         }

@@ -169,7 +169,7 @@ impl Node {
         let replica = Arc::new(ReplicaReplicator::default());
         let opened = self.open(replica.clone(), Part::Replica(replica), self.fragile);
         if let Some(running) = &mut self.running {
-            let own = (running.log.clone(), running.store.given().0);
+            let own = (running.log.clone(), running.store.last_reign());
             let inquiry = Inquiry::new(own, options.clone(), replicas, Arc::default());
             running.part = Part::Inquirer(inquiry);
         }

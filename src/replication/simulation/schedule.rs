@@ -815,7 +815,7 @@ impl Simulation {
         self.note_visit(node, &store);
         self.counts.add("visits without replication");
         // What is put where no primary ever was is another log, and nobody takes it back.
-        let most = if store.given().0 > Epoch(0) { 3 } else { 0 };
+        let most = if store.last_reign() > Epoch(0) { 3 } else { 0 };
         for _ in 0..self.later_rng.below(most + 1) {
             let (id, message) = self.checker.message(0, 8 + self.later_rng.index(60));
             match store.try_submit(&message) {
