@@ -354,6 +354,18 @@ mod tests {
     }
 
     #[test]
+    fn a_node_stands_where_what_primaries_gave_it_ends_if_any_of_that_is_left() {
+        let alone = EpochStart { node: NodeId(0), ..start(2, 100) };
+        for (min, stands) in [(0, (1, 100)), (100, (1, 100)), (101, (0, 0))] {
+            let mut visited = history(&[(1, 0)], min, 300);
+            visited.epochs.push(alone);
+            assert_eq!(visited.given(), (Epoch(stands.0), stands.1), "{min}");
+        }
+        assert_eq!(history(&[(1, 0), (2, 100)], 101, 300).given(), (Epoch(2), 300));
+        assert_eq!(history(&[], 0, 300).given(), (Epoch(0), 300), "from before replication");
+    }
+
+    #[test]
     fn an_empty_log_goes_on_where_it_stands_only_if_it_followed_up_to_there() {
         let primary = history(&[(1, 0), (2, 100)], 0, 300);
         assert_eq!(primary.plan(&history(&[(1, 0)], 80, 80)), Plan::Follow(80));
